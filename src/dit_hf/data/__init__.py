@@ -1,0 +1,1 @@
+"""Real images for training: preparation, streaming and latents."""

@@ -1,0 +1,53 @@
+"""Images to the latents that DiT is trained on: a VAE's posterior, sampled anew each time (section 3.1).
+
+Legend: B batch, C latent channels, h, w sides of a latent.
+"""
+
+from itertools import islice
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from .streaming import ImageBatch
+
+
+class LatentEncoder:
+    """Encode batches of images with a frozen VAE.
+
+    Args:
+        vae: an `AutoencoderKL`; its `scaling_factor` brings latents to unit scale.
+        seed: of the draws from the posterior, which are keyed by (seed, epoch, position).
+        cache_images: number of images whose moments are kept; mirrored and jittered versions count as images.
+    """
+
+    def __init__(self, vae: AutoencoderKL, seed: int = 0, cache_images: int = 0) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.seed = seed
+        self.cache_images = cache_images
+        self._cache: dict[tuple[int, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, batch: ImageBatch) -> Tensor:
+        """Latents (B, C, h, w) of the batch's images, scaled."""
+        moments = self._moments(batch)  # (B, 2C, h, w)
+        posterior = DiagonalGaussianDistribution(moments)
+        noise = np.stack([self._draw(position, posterior.mean.shape[1:]) for position in batch.positions])
+        latents = posterior.mean + posterior.std * torch.from_numpy(noise).to(moments)  # (B, C, h, w)
+        return (latents - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+
+    def _draw(self, position: tuple[int, int], shape: torch.Size) -> np.ndarray:
+        return np.random.default_rng([self.seed, *position, 2]).standard_normal(tuple(shape), dtype=np.float32)
+
+    def _moments(self, batch: ImageBatch) -> Tensor:
+        known = {identity: self._cache[identity] for identity in batch.identities if identity in self._cache}
+        missing = {identity: k for k, identity in enumerate(batch.identities) if identity not in known}
+        if missing:
+            images = batch.images[list(missing.values())].to(self.vae.device, self.vae.dtype)  # (M, 3, S, S)
+            fresh = self.vae.encode(images).latent_dist.parameters.float()  # (M, 2C, h, w)
+            known.update(zip(missing, fresh, strict=True))
+            room = max(self.cache_images - len(self._cache), 0)
+            self._cache.update(islice(zip(missing, fresh, strict=True), room))
+        return torch.stack([known[identity] for identity in batch.identities])  # (B, 2C, h, w)

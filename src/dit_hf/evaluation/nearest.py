@@ -1,0 +1,50 @@
+"""Which class a sample is nearest to, for small sets of drawings: a check that a stranger would recognise them.
+
+Legend: N images, K classes, M references of a class, S the side of an image.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNRECOGNISED = -1
+
+
+def nearest_class(
+    images: NDArray[np.uint8], references: NDArray[np.uint8], sharpness: tuple[float, float] = (0.5, 2.0)
+) -> NDArray[np.int64]:
+    """The class of the reference that is nearest in pixels, or -1 for an image that is no clean drawing.
+
+    The nearest reference alone would accept a blurred mean of a class. So the energy of the image's gradients has to be
+    within `sharpness` times that of its nearest reference: a blur has too little of it, noise too much.
+
+    Args:
+        images: (N, S, S, 3).
+        references: (K, M, S, S, 3), drawings of each class, mirrored and jittered as the samples may be.
+        sharpness: limits of the ratio of the gradients' energies.
+
+    Returns:
+        (N,) classes 0..K-1, or -1.
+
+    Raises:
+        ValueError: if the two do not have the same size.
+    """
+    if images.shape[1:] != references.shape[2:]:
+        raise ValueError(
+            f"images of shape {images.shape[1:]} cannot be compared with {references.shape[2:]}: resize them"
+        )
+    num_references = references.shape[1]
+    x = images.reshape(len(images), -1).astype(np.float32) / 255  # (N, 3SS)
+    r = references.reshape(-1, x.shape[1]).astype(np.float32) / 255  # (KM, 3SS)
+    squared_distance = (r**2).sum(1) - 2 * x @ r.T  # (N, KM), up to a constant of each image
+    nearest = squared_distance.argmin(1)  # (N,)
+
+    flat_references = references.reshape(-1, *references.shape[2:])
+    ratio = gradient_energy(images) / gradient_energy(flat_references[nearest])  # (N,)
+    is_clean = (ratio >= sharpness[0]) & (ratio <= sharpness[1])
+    return np.where(is_clean, nearest // num_references, UNRECOGNISED)
+
+
+def gradient_energy(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Sum of the squared differences of neighbouring pixels (N,), of images (N, S, S, 3)."""
+    x = images.astype(np.float32) / 255
+    return sum((np.diff(x, axis=axis) ** 2).sum((1, 2, 3), dtype=np.float64) for axis in (1, 2)) + 1e-9

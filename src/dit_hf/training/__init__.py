@@ -1,0 +1,1 @@
+"""Training DiT: settings, EMA, the loop, checkpoints, and the run that puts them together."""

@@ -1,0 +1,413 @@
+"""A whole training run: data, VAE, model and objective put together, and all that is written while it goes.
+
+    accelerate launch -m dit_hf.training.run FILE.yaml [--setting value ...]
+
+The same command again goes on from the newest checkpoint.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import AutoencoderKL, SchedulerMixin
+from diffusers.optimization import get_scheduler
+from diffusers.utils import make_image_grid
+from torch import Tensor
+from tqdm import tqdm
+
+from ..configuration_dit import DiTConfig
+from ..data.latents import LatentEncoder
+from ..data.streaming import ImageStream, Position, open_images, select_classes
+from ..diffusion import OBJECTIVES
+from ..diffusion.objectives import Objective
+from ..modeling_dit import DiTModel
+from ..pipeline_dit import DiTPipeline
+from .checkpoint import Progress, TrainingState, load_latest, save_checkpoint
+from .ema import make_ema
+from .loop import KeyedDraws, LatentBatch, StepRecord, train_steps
+from .report import plot_losses
+from .settings import TrainSettings, changed_settings, parse_settings
+
+logger = get_logger("dit_hf.training")
+
+
+def run(settings: TrainSettings) -> Path:
+    """Train, and return the folder of the finished pipeline, `output_dir/pipeline`.
+
+    Raises:
+        ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from.
+        RuntimeError: if fewer processes started than the launcher was asked for.
+    """
+    accelerator = start_accelerator(settings)
+    set_seed(settings.seed)  # the same fresh weights on every process
+    folder = RunFolder(Path(settings.output_dir), accelerator)
+
+    dataset = open_images(settings.dataset_name, settings.dataset_split, settings.image_column, settings.label_column)
+    class_names = dataset.features["label"].names
+    chosen = Path(settings.class_names_file).read_text().splitlines() if settings.class_names_file else class_names
+    vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
+    objective = make_objective(settings)
+    model = DiTModel(model_config(settings, vae, len(chosen)))
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    state, prepared = make_state(settings, accelerator, model)
+    progress = resume(folder, settings, state)
+    if progress.step >= settings.max_train_steps:
+        logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
+
+    stream = ImageStream(
+        dataset,
+        label_map=select_classes(class_names, chosen),
+        batch_size=settings.train_batch_size,
+        resolution=settings.resolution,
+        random_flip=settings.random_flip,
+        num_jitters=settings.num_jitters,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        start=Position(progress.epoch, progress.offset),
+    )
+    encoder = LatentEncoder(vae, settings.seed, settings.cache_latents)
+    pipeline = DiTPipeline(
+        transformer=state.ema.module,
+        vae=vae,
+        scheduler=make_scheduler(objective),
+        id2label=dict(enumerate(chosen)),
+        prediction_type=objective.prediction_type,
+    )
+    records = train_steps(
+        accelerator,
+        *prepared,
+        state.lr_scheduler,
+        state.ema,
+        objective,
+        latent_batches(stream, encoder, accelerator.device, settings),
+        KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
+        first_step=progress.step,
+        images_seen=progress.images_seen,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    train_and_write(settings, accelerator, folder, state, progress, records, pipeline)
+    if accelerator.is_main_process:
+        finish(settings, folder, pipeline)
+    accelerator.end_training()
+    return folder.path / "pipeline"
+
+
+# ---- putting the parts together -------------------------------------------------------------------------------------
+
+
+def start_accelerator(settings: TrainSettings) -> Accelerator:
+    """Start Accelerate with every process and every core that was asked for.
+
+    Raises:
+        RuntimeError: if the launcher was asked for more processes than started.
+    """
+    accelerator = Accelerator(
+        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        log_with=None if settings.report_to == "none" else settings.report_to,
+        project_config=ProjectConfiguration(settings.output_dir, logging_dir=str(Path(settings.output_dir) / "logs")),
+    )
+    # torchrun says how many it starts. `accelerate launch --num_processes 2` on a machine without GPU names a master
+    # and then starts a single process without a rank.
+    asked = int(os.environ.get("WORLD_SIZE", 2 if "MASTER_ADDR" in os.environ else 1))
+    if accelerator.num_processes < asked:
+        raise RuntimeError(
+            f"{accelerator.num_processes} process started where {asked} or more were asked for: use `torchrun "
+            "--nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`, which start N also without GPUs"
+        )
+    # `accelerate launch` sets OMP_NUM_THREADS=1 on every process.
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    by_user = int(os.environ.get("OMP_NUM_THREADS", 1))
+    torch.set_num_threads(
+        settings.num_threads or (by_user if by_user > 1 else max(1, len(os.sched_getaffinity(0)) // local_processes))
+    )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.allow_tf32
+    logger.info(
+        f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each, "
+        f"mixed precision: {accelerator.mixed_precision}"
+    )
+    return accelerator
+
+
+def make_objective(settings: TrainSettings) -> Objective:
+    """The objective of the table `OBJECTIVES` that the settings name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if settings.objective not in OBJECTIVES:
+        raise ValueError(f"objective={settings.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[settings.objective](settings.num_train_timesteps, settings.beta_schedule)
+
+
+def make_scheduler(objective: Objective) -> SchedulerMixin:
+    """The diffusers scheduler that samples what the objective trains."""
+    config = objective.scheduler_config()
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) -> DiTConfig:
+    """The paper's size that the settings name, fitted to the VAE's latents, the classes and the objective.
+
+    Raises:
+        ValueError: if the resolution is no multiple of what the VAE shrinks by.
+    """
+    shrink = 2 ** (len(vae.config.block_out_channels) - 1)
+    if settings.resolution % shrink:
+        raise ValueError(
+            f"resolution={settings.resolution} is no multiple of {shrink}, by which the VAE shrinks images"
+        )
+    fitted = {
+        "sample_size": settings.resolution // shrink,
+        "in_channels": vae.config.latent_channels,
+        "num_classes": num_classes,
+        "learn_sigma": settings.objective == "hybrid",
+    }
+    return DiTConfig.from_name(settings.model, **{**fitted, **json.loads(settings.model_overrides)})
+
+
+def make_state(
+    settings: TrainSettings, accelerator: Accelerator, model: DiTModel
+) -> tuple[TrainingState, tuple[torch.nn.Module, torch.optim.Optimizer]]:
+    """EMA, optimiser and learning rate; what checkpoints hold, and what the loop runs."""
+    remaining = settings.ema_decay**settings.max_train_steps
+    if remaining > 1e-3:
+        warnings.warn(
+            f"ema_decay={settings.ema_decay} keeps {remaining:.1%} of the fresh weights after "
+            f"{settings.max_train_steps} steps: choose a smaller decay for a short training",
+            stacklevel=2,
+        )
+    model.to(accelerator.device).train()
+    ema = make_ema(model, settings.ema_decay)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.adam_weight_decay,
+        fused=True,
+    )
+    lr_scheduler = get_scheduler(
+        settings.lr_scheduler,
+        optimizer,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=settings.max_train_steps,
+    )
+    prepared = accelerator.prepare(model, optimizer)
+    return TrainingState(model, ema, optimizer, lr_scheduler), prepared
+
+
+def resume(folder: "RunFolder", settings: TrainSettings, state: TrainingState) -> Progress:
+    """Restore the newest checkpoint of the folder, if it has one.
+
+    Raises:
+        ValueError: if the settings would change what the steps compute, naming each.
+    """
+    found = load_latest(folder.checkpoints, state)
+    if found is None:
+        folder.begin(settings)
+        return Progress()
+    progress, before = found
+    if changes := changed_settings(before, settings):
+        listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items())
+        raise ValueError(
+            f"{folder.path} holds a training with other settings: {listed}. "
+            "Set them back, or choose another --output_dir"
+        )
+    logger.info(f"going on from step {progress.step}, {progress.images_seen} images seen")
+    folder.begin(settings, progress.step)
+    return progress
+
+
+def latent_batches(
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, settings: TrainSettings
+) -> Iterator[LatentBatch]:
+    """Endless latents of this process. The loader has a random generator of its own, as it draws from it."""
+    loader = torch.utils.data.DataLoader(
+        stream, batch_size=None, num_workers=settings.dataloader_num_workers, generator=torch.Generator()
+    )
+    for batch in loader:
+        yield LatentBatch(
+            x_0=encoder(batch).to(device),
+            class_labels=batch.class_labels.to(device),
+            positions=batch.positions,
+            next_position=batch.next_position,
+        )
+
+
+# ---- the run --------------------------------------------------------------------------------------------------------
+
+
+def train_and_write(
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    folder: "RunFolder",
+    state: TrainingState,
+    progress: Progress,
+    records: Iterator[StepRecord],
+    pipeline: DiTPipeline,
+) -> None:
+    """Draw steps from the loop, and write metrics, previews and checkpoints at theirs."""
+    meter = Meter(accelerator)
+    bar = tqdm(
+        desc="train",
+        total=settings.max_train_steps,
+        initial=progress.step,
+        disable=not accelerator.is_main_process,
+        mininterval=1,
+    )
+    deadline = time.monotonic() + 60 * settings.max_train_minutes if settings.max_train_minutes else None
+    done = progress.step >= settings.max_train_steps
+    while not done:
+        record = next(records)
+        progress = Progress(record.step, record.images_seen, *record.position)
+        meter.add(record)
+        bar.update()
+        done = record.step >= settings.max_train_steps or _any_process(accelerator, _is_past(deadline))
+        if record.step % settings.logging_steps == 0 or done:
+            metrics = meter.read(record)
+            folder.log(metrics)
+            accelerator.log(metrics, step=record.step)
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}", images_per_second=f"{metrics['images_per_second']:.1f}")
+        if record.step % settings.checkpointing_steps == 0 or done:
+            folder.checkpoint(state, progress, settings)
+        if record.step % settings.validation_steps == 0 or done:
+            folder.preview(pipeline, record.step, settings)
+    bar.close()
+
+
+def finish(settings: TrainSettings, folder: "RunFolder", pipeline: DiTPipeline) -> None:
+    """Save the pipeline with the EMA weights, load it back as a user would, sample it, and draw the loss curve."""
+    pipeline.save_pretrained(folder.path / "pipeline")
+    loaded = DiTPipeline.from_pretrained(folder.path / "pipeline").to(pipeline.device)
+    save_samples(loaded, folder.path / "samples.png", settings)
+    plot_losses(folder.path / "metrics.jsonl", folder.path / "loss.png")
+    folder.write_status("finished")
+    logger.info(f"wrote {folder.path / 'pipeline'}")
+
+
+def save_samples(pipeline: DiTPipeline, path: Path, settings: TrainSettings) -> None:
+    """A grid of images of the EMA model, from noise that is the same at every step."""
+    num_classes = pipeline.transformer.config.num_classes
+    labels = settings.validation_labels or list(range(min(num_classes, 16)))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        class_labels=labels,
+        guidance_scale=settings.guidance_scale,
+        num_inference_steps=settings.validation_inference_steps,
+        generator=torch.Generator(pipeline.device).manual_seed(settings.seed),
+    ).images
+    columns = next(columns for columns in range(int(len(labels) ** 0.5), 0, -1) if len(labels) % columns == 0)
+    path.parent.mkdir(exist_ok=True)
+    make_image_grid(images, rows=columns, cols=len(labels) // columns).save(path)
+
+
+class Meter:
+    """Means of the losses since the last reading, over all processes, and the speed."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.losses: list[dict[str, Tensor]] = []
+        self.grad_norms: list[Tensor] = []
+        self.started, self.images_before = time.monotonic(), None
+
+    def add(self, record: StepRecord) -> None:
+        self.losses.append(record.losses)
+        if record.grad_norm is not None:
+            self.grad_norms.append(record.grad_norm)
+
+    def read(self, record: StepRecord) -> dict[str, Any]:
+        means = {name: torch.stack([each[name] for each in self.losses]).mean() for name in self.losses[0]}
+        means = self.accelerator.reduce(means, "mean")
+        now, images_per_step = time.monotonic(), record.images_seen / record.step
+        metrics: dict[str, Any] = {
+            "step": record.step,
+            "epoch": record.position[0],
+            "images_seen": record.images_seen,
+            **{name: value.item() for name, value in means.items()},
+            "learning_rate": record.learning_rate,
+            "images_per_second": len(self.losses) * images_per_step / (now - self.started),
+        }
+        if self.grad_norms:
+            metrics["grad_norm"] = torch.stack(self.grad_norms).mean().item()
+        self.losses, self.grad_norms, self.started = [], [], now
+        return metrics
+
+
+class RunFolder:
+    """What a run writes: settings, metrics, status, previews and checkpoints; only the main process writes."""
+
+    def __init__(self, path: Path, accelerator: Accelerator) -> None:
+        self.path, self.accelerator = path, accelerator
+        self.checkpoints = path / "checkpoints"
+
+    def begin(self, settings: TrainSettings, step: int = 0) -> None:
+        """Write the settings, start the trackers, and cut the metrics back to the step that the run goes on from."""
+        if self.accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "settings.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False))
+            metrics = self.path / "metrics.jsonl"
+            lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+            metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+            self.write_status("running")
+        flat = {name: str(value) for name, value in dataclasses.asdict(settings).items()}
+        self.accelerator.init_trackers("dit", config=flat)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+
+    def checkpoint(self, state: TrainingState, progress: Progress, settings: TrainSettings) -> None:
+        if self.accelerator.is_main_process:
+            limit = settings.checkpoints_total_limit
+            save_checkpoint(self.checkpoints, state, progress, dataclasses.asdict(settings), limit)
+        self.accelerator.wait_for_everyone()
+
+    def preview(self, pipeline: DiTPipeline, step: int, settings: TrainSettings) -> None:
+        if self.accelerator.is_main_process:
+            save_samples(pipeline, self.path / "previews" / f"step-{step:08d}.png", settings)
+        self.accelerator.wait_for_everyone()
+
+    def write_status(self, state: str) -> None:
+        (self.path / "status.json").write_text(json.dumps({"state": state, "pid": os.getpid(), "time": time.time()}))
+
+
+def _is_past(deadline: float | None) -> bool | None:
+    return None if deadline is None else time.monotonic() > deadline
+
+
+def _any_process(accelerator: Accelerator, flag: bool | None) -> bool:
+    """Whether the flag is set on any process, agreed by all; None, on all, asks nobody."""
+    if flag is None:
+        return False
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the settings and run; a wrong setting ends with one line and a non-zero exit code."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dit_hf").setLevel(logging.INFO)
+    try:
+        run(parse_settings(sys.argv[1:] if arguments is None else arguments))
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

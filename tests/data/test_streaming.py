@@ -1,0 +1,116 @@
+"""The stream of batches: every image once an epoch, in an order that processes, workers and restarts do not change."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from dit_hf.data.streaming import ImageBatch, ImageStream, Position, open_images, select_classes
+
+ALL = {k: k for k in range(4)}
+
+
+def open_colours(colours: Path):
+    return open_images(str(colours), "train", "image", "label")
+
+
+def make_stream(colours: Path, **options) -> ImageStream:
+    settings = {"label_map": ALL, "batch_size": 4, "resolution": 8, "random_flip": False, "window": 8, **options}
+    return ImageStream(open_colours(colours), **settings)
+
+
+def indices(batch: ImageBatch) -> list[int]:
+    """Which images a batch holds, read off their colour."""
+    return ((batch.images[:, 0, 0, 0] + 1) * 12.75).round().int().tolist()
+
+
+def read(stream: ImageStream, num_batches: int) -> list[list[int]]:
+    return [indices(batch) for batch in islice(stream, num_batches)]
+
+
+def test_every_image_comes_once_an_epoch_and_nothing_is_dropped(colours):
+    samples = sum(read(make_stream(colours), 23), [])  # 92 samples: four epochs of 23
+    for epoch in range(4):
+        assert Counter(samples[23 * epoch : 23 * (epoch + 1)]) == Counter(range(23))
+
+
+def test_labels_belong_to_their_images(colours):
+    for batch in islice(make_stream(colours), 6):
+        assert batch.class_labels.tolist() == [k % 4 for k in indices(batch)]
+
+
+def test_order_changes_with_the_epoch_and_the_seed_alone(colours):
+    first, again, other = (sum(read(make_stream(colours, seed=seed), 12), []) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert first[:23] != first[23:46]
+    assert first[:23] != sorted(first[:23])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_number_of_processes_does_not_change_the_global_batches(colours, world_size):
+    alone = read(make_stream(colours, batch_size=8), 7)
+    options = {"batch_size": 8 // world_size, "world_size": world_size}
+    parts = [read(make_stream(colours, rank=rank, **options), 7) for rank in range(world_size)]
+    assert [sum(part, []) for part in zip(*parts, strict=True)] == alone
+
+
+def test_stream_goes_on_where_a_batch_says(colours):
+    whole = list(islice(make_stream(colours, num_jitters=3, random_flip=True), 14))
+    for stopped_after in (1, 5, 6, 11):
+        start = whole[stopped_after - 1].next_position
+        rest = make_stream(colours, num_jitters=3, random_flip=True, start=start)
+        for expected, batch in zip(whole[stopped_after:], rest, strict=False):
+            torch.testing.assert_close(batch.images, expected.images, rtol=0, atol=0)
+            assert batch.positions == expected.positions
+            assert batch.identities == expected.identities
+
+
+def test_workers_do_not_change_the_batches(colours):
+    loader = torch.utils.data.DataLoader(make_stream(colours), batch_size=None, num_workers=2)
+    assert [indices(batch) for batch in islice(loader, 9)] == read(make_stream(colours), 9)
+
+
+def test_positions_count_the_samples_of_an_epoch(colours):
+    batches = list(islice(make_stream(colours), 7))
+    assert batches[0].positions == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert batches[5].positions == [(0, 20), (0, 21), (0, 22), (1, 0)]
+    assert batches[5].next_position == Position(1, 1)
+
+
+def test_equal_identities_are_equal_images(colours):
+    seen = {}
+    for batch in islice(make_stream(colours, num_jitters=2, random_flip=True), 40):
+        for identity, image in zip(batch.identities, batch.images, strict=True):
+            torch.testing.assert_close(seen.setdefault(identity, image), image, rtol=0, atol=0)
+    assert 23 < len(seen) <= 23 * 2 * 2
+    assert {mirrored for *_, mirrored, _ in seen} == {True, False}
+
+
+def test_only_the_classes_asked_for_are_streamed_under_their_new_labels(colours):
+    label_map = select_classes(["a", "b", "c", "d"], ["d", "b"])
+    assert label_map == {3: 0, 1: 1}
+    for batch in islice(make_stream(colours, label_map=label_map), 6):
+        assert batch.class_labels.tolist() == [{3: 0, 1: 1}[k % 4] for k in indices(batch)]
+
+
+def test_unknown_class_is_refused_by_name():
+    with pytest.raises(ValueError, match="no class 'e'"):
+        select_classes(["a", "b"], ["b", "e"])
+
+
+def test_missing_column_is_refused_with_those_there_are(colours):
+    with pytest.raises(ValueError, match="no column 'picture' of type Image.*'image'.*--image_column"):
+        open_images(str(colours), "train", "picture", "label")
+
+
+def test_column_of_another_type_is_refused(colours):
+    with pytest.raises(ValueError, match="no column 'image' of type ClassLabel"):
+        open_images(str(colours), "train", "image", "image")
+
+
+def test_no_row_of_the_classes_is_an_error_and_no_endless_loop(colours):
+    with pytest.raises(ValueError, match="no row"):
+        next(iter(make_stream(colours, label_map={99: 0})))

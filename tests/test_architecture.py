@@ -1,0 +1,244 @@
+"""The law of the tree: who may import whom, how large a file and a function may be, which names are not used.
+
+The rules are the tables below; `violations(src, setup)` holds any tree against them by reading its syntax, without
+importing it. CONTRIBUTING.md explains the directions.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "dit_hf"
+
+ROOMS = {
+    "configuration_dit", "modeling_dit", "pipeline_dit", "diffusion", "data", "evaluation", "analysis", "conversion",
+    "training", "training.run", "hub",
+}  # fmt: skip
+
+# Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
+ALLOWED: dict[str, set[str]] = {
+    "configuration_dit": set(),
+    "modeling_dit": {"configuration_dit"},
+    "pipeline_dit": set(),
+    "diffusion": set(),
+    "data": set(),
+    "evaluation": set(),
+    "analysis": {"configuration_dit"},
+    "conversion": {"configuration_dit", "modeling_dit"},
+    "training": {"diffusion"},
+    "training.run": ROOMS | {PACKAGE},
+    "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "analysis"},
+    "cli": ROOMS | {PACKAGE},
+    PACKAGE: ROOMS,  # __init__.py: the public names
+}
+
+# Room -> third-party packages it may import; a room without a row may import whatever setup.py declares.
+PACKAGES_ALLOWED: dict[str, set[str]] = {
+    "configuration_dit": {"transformers"},
+    "modeling_dit": {"torch", "transformers"},
+    "diffusion": {"torch"},
+    "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "diffusers", "huggingface_hub", "accelerate"},
+    "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm"},
+}
+
+# These files are copied beside the weights, where transformers and diffusers find their imports by regular expression,
+# docstrings and comments included. File -> the only lines that may name a part of this package.
+TRAVELLING: dict[str, set[str]] = {
+    "configuration_dit.py": set(),
+    "modeling_dit.py": {"from .configuration_dit import"},
+    "pipeline_dit.py": set(),
+}
+PACKAGE_IMPORT = re.compile(rf"^[ \t>#]*((?:from|import)[ \t]+(?:\.\S*|{PACKAGE}\b\S*)(?:[ \t]+import)?)", re.MULTILINE)
+
+# Module -> the distribution that setup.py must name, where the two differ.
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "pyarrow": "datasets"}
+
+MAX_FILE_LINES = 450
+MAX_TRAVELLING_LINES = 600  # the Hub's loaders fetch each of these alone, so none can be split
+MAX_FUNCTION_LINES = 80  # without its docstring
+FORBIDDEN_FILES = {"utils", "helpers", "common"}
+FORBIDDEN_FOLDERS = {"dit", "datasets", "transformers", "diffusers", "accelerate"}  # diffusers resolves names by folder
+
+
+@dataclass
+class Source:
+    """One file of the package, parsed."""
+
+    path: Path  # relative to the folder that holds the package
+    text: str
+    tree: ast.Module
+
+    @property
+    def dotted(self) -> tuple[str, ...]:
+        parts = self.path.with_suffix("").parts
+        return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def read(src: Path) -> list[Source]:
+    paths = sorted(path for path in (src / PACKAGE).rglob("*.py") if "__pycache__" not in path.parts)
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    return [Source(path.relative_to(src), text, ast.parse(text)) for path, text in zip(paths, texts, strict=True)]
+
+
+def room_of(dotted: tuple[str, ...]) -> str:
+    """The most precise row of ALLOWED for a module: ("dit_hf", "training", "run") -> "training.run"."""
+    inner = dotted[1:]
+    rows = (".".join(inner[:length]) for length in range(len(inner), 0, -1))
+    return next((row for row in rows if row in ALLOWED), inner[0] if inner else PACKAGE)
+
+
+def imported(source: Source) -> Iterator[tuple[str, ...]]:
+    """Every module named by an import statement at any depth, absolute, as a tuple of its parts."""
+    anchor = source.path.parts[:-1]  # the package that relative imports start from
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = anchor[: len(anchor) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module.split(".") if node.module else ()))
+            # `from .training import run` may name a module: its parent's row is found when it does not.
+            yield from ((*module, alias.name) for alias in node.names)
+
+
+def wrong_directions(source: Source) -> Iterator[str]:
+    room = room_of(source.dotted)
+    if room not in ALLOWED:
+        yield f"{source.path}: room {room!r} has no row in ALLOWED: decide what it may import"
+        return
+    for module in imported(source):
+        if module[0] != PACKAGE:
+            continue
+        target = room_of(module)
+        if target not in ALLOWED:  # `from dit_hf import DiTModel`: a name of the package, not a room
+            target = PACKAGE
+        if target.split(".")[0] != room.split(".")[0] and target not in ALLOWED[room]:
+            yield f"{source.path}: {room} may not import {target} ({'.'.join(module)})"
+
+
+def undeclared_packages(source: Source, declared: set[str]) -> Iterator[str]:
+    room = room_of(source.dotted)
+    for name in sorted({module[0] for module in imported(source)} - {PACKAGE} - sys.stdlib_module_names):
+        if DISTRIBUTIONS.get(name, name) not in declared:
+            yield f"{source.path}: imports {name}, which setup.py does not declare"
+        if name not in PACKAGES_ALLOWED.get(room, {name}):
+            yield f"{source.path}: {room} may not import {name}"
+
+
+def bound_travellers(source: Source) -> Iterator[str]:
+    for match in PACKAGE_IMPORT.finditer(source.text):
+        statement = " ".join(match[1].split())
+        if statement not in TRAVELLING.get(source.path.name, {statement}):
+            line = source.text.count("\n", 0, match.start(1)) + 1
+            yield f"{source.path}:{line}: a travelling file may not say {statement!r}, not even in a comment"
+
+
+def too_long(source: Source) -> Iterator[str]:
+    num_lines = len(source.text.splitlines())
+    limit = MAX_TRAVELLING_LINES if source.path.name in TRAVELLING else MAX_FILE_LINES
+    if num_lines > limit:
+        yield f"{source.path}: {num_lines} lines, over {limit}"
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+            length = node.end_lineno - node.lineno + 1 - docstring
+            if length > MAX_FUNCTION_LINES:
+                yield f"{source.path}:{node.lineno}: {node.name} has {length} lines, over {MAX_FUNCTION_LINES}"
+
+
+def forbidden_names(source: Source) -> Iterator[str]:
+    if source.path.stem in FORBIDDEN_FILES:
+        yield f"{source.path}: a file is one idea, and {source.path.stem!r} is none"
+    for folder in FORBIDDEN_FOLDERS.intersection(source.path.parts[:-1]):
+        yield f"{source.path}: a folder named {folder!r} is taken for somebody else's"
+
+
+def declared_distributions(setup: Path) -> set[str]:
+    """The distributions in the literals REQUIRES and EXTRAS of a setup.py, lower case."""
+    assigned = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(setup.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in {"REQUIRES", "EXTRAS"}
+    }
+    ranges = [*assigned["REQUIRES"], *(name for extra in assigned["EXTRAS"].values() for name in extra)]
+    return {re.match(r"[\w-]+", name)[0].lower() for name in ranges}
+
+
+def violations(src: Path, setup: Path) -> list[str]:
+    declared = declared_distributions(setup)
+    found: list[str] = []
+    for source in read(src):
+        for rule in (wrong_directions, bound_travellers, too_long, forbidden_names):
+            found += rule(source)
+        found += undeclared_packages(source, declared)
+    return found
+
+
+def test_tree_keeps_its_law():
+    assert violations(ROOT / "src", ROOT / "setup.py") == []
+
+
+def test_every_room_has_a_row_and_nobody_may_import_cli():
+    assert set(ALLOWED) - {"cli", PACKAGE} == ROOMS
+    assert not [room for room, allowed in ALLOWED.items() if "cli" in allowed]
+
+
+# Row: file of a bad tree, its text, what the checker must say. GOOD_TREE below goes up to the same limits.
+BAD_TREE = [
+    ("diffusion/objectives.py", "from dit_hf.modeling_dit import DiTModel", "diffusion may not import modeling_dit"),
+    ("diffusion/schedule.py", "from ..data import images", "diffusion may not import data"),
+    ("diffusion/noise.py", "from .. import training", "diffusion may not import training"),
+    ("data/stream.py", "def f():\n    import dit_hf.hub", "data may not import hub"),
+    ("evaluation/metrics.py", "from dit_hf import DiTModel", "evaluation may not import dit_hf"),
+    ("training/loop.py", "from dit_hf.pipeline_dit import DiTPipeline", "training may not import pipeline_dit"),
+    ("hub/card.py", "from ..cli import app", "hub may not import cli"),
+    ("training/run.py", "from dit_hf import cli", "training.run may not import cli"),
+    ("kitchen/soup.py", "import math", "room 'kitchen' has no row in ALLOWED"),
+    ("hub/push.py", "import boto3", "imports boto3, which setup.py does not declare"),
+    ("diffusion/flow.py", "import numpy", "diffusion may not import numpy"),
+    ("pipeline_dit.py", "from .modeling_dit import DiTModel", "pipeline_dit.py:1: a travelling file may not say"),
+    ("modeling_dit.py", '"""\n>>> import dit_hf\n"""', "modeling_dit.py:2: a travelling file may not say"),
+    ("configuration_dit.py", "# from dit_hf import DiTConfig", "configuration_dit.py:1: a travelling file may not say"),
+    ("analysis/macs.py", "x = 1\n" * 451, "451 lines, over 450"),
+    ("pipeline_dit.py", "x = 1\n" * 601, "601 lines, over 600"),
+    ("analysis/plots.py", "def f():\n" + "    x = 1\n" * 80, "f has 81 lines, over 80"),
+    ("conversion/utils.py", "", "'utils' is none"),
+    ("data/datasets/images.py", "", "folder named 'datasets'"),
+]
+
+GOOD_TREE = {
+    "__init__.py": "from .modeling_dit import DiTModel",
+    "modeling_dit.py": "import torch\nfrom .configuration_dit import DiTConfig",
+    "pipeline_dit.py": 'import importlib\nimportlib.import_module("dit_hf.hub")',
+    "diffusion/objectives.py": "import torch\nfrom .schedule import Schedule\nfrom dit_hf.diffusion import schedule",
+    "training/loop.py": "import accelerate\nfrom ..diffusion import HybridLoss\nfrom .ema import EMA",
+    "training/run.py": "from dit_hf import DiTModel\nfrom ..data import images\nfrom .loop import train",
+    "hub/card.py": "import yaml\nfrom dit_hf.analysis import macs",
+    "cli.py": "import typer\nimport dit_hf.hub",
+    "analysis/macs.py": "x = 1\n" * 450,
+    "analysis/plots.py": 'def f():\n    """One\n\n    two.\n    """\n' + "    x = 1\n" * 79,
+}
+
+
+def write_tree(src: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = src / PACKAGE / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return src
+
+
+@pytest.mark.parametrize(("name", "text", "complaint"), BAD_TREE, ids=[row[2] for row in BAD_TREE])
+def test_checker_refuses_a_bad_file(tmp_path: Path, name: str, text: str, complaint: str):
+    found = violations(write_tree(tmp_path, {name: text}), ROOT / "setup.py")
+    assert any(complaint in line for line in found), found
+
+
+def test_checker_accepts_a_good_tree(tmp_path: Path):
+    assert violations(write_tree(tmp_path, GOOD_TREE), ROOT / "setup.py") == []

@@ -1,0 +1,108 @@
+"""The command line, run as a user runs it, on a tiny saved pipeline."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import dit_hf
+from dit_hf import cli
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a pipeline of 8 x 8 pixels, three classes and no VAE."""
+    from diffusers import DDIMScheduler
+
+    config = dit_hf.DiTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        patch_size=2,
+        sample_size=8,
+        in_channels=3,
+        num_classes=3,
+        learn_sigma=False,
+    )
+    scheduler = DDIMScheduler(clip_sample=False)
+    pipeline = dit_hf.DiTPipeline(dit_hf.DiTModel(config), None, scheduler, id2label={0: "cat", 1: "dog", 2: "sea cow"})
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit status of `dit-hf ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["dit-hf", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or 0
+
+
+def test_version_is_the_package_version():
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"dit-hf {dit_hf.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [command.callback.__name__ for command in cli.app.registered_commands])
+def test_every_command_has_help_with_an_example(command: str):
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: dit-hf {command} " in result.output
+
+
+def test_labels_are_ids_and_names():
+    assert cli._parse_labels(" 3, sea cow,12,") == [3, "sea cow", 12]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        (["--class-labels", "cat"], (8, 8)),
+        (["--class-labels", "cat,1,sea cow"], (16, 16)),  # three samples, one place stays white
+        (["--class-labels", "cat,1", "--num-images", "3"], (24, 16)),  # one row a class
+    ],
+)
+def test_generate_writes_one_image(model: str, tmp_path: Path, arguments: list[str], size: tuple[int, int]):
+    output = tmp_path / "new" / "grid.png"
+    steps = ["--num-inference-steps", "2", "--output", str(output)]
+    result = CliRunner().invoke(cli.app, ["generate", model, *arguments, *steps])
+    assert result.exit_code == 0, result.output
+    assert Image.open(output).size == size
+
+
+def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path):
+    import torch
+
+    output = tmp_path / "out.png"
+    arguments = ["--class-labels", "1", "--seed", "5", "--num-inference-steps", "2", "--output", str(output)]
+    assert CliRunner().invoke(cli.app, ["generate", model, *arguments]).exit_code == 0
+    pipeline = dit_hf.DiTPipeline.from_pretrained(model)
+    expected = pipeline([1], num_inference_steps=2, generator=torch.Generator().manual_seed(5)).images[0]
+    assert Image.open(output).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/no/such/folder", "--class-labels", "0"], "/no/such/folder"),
+        (["MODEL", "--class-labels", "unicorn"], "unicorn"),
+        (["MODEL", "--class-labels", "3"], "outside 0..2"),
+        (["MODEL", "--class-labels", "0", "--output", "out.xyz"], "no image format"),
+    ],
+)
+def test_error_is_one_line_and_exit_status_1(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+):
+    status = run_main(monkeypatch, "generate", *(model if argument == "MODEL" else argument for argument in arguments))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dit-hf: ")]
+    assert status == 1
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_unknown_option_is_refused(model: str, monkeypatch: pytest.MonkeyPatch):
+    assert run_main(monkeypatch, "generate", model, "--no-such-option") == 2

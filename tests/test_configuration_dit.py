@@ -1,0 +1,144 @@
+"""The configuration: the paper's sizes, what is refused, and what survives a file."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from dit_hf import DiTConfig
+from dit_hf.configuration_dit import PAPER_SIZES
+
+
+def test_defaults_are_xl_2_at_256_px():
+    config = DiTConfig()
+    assert config.to_dict() == DiTConfig.from_name("DiT-XL/2").to_dict()
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (1152, 28, 16)
+    assert (config.patch_size, config.sample_size, config.in_channels, config.num_classes) == (2, 32, 4, 1000)
+    assert (config.learn_sigma, config.class_dropout_prob, config.mlp_ratio) == (True, 0.1, 4.0)
+    assert (config.block_type, config.timestep_freq_shift, config.mlp_norm_eps) == ("adaln_zero", 0.0, 1e-6)
+    assert config.model_type == "dit"
+
+
+def test_the_paper_has_twelve_sizes():
+    assert set(PAPER_SIZES) == {f"DiT-{size}/{patch}" for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)}
+    for name in PAPER_SIZES:
+        assert DiTConfig.from_name(name).patch_size == int(name.split("/")[1])
+
+
+def test_from_name_takes_overrides():
+    config = DiTConfig.from_name("DiT-S/4", sample_size=64, hidden_size=96, num_classes=3)
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (12, 96, 6)
+    assert (config.patch_size, config.sample_size, config.num_classes) == (4, 64, 3)
+
+
+@pytest.mark.parametrize("name", ["DiT-XL", "dit-xl/2", "DiT-XL/3", ""])
+def test_unknown_name_is_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=f"unknown size '{name}'.*DiT-XL/2"):
+        DiTConfig.from_name(name)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(16, 16), ((16, 16), 16), ([8, 16], [8, 16]), ((16, 8), [16, 8])])
+def test_sample_size_is_an_int_or_a_pair_and_survives_the_file(given, kept, tmp_path):
+    DiTConfig(sample_size=given).save_pretrained(tmp_path)
+    for config in (DiTConfig(sample_size=given), DiTConfig.from_pretrained(tmp_path)):
+        assert config.sample_size == kept
+        height, width = kept if isinstance(kept, list) else (kept, kept)
+        assert config.sample_height_width == (height, width)
+        assert config.grid_height_width == (height // 2, width // 2)
+
+
+def test_every_field_survives_the_file(tmp_path):
+    fields = {
+        "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6, "patch_size": 4, "sample_size": [8, 16],
+        "in_channels": 16, "num_classes": 7, "learn_sigma": False, "class_dropout_prob": 0.2, "mlp_ratio": 2.5,
+        "block_type": "in_context", "timestep_freq_shift": 1.0, "mlp_norm_eps": 1e-5,
+    }  # fmt: skip
+    DiTConfig(**fields).save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is DiTConfig
+    assert {name: getattr(loaded, name) for name in fields} == fields
+    assert fields.items() <= json.loads((tmp_path / "config.json").read_text()).items()
+
+
+def test_out_channels_double_with_the_variance():
+    assert DiTConfig(in_channels=3).out_channels == 6
+    assert DiTConfig(in_channels=3, learn_sigma=False).out_channels == 3
+
+
+def test_null_class_is_the_row_after_the_classes():
+    assert DiTConfig(num_classes=17).null_class_id == 17
+
+
+@pytest.mark.parametrize("fields", [{"class_dropout_prob": 0.0}, {"class_dropout_prob": 0}, {"num_classes": 0}])
+def test_null_class_is_refused_where_there_is_none(fields):
+    config = DiTConfig(**fields)
+    assert not config.has_null_class
+    name, value = next(iter(fields.items()))
+    with pytest.raises(ValueError, match=f"{name}={value}.*no null class.*class_dropout_prob > 0"):
+        _ = config.null_class_id
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "limit"),
+    [
+        ("hidden_size", 0, "at least 1"),
+        ("hidden_size", 1152.0, "whole number"),
+        ("hidden_size", 1154, "multiple of 4"),
+        ("hidden_size", 1148, "multiple of num_attention_heads=16"),
+        ("num_hidden_layers", 0, "at least 1"),
+        ("num_attention_heads", -1, "at least 1"),
+        ("patch_size", "2", "whole number"),
+        ("patch_size", True, "whole number"),
+        ("sample_size", 0, "at least 1"),
+        ("sample_size", 33, "multiple of patch_size=2"),
+        ("sample_size", [32, 31], "multiple of patch_size=2"),
+        ("sample_size", [32, 32, 32], "pair"),
+        ("sample_size", "32", "pair"),
+        ("in_channels", 0, "at least 1"),
+        ("num_classes", -1, "0 for unconditional"),
+        ("num_classes", None, "0 for unconditional"),
+        ("learn_sigma", "yes", "True or False"),
+        ("class_dropout_prob", 1.5, r"\[0, 1\]"),
+        ("class_dropout_prob", -0.1, r"\[0, 1\]"),
+        ("class_dropout_prob", float("nan"), r"\[0, 1\]"),
+        ("mlp_ratio", 0, r"\[0.001, 1000\]"),
+        ("block_type", "adaln-zero", "in_context, cross_attention, adaln, adaln_zero"),
+        ("timestep_freq_shift", 2, r"\[0, 1\]"),
+        ("mlp_norm_eps", -1e-6, r"\[0, 1\]"),
+    ],
+)
+def test_bad_value_is_refused_with_field_value_and_limit(field, value, limit):
+    with pytest.raises(ValueError, match=rf"{field}=.*{limit}"):
+        DiTConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["depth", "hiddensize", "out_channels", "input_size", "temperature"])
+def test_unknown_field_is_refused_with_the_known_ones(field):
+    with pytest.raises(ValueError, match=f"unknown field '{field}'.*hidden_size"):
+        DiTConfig(**{field: 1})
+
+
+def test_fields_of_transformers_pass(tmp_path):
+    passing = {
+        "auto_map": {"AutoConfig": "configuration_dit.DiTConfig"},
+        "_attn_implementation": "eager",
+        "transformers_version": "5.3.0",
+        "architectures": ["DiTModel"],
+        "dtype": "bfloat16",
+        "output_hidden_states": True,
+        "quantization_config": {"quant_method": "none"},
+        "id2label": {"0": "tench"},
+        "num_labels": 1,
+        "_name_or_path": "somewhere",
+        "model_type": "dit",
+        "torch_dtype": "float16",
+        "attn_implementation": "sdpa",
+        "_diffusers_version": "0.42.1",
+    }
+    for name, value in passing.items():
+        DiTConfig(**{name: value})
+    assert DiTConfig(dtype="bfloat16").dtype == torch.bfloat16
+    assert DiTConfig(attn_implementation="eager")._attn_implementation == "eager"
+    DiTConfig(dtype="bfloat16", auto_map=passing["auto_map"]).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, attn_implementation="eager").dtype == torch.bfloat16

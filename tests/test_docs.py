@@ -1,0 +1,128 @@
+"""The documents say what is: symbols of the paper-to-code map exist, links lead somewhere, nothing private is named."""
+
+import ast
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAP = ROOT / "docs" / "paper_to_code.md"
+
+NOT_OURS = {"build", "dist", "out", "demo", "shared", "__pycache__"}  # folders that git ignores or that are no part
+TEXT = {"", ".cff", ".in", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
+# Written in pieces, as this file is held to the rule too.
+PRIVATE = ["/" + "work/", "shared/" + "FACTS", "shared/" + "HOUSE"]
+REGISTRIES = [name + ".org" for name in ("pypi", "pythonhosted", "npmjs", "debian")]
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+ROW = re.compile(r"^\|.*\]\((?P<file>[^)]+\.py)\) \| (?P<symbols>`.*`) \|$", re.MULTILINE)
+
+
+def public_files(suffixes: set[str]) -> Iterator[Path]:
+    for folder, folders, names in os.walk(ROOT):
+        here = Path(folder)
+        folders[:] = [
+            name
+            for name in folders
+            if name not in NOT_OURS and not name.endswith(".egg-info") and (name == ".ci" or not name.startswith("."))
+        ]
+        yield from (here / name for name in names if Path(name).suffix in suffixes)
+
+
+def assigned_names(node: ast.stmt) -> Iterator[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    for target in targets:
+        if isinstance(target, ast.Name):
+            yield target.id
+        elif isinstance(target, ast.Attribute) and getattr(target.value, "id", "") == "self":
+            yield target.attr
+
+
+def symbols_of(text: str) -> set[str]:
+    """Functions, classes and assigned names of a module; members of classes, self's too, as "Class.member"."""
+    found: set[str] = set()
+    for node in ast.parse(text).body:
+        found.update(assigned_names(node))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            methods = [member for member in node.body if isinstance(member, ast.FunctionDef)]
+            statements = [*node.body, *(inner for method in methods for inner in ast.walk(method))]
+            members = {method.name for method in methods}.union(*(assigned_names(inner) for inner in statements))
+            found.update(f"{node.name}.{member}" for member in members)
+    return found
+
+
+def missing_symbols(page: Path) -> list[str]:
+    """The symbols that a page's tables give to a file which lacks them."""
+    return [
+        f"{row['file']}: {symbol}"
+        for row in ROW.finditer(page.read_text(encoding="utf-8"))
+        for existing in [symbols_of((page.parent / row["file"]).read_text(encoding="utf-8"))]
+        for symbol in re.findall(r"`([^`]+)`", row["symbols"])
+        if symbol not in existing
+    ]
+
+
+def broken_links(page: Path) -> list[str]:
+    """The relative links of a page that lead nowhere."""
+    targets = (link.split("#")[0] for link in LINK.findall(page.read_text(encoding="utf-8")))
+    return [target for target in targets if target and "://" not in target and not (page.parent / target).exists()]
+
+
+def private_words(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    return [word for word in [*PRIVATE, *REGISTRIES] if word in text]
+
+
+def test_every_symbol_of_the_map_exists():
+    assert missing_symbols(MAP) == []
+
+
+def test_every_row_of_the_map_is_read():
+    rows = [line for line in MAP.read_text(encoding="utf-8").splitlines() if line.startswith("|") and ".py)" in line]
+    assert len(rows) == len(ROW.findall(MAP.read_text(encoding="utf-8"))) > 20
+
+
+def test_relative_links_lead_somewhere():
+    broken = {str(page.relative_to(ROOT)): broken_links(page) for page in public_files({".md"})}
+    assert {page: links for page, links in broken.items() if links} == {}
+
+
+def test_every_page_is_listed_in_the_index():
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages <= set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+
+
+def test_no_public_file_names_what_is_private():
+    found = {str(path.relative_to(ROOT)): private_words(path) for path in public_files(TEXT)}
+    assert {path: words for path, words in found.items() if words} == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "missing"),
+    [
+        ("| a | [m.py](m.py) | `f`, `C`, `C.g`, `C.x`, `C.K`, `TABLE` |", []),
+        ("| a | [m.py](m.py) | `f`, `h` |", ["m.py: h"]),
+        ("| a | [m.py](m.py) | `C.f`, `g` |", ["m.py: C.f", "m.py: g"]),
+    ],
+)
+def test_checker_of_symbols_finds_what_is_missing(tmp_path: Path, row: str, missing: list[str]):
+    code = "TABLE: dict = {}\ndef f(): ...\nclass C:\n    K = 1\n    def g(self):\n        self.x = 1\n"
+    (tmp_path / "m.py").write_text(code)
+    (tmp_path / "map.md").write_text(row)
+    assert missing_symbols(tmp_path / "map.md") == missing
+
+
+def test_checker_of_links_finds_the_broken_one(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("[a](page.md#top) [b](gone.md) [c](https://example.com/x) [d](#here)")
+    assert broken_links(page) == ["gone.md"]
+
+
+def test_checker_of_words_finds_a_private_path(tmp_path: Path):
+    (tmp_path / "a.md").write_text("see /" + "work/main and files.pythonhosted" + ".org")
+    assert private_words(tmp_path / "a.md") == [PRIVATE[0], REGISTRIES[1]]

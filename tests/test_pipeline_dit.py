@@ -1,0 +1,627 @@
+"""The pipeline against the original's trajectories, closed forms and its own saved folders."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+from safetensors.torch import load_file
+
+from dit_hf import DiTConfig, DiTModel, DiTPipeline
+from dit_hf.diffusion import OBJECTIVES, FlowLoss
+from dit_hf.pipeline_dit import SCHEDULERS, guide, model_sources
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane, bird", 3: "crane, machine"}
+PAPER = {"variance_type": "learned_range", "timestep_spacing": "linspace", "clip_sample": False}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_vae(**config) -> AutoencoderKL:
+    torch.manual_seed(3)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1, "latent_channels": 4}
+    return AutoencoderKL(**{**blocks, **sizes, **config}).eval()
+
+
+def tiny_model(**config) -> DiTModel:
+    """The golden weights, or random ones of another configuration."""
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "sample_size": 8, "num_classes": 10}
+    model = DiTModel(DiTConfig(**{**sizes, **config})).eval()
+    if not config:
+        model.load_state_dict(load_file(GOLDEN / "dit_p2_c4.safetensors"))
+        return model
+    generator = seeded(4)
+    for parameter in model.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def tiny_pipeline(model=None, scheduler=None, vae="tiny", **arguments) -> DiTPipeline:
+    vae = tiny_vae() if vae == "tiny" else vae
+    pipe = DiTPipeline(model or tiny_model(), vae, scheduler or DDPMScheduler(**PAPER), **arguments)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def scheduler_by_name(name: str, prediction_type: str = "epsilon"):
+    cls = getattr(diffusers, name)
+    if SCHEDULERS[name].flow:
+        return cls()
+    # by name, as the defaults of some start at 0.00085
+    ours = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": prediction_type}
+    return cls(**ours, **({"clip_sample": False} if "clip_sample" in cls().config else {}))
+
+
+# --- the original's samplers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "scale"),
+    [("ddpm10_cfg4.0", 10, 4.0), ("ddpm25_cfg1.5", 25, 1.5), ("ddpm20_cfg1.0", 20, 1.0), ("ddim20_cfg4.0", 20, 4.0)],
+)
+def test_trajectory_equals_the_original(name, steps, scale, monkeypatch):
+    golden = {key.removeprefix(f"{name}_"): value for key, value in np.load(GOLDEN / "dit_p2_c4.npz").items()}
+    if name.startswith("ddpm"):
+        scheduler = DDPMScheduler(**PAPER)
+        noise = iter(torch.from_numpy(golden["noise"]))
+        # the stock scheduler draws inside its step: hand it what the original drew there
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(noise))
+    else:
+        scheduler = DDIMScheduler(clip_sample=False)
+    pipe = tiny_pipeline(scheduler=scheduler, guidance_channels="first_three")
+    final = pipe(
+        golden["cfg_y"].tolist(),
+        guidance_scale=scale,
+        num_inference_steps=steps,
+        latents=torch.from_numpy(golden["z"]),
+        output_type="latent",
+    ).images
+    assert scheduler.timesteps.tolist() == golden["timesteps"].tolist()
+    # float32 tables of the scheduler against the original's float64 ones, over values up to 874
+    torch.testing.assert_close(final, torch.from_numpy(golden["final"]), rtol=0, atol=5e-3)
+
+
+def test_guidance_of_the_first_three_channels_equals_the_original():
+    golden = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "dit_p2_c4.npz").items()}
+    x, t, y = golden["x"], golden["t"], golden["cfg_y"]
+    with torch.no_grad():
+        answer = tiny_model()(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, 10)])).sample
+    guided = guide(*answer.chunk(2), 4.0, 3)
+    torch.testing.assert_close(guided, golden["cfg_out_scale4"][:3], rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_channels_differ_only_where_they_are_named():
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    arguments = {"num_inference_steps": 10, "guidance_scale": 4.0, "latents": latents, "output_type": "latent"}
+    pipe = tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False))
+    x_t = []
+    for channels in ("first_three", "all"):
+
+        def first_step(pipe, step, t, tensors):
+            if step == 0:
+                x_t.append(tensors["latents"])
+
+        pipe(7, guidance_channels=channels, callback_on_step_end=first_step, **arguments)
+    torch.testing.assert_close(x_t[0][:, :3], x_t[1][:, :3], rtol=0, atol=0)
+    assert (x_t[0][:, 3] - x_t[1][:, 3]).abs().max() > 1e-3
+
+
+# --- what runs, and how often ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "batch"), [(1.0, 2), (0.5, 2), (1.1, 4)])
+def test_unconditional_pass_runs_in_the_same_batch_and_only_where_it_guides(scale, batch):
+    pipe = tiny_pipeline()
+    seen = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), args[2].tolist())))
+    pipe([7, 2], guidance_scale=scale, num_inference_steps=3, output_type="latent")
+    assert seen == [(batch, [7, 2] + [10, 10] * (scale > 1))] * 3
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_of_the_table_runs_its_usual_number_of_steps(name):
+    steps = {"DDPMScheduler": 250, "DDIMScheduler": 50, "PNDMScheduler": 50, "EulerDiscreteScheduler": 50}
+    flow = SCHEDULERS[name].flow
+    model = tiny_model(num_hidden_layers=1, hidden_size=16, learn_sigma=not flow)
+    scheduler = scheduler_by_name(name)
+    pipe = tiny_pipeline(model, scheduler, prediction_type="flow_prediction" if flow else None)
+    final = pipe(1, output_type="latent", generator=seeded(0)).images
+    assert scheduler.num_inference_steps == SCHEDULERS[name].num_steps == steps.get(name, SCHEDULERS[name].num_steps)
+    assert final.shape == (1, 4, 8, 8)
+    assert torch.isfinite(final).all()
+
+
+def test_usual_numbers_of_steps_are_the_documented_ones():
+    assert {name: traits.num_steps for name, traits in SCHEDULERS.items()} == {
+        "DDPMScheduler": 250,
+        **dict.fromkeys(["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"], 50),
+        **dict.fromkeys(["EulerAncestralDiscreteScheduler"], 50),
+        **dict.fromkeys(["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"], 50),
+        **dict.fromkeys(["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler"], 25),
+        **dict.fromkeys(["UniPCMultistepScheduler", "DEISMultistepScheduler"], 25),
+    }
+
+
+ANCESTRAL = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
+
+
+class ExactDenoiser(DiTModel):
+    """The exact answer for data from N(MEAN, STD^2), whatever it was asked to predict."""
+
+    MEAN, STD = 0.7, 0.5
+    objective = None
+
+    def forward(self, hidden_states, timestep=None, class_labels=None, **_):
+        t = timestep.to(torch.float64).reshape(-1, 1, 1, 1)
+        if isinstance(self.objective, FlowLoss):
+            a, b = 1 - t / 1000, t / 1000
+        else:  # fractional timesteps, as the Euler family has them, lie between the tables' entries
+            table, low = self.objective.schedule.alpha_bar, t.floor().long()
+            log = table.log()
+            alpha_bar = (log[low] + (t - low) * (log[(low + 1).clamp(max=999)] - log[low])).exp()
+            a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        x_t = hidden_states.double()
+        x_0 = self.MEAN + a * self.STD**2 / (a**2 * self.STD**2 + b**2) * (x_t - a * self.MEAN)
+        noise = (x_t - a * x_0) / b
+        answers = {"epsilon": noise, "sample": x_0, "v_prediction": a * noise - b * x_0, "flow_prediction": noise - x_0}
+        answer = answers[self.objective.prediction_type].float()
+        if self.config.learn_sigma:
+            answer = torch.cat([answer, torch.ones_like(answer)], 1)  # beta, the larger of the two variances
+        return type("Answer", (), {"sample": answer})
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_saved_scheduler_turns_the_exact_model_of_each_objective_into_its_data(name):
+    objective = OBJECTIVES[name]()
+    config = DiTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, sample_size=16, num_classes=0)
+    config.learn_sigma = name == "hybrid"
+    model = ExactDenoiser(config)
+    model.objective = objective
+    scheduler_config = objective.scheduler_config()
+    scheduler = getattr(diffusers, scheduler_config["_class_name"]).from_config(scheduler_config)
+    pipe = tiny_pipeline(model, scheduler, vae=None, prediction_type=objective.prediction_type)
+    steps = 250 if name == "hybrid" else 100
+    samples = pipe(
+        num_images=16, guidance_scale=1, num_inference_steps=steps, generator=seeded(0), output_type="latent"
+    ).images
+    # 16,384 values: the mean strays by 0.004, the deviation by 0.003; first-order steps add up to 0.006
+    assert abs(samples.mean() - ExactDenoiser.MEAN) < 0.012
+    assert abs(samples.std() - ExactDenoiser.STD) < 0.012
+
+
+@pytest.mark.parametrize("name", [name for name, traits in SCHEDULERS.items() if not traits.flow])
+def test_each_scheduler_samples_the_gaussian_of_an_exact_model(name):
+    config = DiTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, sample_size=16, num_classes=0)
+    config.learn_sigma = False
+    model = ExactDenoiser(config)
+    model.objective = OBJECTIVES["epsilon"]()
+    pipe = tiny_pipeline(model, scheduler_by_name(name), vae=None)
+    samples = pipe(
+        num_images=16, guidance_scale=1, num_inference_steps=250, generator=seeded(0), output_type="latent"
+    ).images
+    assert abs(samples.mean() - ExactDenoiser.MEAN) < 0.015
+    # the smaller of the two variances, which the ancestral ones take, leaves some: 0.019 at 250 steps, 0.030 at 100
+    assert abs(samples.std() - ExactDenoiser.STD) < (0.025 if name in ANCESTRAL else 0.015)
+
+
+# --- labels ------------------------------------------------------------------------------------------------------
+
+
+def test_names_synonyms_and_ids_mix():
+    pipe = tiny_pipeline(id2label={str(key): value for key, value in ID2LABEL.items()})
+    assert pipe.config.id2label == ID2LABEL
+    assert pipe.labels == {"Tinca tinca": 0, "bird": 2, "goldfish": 1, "machine": 3, "tench": 0}
+    assert pipe.get_label_ids("tench") == [0]
+    assert pipe.get_label_ids(["goldfish", "Tinca tinca"]) == [1, 0]
+    arguments = {"num_inference_steps": 2, "guidance_scale": 1, "output_type": "latent"}
+    expected = pipe([0, 1, 7], generator=seeded(0), **arguments).images
+    for labels in (["tench", 1, 7], torch.tensor([0, 1, 7]), np.array([0, 1, 7]), ("Tinca tinca", "goldfish", 7)):
+        torch.testing.assert_close(pipe(labels, generator=seeded(0), **arguments).images, expected, rtol=0, atol=0)
+
+
+def test_training_mode_drops_no_label():
+    pipe = tiny_pipeline()
+    # unguarded, one of 128 labels would be dropped with probability 1 - 1e-6
+    arguments = {"class_labels": [7] * 64, "guidance_scale": 1, "num_inference_steps": 2, "output_type": "latent"}
+    expected = pipe(**arguments, generator=seeded(0)).images
+    pipe.transformer.train()
+    torch.testing.assert_close(pipe(**arguments, generator=seeded(0)).images, expected, rtol=0, atol=0)
+
+
+def test_images_of_one_label_stand_next_to_each_other():
+    pipe = tiny_pipeline()
+    seen = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[2].tolist()))
+    pipe([7, 2], num_images_per_label=2, guidance_scale=1, num_inference_steps=1, output_type="latent")
+    assert seen == [[7, 7, 2, 2]]
+
+
+def test_unconditional_model_takes_a_number_of_images():
+    pipe = tiny_pipeline(tiny_model(num_classes=0))
+    assert pipe(num_images=3, guidance_scale=1, num_inference_steps=1, output_type="latent").images.shape[0] == 3
+    with pytest.raises(ValueError, match="unconditional, pass num_images"):
+        pipe([1], guidance_scale=1)
+    with pytest.raises(ValueError, match="guidance_scale=1"):
+        pipe(num_images=1)
+
+
+def test_guidance_without_a_null_class_is_refused():
+    pipe = tiny_pipeline(tiny_model(class_dropout_prob=0.0))
+    with pytest.raises(ValueError, match=r"class_dropout_prob=0.0 has no null class.*guidance_scale=1"):
+        pipe([1])
+    pipe([1], guidance_scale=1, num_inference_steps=1, output_type="latent")
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+BAD_CALLS = {
+    "the null class": ({"class_labels": 10}, r"class_labels\[0\]=10 is outside 0..9"),
+    "a negative id": ({"class_labels": [1, -1]}, r"class_labels\[1\]=-1"),
+    "a bool": ({"class_labels": [True]}, "True"),
+    "a float": ({"class_labels": 1.0}, r"1\.0"),
+    "a nested list": ({"class_labels": [[1]]}, r"\[1\]"),
+    "no label": ({"class_labels": []}, "empty"),
+    "None": ({"class_labels": None}, "10 classes"),
+    "a misspelt name": ({"class_labels": "goldfsh"}, "did you mean 'goldfish'"),
+    "a number as a name": ({"class_labels": "7"}, "'7'"),
+    "a name of two classes": ({"class_labels": "crane"}, "classes 2, 3"),
+    "num_images with labels": ({"num_images": 2}, "num_images_per_label"),
+    "no images": ({"num_images_per_label": 0}, "num_images_per_label=0"),
+    "NaN guidance": ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+    "negative guidance": ({"guidance_scale": -1}, "guidance_scale=-1"),
+    "guidance as text": ({"guidance_scale": "4"}, "guidance_scale='4'"),
+    "unknown guidance channels": ({"guidance_channels": "three"}, "first_three, all"),
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps=0"),
+    "half steps": ({"num_inference_steps": 2.5}, "num_inference_steps=2.5"),
+    "too many steps": ({"num_inference_steps": 1001}, "at most 1000"),
+    "unknown output": ({"output_type": "jpg"}, "pil, np, pt, latent"),
+    "two generators for one image": ({"generator": [seeded(0), seeded(1)]}, "2 generators for 1 images"),
+    "latents of another size": ({"latents": torch.zeros(1, 4, 4, 4)}, r"\(1, 4, 8, 8\)"),
+    "eta where there is none": ({"eta": 0.5}, "DDPMScheduler has none"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_argument_is_refused_before_any_work(arguments, message):
+    pipe = tiny_pipeline(id2label=ID2LABEL)
+    pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"class_labels": 1, **arguments})
+
+
+def ddpm(**config) -> DDPMScheduler:
+    return DDPMScheduler(**{**PAPER, **config})
+
+
+BAD_PARTS = {
+    "a scheduler out of the table": (
+        lambda: {"scheduler": diffusers.LCMScheduler()},
+        r"LCMScheduler is not supported.*DDIMScheduler",
+    ),
+    "a solver that cuts the variance": (
+        lambda: {"scheduler": diffusers.DPMSolverMultistepScheduler.from_config(ddpm().config)},
+        r"DPMSolverMultistepScheduler.from_config\(config, variance_type=None\)",
+    ),
+    "a learned variance that nobody learned": (
+        lambda: {"model": tiny_model(learn_sigma=False)},
+        "variance_type='fixed_small'",
+    ),
+    "another prediction": (lambda: {"prediction_type": "v_prediction"}, "'epsilon'.*'v_prediction'"),
+    "a flow scheduler without its word": (
+        lambda: {"scheduler": FlowMatchEulerDiscreteScheduler()},
+        "prediction_type='flow_prediction'",
+    ),
+    "a flow scheduler for epsilon": (
+        lambda: {"scheduler": FlowMatchEulerDiscreteScheduler(), "prediction_type": "epsilon"},
+        "DDIMScheduler",
+    ),
+    "a flow model under betas": (
+        lambda: {"prediction_type": "flow_prediction"},
+        "FlowMatchEulerDiscreteScheduler",
+    ),
+    "flow prediction without flow sigmas": (
+        lambda: {"scheduler": diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction")},
+        "use_flow_sigmas=True",
+    ),
+    "other latent channels": (lambda: {"vae": tiny_vae(latent_channels=8)}, "latent_channels=8 and in_channels=4"),
+    "names beyond the classes": (lambda: {"id2label": {10: "null"}}, r"10.*0\.\.9"),
+    "unknown guidance channels": (lambda: {"guidance_channels": "four"}, "first_three, all"),
+    "another transformer": (lambda: {"model": tiny_vae()}, "not a DiTModel"),
+}
+
+
+@pytest.mark.parametrize(("parts", "message"), BAD_PARTS.values(), ids=BAD_PARTS)
+def test_parts_that_do_not_fit_are_refused_at_construction(parts, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline(**parts())
+
+
+def test_scheduler_that_is_swapped_in_later_is_checked_too():
+    pipe = tiny_pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="timestep_spacing='leading'"):
+        pipe(1)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match="1000 // 30"):
+        pipe(1, num_inference_steps=30)
+    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="'v_prediction', the model was trained with 'epsilon'"):
+        pipe(1)
+    pipe.scheduler = DDIMScheduler(clip_sample=False)
+    pipe(1, num_inference_steps=2, eta=1.0, output_type="latent")
+
+
+def test_clipping_of_latents_is_warned_about(caplog):
+    diffusers.utils.logging.enable_propagation()
+    tiny_pipeline(scheduler=ddpm(clip_sample=True))
+    assert "clip_sample=True" in caplog.text
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_non_finite_latents_name_the_step():
+    def spoil(pipe, step, t, tensors):
+        return {"latents": tensors["latents"] * float("inf")} if step == 1 else {}
+
+    with pytest.raises(FloatingPointError, match=r"after step 2 \(t = 0\)"):
+        tiny_pipeline()(1, num_inference_steps=3, callback_on_step_end=spoil)
+
+
+def test_non_finite_image_is_an_error():
+    pipe = tiny_pipeline()
+    pipe.vae.decoder.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="VAE"):
+        pipe(1, num_inference_steps=1)
+
+
+def test_image_with_its_own_generator_is_independent_of_its_batch():
+    pipe = tiny_pipeline()
+    arguments = {"num_inference_steps": 3, "output_type": "latent"}
+    batch = pipe([1, 7, 2], generator=[seeded(11), seeded(12), seeded(13)], **arguments).images
+    alone = pipe(7, generator=seeded(12), **arguments).images
+    # a matrix product of another height may sum in another order; values reach some hundreds
+    torch.testing.assert_close(batch[1:2], alone, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"scaling_factor": 0.5},
+        {"scaling_factor": 2.0, "shift_factor": 0.3},
+        {"scaling_factor": 1.0, "latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]},
+    ],
+)
+def test_latents_are_unscaled_before_decoding(config):
+    vae = tiny_vae(**config)
+    pipe = tiny_pipeline(vae=vae)
+    z = torch.randn(1, 4, 8, 8, generator=seeded(0))  # what the encoder gave
+    mean, std = (torch.tensor(config.get(key, [0.0])).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std"))
+    std = torch.where(std == 0, 1, std)
+    scaled = (z - mean - config.get("shift_factor", 0.0)) / std * config["scaling_factor"]
+    with torch.no_grad():
+        expected = (vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
+        torch.testing.assert_close(pipe._decode(scaled, "pt"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pil_images_round_as_the_paper_s_code_and_diffusers():
+    pipe = tiny_pipeline()
+    latents = torch.randn(2, 4, 8, 8, generator=seeded(0)) / pipe.vae.config.scaling_factor
+    with torch.no_grad():
+        images = np.stack([np.asarray(image) for image in pipe._decode(latents, "pil")])
+        x = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    expected = (127.5 * x + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert images.shape == (2, 16, 16, 3)
+    assert (images == expected).mean() > 0.999  # they differ in ties only
+
+
+class Float32Only(DDPMScheduler):
+    def step(self, model_output, timestep, sample, **arguments):
+        assert model_output.dtype == sample.dtype == torch.float32
+        return super().step(model_output, timestep, sample, **arguments)
+
+
+def test_half_precision_keeps_float32_latents_and_a_vae_that_overflows():
+    pipe = tiny_pipeline(scheduler=Float32Only(**PAPER))
+    arguments = {"class_labels": 7, "guidance_scale": 1, "num_inference_steps": 4, "output_type": "latent"}
+    expected = pipe(**arguments, generator=seeded(0)).images
+    pipe.transformer.to(torch.bfloat16)
+    pipe.vae.to(torch.float16)
+    latents = pipe(**arguments, generator=seeded(0)).images
+    assert latents.dtype == torch.float32
+    assert (latents - expected).std() < 0.1 * expected.std()  # one bfloat16 forward may err by 3e-2, here are four
+    image = pipe._decode(torch.zeros(1, 4, 8, 8), "pt")
+    assert pipe.vae.dtype == torch.float16
+    assert image.dtype == torch.float32
+
+
+def test_outputs_come_in_the_named_forms():
+    pipe = tiny_pipeline()
+    arguments = {"class_labels": [1, 2], "num_inference_steps": 1}
+    assert [image.size for image in pipe(**arguments).images] == [(16, 16)] * 2
+    assert pipe(**arguments, output_type="np").images.shape == (2, 16, 16, 3)
+    assert pipe(**arguments, output_type="pt", return_dict=False)[0].shape == (2, 3, 16, 16)
+    pixels = tiny_pipeline(vae=None)
+    assert pixels(**arguments, output_type="pt").images.shape == (2, 4, 8, 8)
+
+
+def test_rectangular_latents_are_sampled():
+    pipe = tiny_pipeline(tiny_model(sample_size=(4, 8)))
+    assert pipe(1, num_inference_steps=1, output_type="latent").images.shape == (1, 4, 4, 8)
+
+
+# --- saved folders -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / "dit-tiny"
+    pipe = tiny_pipeline(id2label=ID2LABEL, guidance_channels="first_three")
+    pipe.save_pretrained(folder)
+    np.save(folder.parent / "image.npy", sample(pipe))
+    return folder
+
+
+def sample(pipe) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(["tench", 7], num_inference_steps=5, generator=seeded(5), output_type="np").images
+
+
+def test_pipeline_comes_back_as_it_was_saved(saved, tmp_path):
+    pipe = DiTPipeline.from_pretrained(saved)
+    assert type(pipe) is DiTPipeline
+    assert type(pipe.transformer) is DiTModel
+    assert pipe.config.id2label == ID2LABEL
+    assert pipe.config.guidance_channels == "first_three"
+    np.testing.assert_array_equal(sample(pipe), np.load(saved.parent / "image.npy"))
+    pipe.save_pretrained(tmp_path)
+    for file in sorted(path for path in saved.rglob("*") if path.is_file()):
+        assert (tmp_path / file.relative_to(saved)).read_bytes() == file.read_bytes(), file.name
+
+
+def test_flow_model_comes_back_with_its_prediction_type(tmp_path):
+    pipe = tiny_pipeline(
+        tiny_model(learn_sigma=False), FlowMatchEulerDiscreteScheduler(), prediction_type="flow_prediction"
+    )
+    pipe.save_pretrained(tmp_path)
+    assert DiTPipeline.from_pretrained(tmp_path).config.prediction_type == "flow_prediction"
+
+
+def test_saved_folder_has_the_form_of_the_hub(saved):
+    index = json.loads((saved / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_dit", "DiTPipeline"]
+    assert index["transformer"] == ["modeling_dit", "DiTModel"]
+    assert index["id2label"] == {str(key): value for key, value in ID2LABEL.items()}
+    assert index["guidance_channels"] == "first_three"
+    assert "_name_or_path" not in index
+    config = json.loads((saved / "transformer" / "config.json").read_text())
+    assert config["auto_map"] == {"AutoConfig": "configuration_dit.DiTConfig", "AutoModel": "modeling_dit.DiTModel"}
+    assert not [file for file in saved.rglob("*.json") if "_name_or_path" in file.read_text()]
+    for name in ("pipeline_dit.py", "modeling_dit.py", "configuration_dit.py"):
+        assert (saved / name).read_bytes() == (ROOT / "src" / "dit_hf" / name).read_bytes()
+
+
+def test_model_beside_its_weights_is_one_file(saved):
+    source = (saved / "transformer" / "modeling_dit.py").read_text()
+    relative = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.level]
+    assert relative == []
+    module = type(sys)("one_file")
+    module.__file__ = str(saved / "transformer" / "modeling_dit.py")
+    sys.modules["one_file"] = module  # dataclasses look their module up
+    try:
+        exec(compile(source, module.__file__, "exec"), module.__dict__)
+        model = module.DiTModel(module.DiTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+        for name, content in model_sources(model).items():
+            assert content == (saved / name).read_text(), name
+    finally:
+        del sys.modules["one_file"]
+
+
+def test_cached_repository_loads_offline_by_its_id(saved, tmp_path):
+    commit = "0" * 40
+    repository = tmp_path / "models--somebody--dit-tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / commit).symlink_to(saved, target_is_directory=True)
+    files = {path.relative_to(saved).as_posix(): path for path in saved.rglob("*") if path.is_file()}
+    entries = {name: TreeCacheEntry(size=path.stat().st_size, blob_id="0" * 40) for name, path in files.items()}
+    write_tree_cache(str(repository), commit, entries)  # the listing that a download leaves behind
+    pipe = DiTPipeline.from_pretrained("somebody/dit-tiny", cache_dir=tmp_path, local_files_only=True)
+    np.testing.assert_array_equal(sample(pipe), np.load(saved.parent / "image.npy"))
+
+
+# --- routes: each in a process of its own ------------------------------------------------------------------------
+
+WITHOUT_PACKAGE = "import sys; sys.modules['dit_hf'] = None\n"
+PIPELINE_IMAGE = """
+import numpy as np, torch
+pipe.set_progress_bar_config(disable=True)
+image = pipe(["tench", 7], num_inference_steps=5, generator=torch.Generator().manual_seed(5), output_type="np").images
+np.testing.assert_allclose(image, np.load(FOLDER + "/../image.npy"), rtol=0, atol=1e-5)
+"""
+MODEL_OUTPUT = """
+import numpy as np, torch
+golden = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN).items()}
+with torch.no_grad():
+    out = model.eval()(golden["x"], golden["t"], golden["y"]).sample
+torch.testing.assert_close(out, golden["out"], rtol=1e-5, atol=1e-5)
+"""
+ROUTES = {
+    "1 the package": "from dit_hf import DiTPipeline\npipe = DiTPipeline.from_pretrained(FOLDER)" + PIPELINE_IMAGE,
+    "2 diffusers without the package": WITHOUT_PACKAGE
+    + "from diffusers import DiffusionPipeline\n"
+    + "pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)"
+    + PIPELINE_IMAGE,
+    "3 transformers without the package": WITHOUT_PACKAGE
+    + "from transformers import AutoModel\n"
+    + "model = AutoModel.from_pretrained(FOLDER, subfolder='transformer', trust_remote_code=True)"
+    + MODEL_OUTPUT,
+    "4 transformers with the package": "import dit_hf\nfrom transformers import AutoModel\n"
+    + "model = AutoModel.from_pretrained(FOLDER, subfolder='transformer')\n"
+    + "assert type(model) is dit_hf.DiTModel"
+    + MODEL_OUTPUT,
+}
+
+
+def run_elsewhere(code: str, folder: Path, tmp_path: Path) -> None:
+    """Run code in a fresh process that sees the folder, and the source only where it imports the package."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    if WITHOUT_PACKAGE not in code:
+        environment["PYTHONPATH"] = str(ROOT / "src")
+    header = f"FOLDER, GOLDEN = {str(folder)!r}, {str(GOLDEN / 'dit_p2_c4.npz')!r}\n"
+    command = [sys.executable, "-c", header + code]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ROUTES.values(), ids=ROUTES)
+def test_saved_folder_loads_by_every_route(code, saved, tmp_path):
+    run_elsewhere(code, saved, tmp_path)
+
+
+@pytest.mark.slow
+def test_remote_code_is_refused_unless_it_is_trusted(saved, tmp_path):
+    code = """
+from diffusers import DiffusionPipeline
+try:
+    DiffusionPipeline.from_pretrained(FOLDER)
+except ValueError as error:
+    assert "trust_remote_code" in str(error)
+else:
+    raise AssertionError("it loaded")
+"""
+    run_elsewhere(WITHOUT_PACKAGE + code, saved, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["diffusers", "transformers"])
+def test_folder_saved_by_remote_code_is_the_same_again(route, saved, tmp_path):
+    again = tmp_path / "again"
+    load = {
+        "diffusers": "pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)\n",
+        "transformers": "model = AutoModel.from_pretrained(FOLDER, subfolder='transformer', trust_remote_code=True)\n"
+        "pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)\npipe.transformer = model\n",
+    }[route]
+    imports = "from diffusers import DiffusionPipeline\nfrom transformers import AutoModel\n"
+    run_elsewhere(WITHOUT_PACKAGE + imports + load + f"pipe.save_pretrained({str(again)!r})\n", saved, tmp_path)
+    # the same bytes load by the same routes
+    files = {path.relative_to(saved) for path in saved.rglob("*") if path.is_file()}
+    assert {path.relative_to(again) for path in again.rglob("*") if path.is_file()} == files
+    for file in sorted(files):
+        assert (again / file).read_bytes() == (saved / file).read_bytes(), file

@@ -1,0 +1,188 @@
+"""Whole runs of seconds: what they write, how they go on, and how many processes they are."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dit_hf import DiTPipeline
+from dit_hf.training.run import run
+from dit_hf.training.settings import parse_settings
+
+TRAIN = Path(__file__).parents[2] / "examples" / "train_dit.py"
+
+
+def train(tiny: Path, output_dir: Path, *flags: str) -> Path:
+    return run(parse_settings([str(tiny / "tiny.yaml"), "--output_dir", str(output_dir), *flags]))
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    assert train(tiny, folder) == folder / "pipeline"
+    return folder
+
+
+def test_run_writes_what_its_user_looks_for(finished: Path):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*")}
+    assert names >= {
+        "settings.yaml",
+        "metrics.jsonl",
+        "status.json",
+        "loss.png",
+        "samples.png",
+        "previews/step-00000008.png",
+        "checkpoints/step-00000004/manifest.json",
+        "checkpoints/step-00000008/manifest.json",
+        "pipeline/model_index.json",
+    }
+    assert json.loads((finished / "status.json").read_text())["state"] == "finished"
+    for picture in finished.rglob("*.png"):
+        assert np.array(Image.open(picture)).std() > 0
+
+
+def test_metrics_have_a_row_a_logged_step(finished: Path):
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["images_seen"] for row in rows] == [6 * step for step in range(1, 9)]
+    assert rows[-1]["epoch"] == 2  # 48 of 20 images an epoch
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["mse"] + row["vb"], rel=1e-5)
+        assert row["learning_rate"] == 1e-3
+        assert row["grad_norm"] > 0
+        assert row["images_per_second"] > 0
+
+
+def test_pipeline_holds_the_averaged_weights_and_samples_by_name(finished: Path):
+    pipeline = DiTPipeline.from_pretrained(finished / "pipeline")
+    ema = load_file(finished / "checkpoints" / "step-00000008" / "ema.safetensors")
+    torch.testing.assert_close(pipeline.transformer.state_dict(), ema, rtol=0, atol=0)
+    assert pipeline.scheduler.config.variance_type == "learned_range"
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(class_labels=["b"], num_inference_steps=2).images[0].size == (16, 16)
+
+
+def test_same_command_goes_on_bit_for_bit_and_then_finds_nothing_to_do(tiny: Path, tmp_path: Path, finished: Path):
+    class Killed(Exception):
+        pass
+
+    from dit_hf.training import run as module
+
+    log = module.RunFolder.log
+
+    def log_until_killed(self, row):
+        log(self, row)
+        if row["step"] == 6:  # after the checkpoint of step 4
+            raise Killed
+
+    module.RunFolder.log = log_until_killed
+    try:
+        with pytest.raises(Killed):
+            train(tiny, tmp_path)
+    finally:
+        module.RunFolder.log = log
+    train(tiny, tmp_path)
+    assert without_speed(metrics(tmp_path)) == without_speed(metrics(finished))
+    for name in ("model", "ema"):
+        file = Path("checkpoints") / "step-00000008" / f"{name}.safetensors"
+        torch.testing.assert_close(load_file(tmp_path / file), load_file(finished / file), rtol=0, atol=0)
+
+    before = metrics(tmp_path)
+    train(tiny, tmp_path)
+    assert metrics(tmp_path) == before
+
+
+def test_other_settings_are_refused_by_name_when_a_run_goes_on(tiny: Path, finished: Path):
+    with pytest.raises(ValueError, match="learning_rate was 0.001 and is 0.01"):
+        train(tiny, finished, "--learning_rate", "0.01")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--objective", "epsilons"], "objective='epsilons' is unknown"),
+        (["--resolution", "15"], "no multiple of 2"),
+        (["--label_column", "class"], "no column 'class'"),
+        (["--model", "DiT-M/2"], "unknown size 'DiT-M/2'"),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_first_step(tiny: Path, tmp_path: Path, flags: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        train(tiny, tmp_path / "out", *flags)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_too_slow_an_average_is_warned_of(tiny: Path, tmp_path: Path):
+    with pytest.warns(UserWarning, match=r"ema_decay=0.9999 keeps 100.0% of the fresh weights after 1 steps"):
+        train(tiny, tmp_path, "--ema_decay", "0.9999", "--max_train_steps", "1")
+
+
+@pytest.mark.parametrize(
+    ("objective", "scheduler"),
+    [
+        ("sample", "DPMSolverMultistepScheduler"),
+        ("v_prediction", "DPMSolverMultistepScheduler"),
+        ("flow", "FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_each_objective_saves_the_scheduler_that_samples_it(tiny: Path, tmp_path: Path, objective: str, scheduler: str):
+    pipeline = DiTPipeline.from_pretrained(train(tiny, tmp_path, "--objective", objective, "--max_train_steps", "1"))
+    assert type(pipeline.scheduler).__name__ == scheduler
+    assert not pipeline.transformer.config.learn_sigma
+
+
+def launch(tiny: Path, output_dir: Path, *launcher: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
+    command = [sys.executable, "-m", *launcher, str(TRAIN), str(tiny / "tiny.yaml"), "--output_dir", str(output_dir)]
+    return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=300, env=environment)
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_batches_of_one(tiny: Path, tmp_path: Path, finished: Path):
+    torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port())
+    result = launch(tiny, tmp_path, *torchrun, flags=("--train_batch_size", "3"))
+    assert result.returncode == 0, result.stderr
+    assert "2 processes on cpu" in result.stderr + result.stdout
+    rows, alone = metrics(tmp_path), metrics(finished)
+    assert [row["images_seen"] for row in rows] == [row["images_seen"] for row in alone]
+    np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in alone], rtol=1e-4)
+    file = Path("checkpoints") / "step-00000008" / "ema.safetensors"
+    torch.testing.assert_close(load_file(tmp_path / file), load_file(finished / file), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_launcher_that_starts_fewer_processes_than_asked_for_is_refused(tiny: Path, tmp_path: Path):
+    accelerate = ("accelerate.commands.launch", "--num_processes", "2", "--cpu")
+    result = launch(tiny, tmp_path, *accelerate)
+    assert result.returncode != 0
+    assert "1 process started where 2 or more were asked for: use `torchrun" in result.stderr
+
+
+@pytest.mark.slow
+def test_accelerate_launch_uses_all_cores(tiny: Path, tmp_path: Path):
+    accelerate = ("accelerate.commands.launch", "--num_processes", "1", "--cpu")
+    result = launch(tiny, tmp_path, *accelerate, flags=("--num_threads", "0", "--max_train_steps", "1"))
+    assert result.returncode == 0, result.stderr
+    assert f"{len(os.sched_getaffinity(0))} threads each" in result.stderr + result.stdout

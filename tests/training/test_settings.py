@@ -1,0 +1,70 @@
+"""Settings from flags, files and both."""
+
+import pytest
+
+from dit_hf.training.settings import TrainSettings, changed_settings, parse_settings
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "configs" / "some.yaml"
+    path.parent.mkdir()
+    path.write_text("learning_rate: 2e-4\nmodel_overrides: {hidden_size: 64}\ndataset_name: ../images\nseed: 3\n")
+    return path
+
+
+def test_defaults_are_the_paper_s_recipe():
+    settings = parse_settings([])
+    assert (settings.learning_rate, settings.adam_weight_decay, settings.adam_beta1, settings.adam_beta2) == (
+        1e-4,
+        0,
+        0.9,
+        0.999,
+    )
+    assert (settings.train_batch_size, settings.ema_decay, settings.objective, settings.model) == (
+        256,
+        0.9999,
+        "hybrid",
+        "DiT-XL/2",
+    )
+    assert (settings.lr_scheduler, settings.lr_warmup_steps, settings.max_grad_norm) == ("constant", 0, None)
+    assert (settings.random_flip, settings.num_jitters, settings.beta_schedule) == (True, 0, None)
+
+
+def test_flags_win_over_the_file(file):
+    settings = parse_settings([str(file), "--seed", "5"])
+    assert (settings.learning_rate, settings.seed, settings.model_overrides) == (2e-4, 5, '{"hidden_size": 64}')
+
+
+def test_relative_paths_are_relative_to_the_file(file):
+    assert parse_settings([str(file)]).dataset_name == str(file.parents[1] / "images")
+
+
+def test_overrides_come_as_json_on_the_command_line():
+    overrides = '{"hidden_size": 64, "block_type": "adaln"}'
+    assert parse_settings(["--model_overrides", overrides]).model_overrides == overrides
+
+
+def test_unknown_key_in_the_file_is_refused_with_the_closest(file):
+    file.write_text("learning_rates: 1e-4\n")
+    with pytest.raises(ValueError, match="'learning_rates', which is not a setting: 'learning_rate' is"):
+        parse_settings([str(file)])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_batch_size": 0}, "train_batch_size=0"),
+        ({"max_train_steps": -1}, "max_train_steps=-1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+    ],
+)
+def test_impossible_values_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**values)
+
+
+def test_changes_are_those_that_change_the_steps():
+    before = vars(TrainSettings())
+    now = TrainSettings(seed=1, output_dir="elsewhere", logging_steps=7)
+    assert changed_settings(before, now) == {"seed": (0, 1)}
