@@ -147,6 +147,15 @@ def test_each_objective_saves_the_scheduler_that_samples_it(tiny: Path, tmp_path
     assert not pipeline.transformer.config.learn_sigma
 
 
+@pytest.mark.parametrize("overrides", [{"num_classes": 0}, {"class_dropout_prob": 0.0}])
+def test_models_without_a_null_class_train_too(tiny: Path, tmp_path: Path, overrides: dict):
+    overrides = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, **overrides}
+    flags = ("--model_overrides", json.dumps(overrides), "--max_train_steps", "2", "--ema_decay", "0.01")
+    pipeline = DiTPipeline.from_pretrained(train(tiny, tmp_path, *flags))
+    assert not pipeline.transformer.config.has_null_class
+    assert Image.open(tmp_path / "samples.png").size == ((64, 64) if overrides.get("num_classes") == 0 else (32, 32))
+
+
 def launch(tiny: Path, output_dir: Path, *launcher: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
     command = [sys.executable, "-m", *launcher, str(TRAIN), str(tiny / "tiny.yaml"), "--output_dir", str(output_dir)]

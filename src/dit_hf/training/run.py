@@ -85,7 +85,7 @@ def run(settings: TrainSettings) -> Path:
         transformer=state.ema.module,
         vae=vae,
         scheduler=make_scheduler(objective),
-        id2label=dict(enumerate(chosen)),
+        id2label=dict(enumerate(chosen)) if model.config.num_classes else None,
         prediction_type=objective.prediction_type,
     )
     records = train_steps(
@@ -94,7 +94,7 @@ def run(settings: TrainSettings) -> Path:
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, settings),
+        latent_batches(stream, encoder, accelerator.device, settings, conditional=model.config.num_classes > 0),
         KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
         first_step=progress.step,
         images_seen=progress.images_seen,
@@ -235,7 +235,7 @@ def resume(folder: "RunFolder", settings: TrainSettings, state: TrainingState) -
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, settings: TrainSettings
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, settings: TrainSettings, *, conditional: bool
 ) -> Iterator[LatentBatch]:
     """Endless latents of this process. The loader has a random generator of its own, as it draws from it."""
     loader = torch.utils.data.DataLoader(
@@ -244,7 +244,7 @@ def latent_batches(
     for batch in loader:
         yield LatentBatch(
             x_0=encoder(batch).to(device),
-            class_labels=batch.class_labels.to(device),
+            class_labels=batch.class_labels.to(device) if conditional else None,
             positions=batch.positions,
             next_position=batch.next_position,
         )
@@ -303,18 +303,19 @@ def finish(settings: TrainSettings, folder: "RunFolder", pipeline: DiTPipeline) 
 
 def save_samples(pipeline: DiTPipeline, path: Path, settings: TrainSettings) -> None:
     """A grid of images of the EMA model, from noise that is the same at every step."""
-    num_classes = pipeline.transformer.config.num_classes
-    labels = settings.validation_labels or list(range(min(num_classes, 16)))
+    config = pipeline.transformer.config
+    labels = settings.validation_labels or list(range(min(config.num_classes, 16)))
+    what = {"class_labels": labels} if config.num_classes else {"num_images": 16}
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
-        class_labels=labels,
-        guidance_scale=settings.guidance_scale,
+        **what,
+        guidance_scale=settings.guidance_scale if config.has_null_class else 1,
         num_inference_steps=settings.validation_inference_steps,
         generator=torch.Generator(pipeline.device).manual_seed(settings.seed),
     ).images
-    columns = next(columns for columns in range(int(len(labels) ** 0.5), 0, -1) if len(labels) % columns == 0)
+    rows = next(rows for rows in range(int(len(images) ** 0.5), 0, -1) if len(images) % rows == 0)
     path.parent.mkdir(exist_ok=True)
-    make_image_grid(images, rows=columns, cols=len(labels) // columns).save(path)
+    make_image_grid(images, rows=rows, cols=len(images) // rows).save(path)
 
 
 class Meter:

@@ -1,0 +1,104 @@
+"""The examples, run as a user runs them, and the weights that the repository ships."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from dit_hf import DiTPipeline
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ASSETS = EXAMPLES / "assets"
+
+
+def load_example(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
+    train_vae = load_example("train_vae")
+    validation = train_vae.load_split(train_vae.VAESettings(), "validation")
+    vae = AutoencoderKL.from_pretrained(ASSETS / "vae-emoji")
+    assert validation.shape == (302, 3, 64, 64)
+    assert train_vae.psnr(train_vae.reconstruct(vae, validation), validation) == pytest.approx(31.65, abs=0.05)
+
+
+def test_shipped_vae_scales_latents_to_unit_deviation():
+    train_vae = load_example("train_vae")
+    images = train_vae.load_split(train_vae.VAESettings(), "validation")
+    vae = AutoencoderKL.from_pretrained(ASSETS / "vae-emoji")
+    measured = train_vae.measure_scaling_factor(vae, images)
+    assert vae.config.scaling_factor == pytest.approx(measured, rel=0.05)  # measured on the training images
+
+
+def test_psnr_and_patch_pca_of_known_images():
+    train_vae = load_example("train_vae")
+    black, grey = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)
+    assert train_vae.psnr(black, grey) == pytest.approx(20 * 0.69897, abs=1e-3)  # 20 log10(255 / 51)
+    images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    every_number_kept = train_vae.pca_reconstruction(images, images, downsampling=4, num_components=48)
+    assert torch.equal(every_number_kept, images)
+
+
+def test_shipped_files_are_as_small_as_promised():
+    def megabytes(folder: str) -> float:
+        return sum(path.stat().st_size for path in (ASSETS / folder).rglob("*") if path.is_file()) / 1e6
+
+    assert megabytes("emoji") < 12
+    assert megabytes("vae-emoji") < 4
+    assert megabytes("dit-emoji") < 34  # the DiT's 30 and the VAE's 2.6, which makes the pipeline complete
+
+
+@pytest.mark.slow
+def test_shipped_model_draws_what_it_is_asked_for():
+    demo = load_example("demo")
+    pipeline = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
+    pipeline.set_progress_bar_config(disable=True)
+    score, images = demo.score(pipeline, demo.read_classes("classes_100.txt"), 200, **demo.HOW)
+    assert (score.num_samples, len(images)) == (200, 200)
+    assert score.recognised >= 170
+
+
+@pytest.mark.slow
+def test_ten_classes_are_learned_from_scratch_in_minutes(tmp_path: Path):
+    demo = load_example("demo")
+    demo.train(tmp_path, "--max_train_minutes", "20")  # all steps, on a busy machine too
+    pipeline = DiTPipeline.from_pretrained(tmp_path / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    score, _ = demo.score(pipeline, demo.read_classes("classes_10.txt"), 100, **demo.HOW)
+    assert score.recognised >= 90
+
+
+@pytest.mark.long
+def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
+    subprocess.run([sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path)], check=True)
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("of 100 samples nearest to their own class") == 2
+    for picture in ("shipped.png", "trained.png"):
+        assert f"]({picture})" in text
+        assert Image.open(tmp_path / picture).size == (640, 640)
+    assert (tmp_path / "training" / "loss.png").is_file()
+
+
+@pytest.mark.slow
+def test_train_vae_saves_a_vae_with_its_report(tmp_path: Path):
+    steps = ["--max_train_steps", "2", "--validation_steps", "2"]
+    command = [sys.executable, str(EXAMPLES / "train_vae.py"), "--output_dir", str(tmp_path), *steps]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    report = json.loads((tmp_path / "report.json").read_text())
+    vae = AutoencoderKL.from_pretrained(tmp_path)
+    assert vae.config.scaling_factor == pytest.approx(report["scaling_factor"])
+    assert report["psnr_patch_pca_db"] == pytest.approx(23.41, abs=0.01)
+    assert Image.open(tmp_path / "reconstructions.png").size == (640, 512)
