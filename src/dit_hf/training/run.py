@@ -5,7 +5,6 @@
 The same command again goes on from the newest checkpoint.
 """
 
-import dataclasses
 import json
 import logging
 import os
@@ -14,18 +13,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
-from diffusers.utils import make_image_grid
-from torch import Tensor
 from tqdm import tqdm
 
 from ..configuration_dit import DiTConfig
@@ -35,9 +30,10 @@ from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
-from .checkpoint import Progress, TrainingState, load_latest, save_checkpoint
+from .checkpoint import Progress, TrainingState, load_latest
 from .ema import make_ema
 from .loop import KeyedDraws, LatentBatch, StepRecord, train_steps
+from .output import Meter, RunFolder, save_samples
 from .report import plot_losses
 from .settings import TrainSettings, changed_settings, parse_settings
 
@@ -48,8 +44,8 @@ def run(settings: TrainSettings) -> Path:
     """Train, and return the folder of the finished pipeline, `output_dir/pipeline`.
 
     Raises:
-        ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from.
-        RuntimeError: if fewer processes started than the launcher was asked for.
+        ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from, or
+            fewer processes started than the launcher was asked for.
     """
     accelerator = start_accelerator(settings)
     set_seed(settings.seed)  # the same fresh weights on every process
@@ -114,7 +110,7 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     """Start Accelerate with every process and every core that was asked for.
 
     Raises:
-        RuntimeError: if the launcher was asked for more processes than started.
+        ValueError: if the launcher was asked for more processes than started.
     """
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
@@ -127,7 +123,7 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     # and then starts a single process without a rank.
     asked = int(os.environ.get("WORLD_SIZE", 2 if "MASTER_ADDR" in os.environ else 1))
     if accelerator.num_processes < asked:
-        raise RuntimeError(
+        raise ValueError(
             f"{accelerator.num_processes} process started where {asked} or more were asked for: use `torchrun "
             "--nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`, which start N also without GPUs"
         )
@@ -212,7 +208,7 @@ def make_state(
     return TrainingState(model, ema, optimizer, lr_scheduler), prepared
 
 
-def resume(folder: "RunFolder", settings: TrainSettings, state: TrainingState) -> Progress:
+def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> Progress:
     """Restore the newest checkpoint of the folder, if it has one.
 
     Raises:
@@ -256,7 +252,7 @@ def latent_batches(
 def train_and_write(
     settings: TrainSettings,
     accelerator: Accelerator,
-    folder: "RunFolder",
+    folder: RunFolder,
     state: TrainingState,
     progress: Progress,
     records: Iterator[StepRecord],
@@ -291,7 +287,7 @@ def train_and_write(
     bar.close()
 
 
-def finish(settings: TrainSettings, folder: "RunFolder", pipeline: DiTPipeline) -> None:
+def finish(settings: TrainSettings, folder: RunFolder, pipeline: DiTPipeline) -> None:
     """Save the pipeline with the EMA weights, load it back as a user would, sample it, and draw the loss curve."""
     pipeline.save_pretrained(folder.path / "pipeline")
     loaded = DiTPipeline.from_pretrained(folder.path / "pipeline").to(pipeline.device)
@@ -299,94 +295,6 @@ def finish(settings: TrainSettings, folder: "RunFolder", pipeline: DiTPipeline) 
     plot_losses(folder.path / "metrics.jsonl", folder.path / "loss.png")
     folder.write_status("finished")
     logger.info(f"wrote {folder.path / 'pipeline'}")
-
-
-def save_samples(pipeline: DiTPipeline, path: Path, settings: TrainSettings) -> None:
-    """A grid of images of the EMA model, from noise that is the same at every step."""
-    config = pipeline.transformer.config
-    labels = settings.validation_labels or list(range(min(config.num_classes, 16)))
-    what = {"class_labels": labels} if config.num_classes else {"num_images": 16}
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        **what,
-        guidance_scale=settings.guidance_scale if config.has_null_class else 1,
-        num_inference_steps=settings.validation_inference_steps,
-        generator=torch.Generator(pipeline.device).manual_seed(settings.seed),
-    ).images
-    rows = next(rows for rows in range(int(len(images) ** 0.5), 0, -1) if len(images) % rows == 0)
-    path.parent.mkdir(exist_ok=True)
-    make_image_grid(images, rows=rows, cols=len(images) // rows).save(path)
-
-
-class Meter:
-    """Means of the losses since the last reading, over all processes, and the speed."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.losses: list[dict[str, Tensor]] = []
-        self.grad_norms: list[Tensor] = []
-        self.started, self.images_before = time.monotonic(), None
-
-    def add(self, record: StepRecord) -> None:
-        self.losses.append(record.losses)
-        if record.grad_norm is not None:
-            self.grad_norms.append(record.grad_norm)
-
-    def read(self, record: StepRecord) -> dict[str, Any]:
-        means = {name: torch.stack([each[name] for each in self.losses]).mean() for name in self.losses[0]}
-        means = self.accelerator.reduce(means, "mean")
-        now, images_per_step = time.monotonic(), record.images_seen / record.step
-        metrics: dict[str, Any] = {
-            "step": record.step,
-            "epoch": record.position[0],
-            "images_seen": record.images_seen,
-            **{name: value.item() for name, value in means.items()},
-            "learning_rate": record.learning_rate,
-            "images_per_second": len(self.losses) * images_per_step / (now - self.started),
-        }
-        if self.grad_norms:
-            metrics["grad_norm"] = torch.stack(self.grad_norms).mean().item()
-        self.losses, self.grad_norms, self.started = [], [], now
-        return metrics
-
-
-class RunFolder:
-    """What a run writes: settings, metrics, status, previews and checkpoints; only the main process writes."""
-
-    def __init__(self, path: Path, accelerator: Accelerator) -> None:
-        self.path, self.accelerator = path, accelerator
-        self.checkpoints = path / "checkpoints"
-
-    def begin(self, settings: TrainSettings, step: int = 0) -> None:
-        """Write the settings, start the trackers, and cut the metrics back to the step that the run goes on from."""
-        if self.accelerator.is_main_process:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "settings.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False))
-            metrics = self.path / "metrics.jsonl"
-            lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-            metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-            self.write_status("running")
-        flat = {name: str(value) for name, value in dataclasses.asdict(settings).items()}
-        self.accelerator.init_trackers("dit", config=flat)
-
-    def log(self, metrics: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
-
-    def checkpoint(self, state: TrainingState, progress: Progress, settings: TrainSettings) -> None:
-        if self.accelerator.is_main_process:
-            limit = settings.checkpoints_total_limit
-            save_checkpoint(self.checkpoints, state, progress, dataclasses.asdict(settings), limit)
-        self.accelerator.wait_for_everyone()
-
-    def preview(self, pipeline: DiTPipeline, step: int, settings: TrainSettings) -> None:
-        if self.accelerator.is_main_process:
-            save_samples(pipeline, self.path / "previews" / f"step-{step:08d}.png", settings)
-        self.accelerator.wait_for_everyone()
-
-    def write_status(self, state: str) -> None:
-        (self.path / "status.json").write_text(json.dumps({"state": state, "pid": os.getpid(), "time": time.time()}))
 
 
 def _is_past(deadline: float | None) -> bool | None:
@@ -406,7 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
