@@ -119,6 +119,7 @@ def test_other_settings_are_refused_by_name_when_a_run_goes_on(tiny: Path, finis
         (["--objective", "epsilons"], "objective='epsilons' is unknown"),
         (["--resolution", "15"], "no multiple of 2"),
         (["--label_column", "class"], "no column 'class'"),
+        (["--report_to", "tensorbord"], "report_to='tensorbord' is not installed: choose one of none, "),
         (["--model", "DiT-M/2"], "unknown size 'DiT-M/2'"),
     ],
 )

@@ -18,6 +18,7 @@ import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
@@ -28,6 +29,8 @@ from ..data.latents import LatentEncoder
 from ..data.streaming import ImageStream, Position, open_images, select_classes
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
+from ..hub.background import BackgroundPush
+from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .checkpoint import Progress, TrainingState, load_latest
@@ -50,6 +53,7 @@ def run(settings: TrainSettings) -> Path:
     accelerator = start_accelerator(settings)
     set_seed(settings.seed)  # the same fresh weights on every process
     folder = RunFolder(Path(settings.output_dir), accelerator)
+    push = start_push(settings, accelerator)
 
     dataset = open_images(settings.dataset_name, settings.dataset_split, settings.image_column, settings.label_column)
     class_names = dataset.features["label"].names
@@ -96,9 +100,9 @@ def run(settings: TrainSettings) -> Path:
         images_seen=progress.images_seen,
         max_grad_norm=settings.max_grad_norm,
     )
-    train_and_write(settings, accelerator, folder, state, progress, records, pipeline)
+    train_and_write(settings, accelerator, folder, state, progress, records, pipeline, push)
     if accelerator.is_main_process:
-        finish(settings, folder, pipeline)
+        finish(settings, folder, pipeline, push)
     accelerator.end_training()
     return folder.path / "pipeline"
 
@@ -110,8 +114,13 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     """Start Accelerate with every process and every core that was asked for.
 
     Raises:
-        ValueError: if the launcher was asked for more processes than started.
+        ValueError: if the launcher was asked for more processes than started, or the tracker is not installed.
     """
+    available = ["none", *(tracker.value for tracker in get_available_trackers())]
+    if settings.report_to not in available:
+        raise ValueError(
+            f"report_to={settings.report_to!r} is not installed: choose one of {', '.join(available)}, or install it"
+        )
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         mixed_precision=settings.mixed_precision,
@@ -139,6 +148,14 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
         f"mixed precision: {accelerator.mixed_precision}"
     )
     return accelerator
+
+
+def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
+    """Check that the pipeline may be pushed, before anything is computed; None on other processes or if not asked."""
+    if not (settings.push_to_hub and accelerator.is_main_process):
+        return None
+    repo_id = settings.hub_model_id or Path(settings.output_dir).resolve().name
+    return BackgroundPush(repo_id, private=settings.hub_private_repo)
 
 
 def make_objective(settings: TrainSettings) -> Objective:
@@ -257,6 +274,7 @@ def train_and_write(
     progress: Progress,
     records: Iterator[StepRecord],
     pipeline: DiTPipeline,
+    push: BackgroundPush | None,
 ) -> None:
     """Draw steps from the loop, and write metrics, previews and checkpoints at theirs."""
     meter = Meter(accelerator)
@@ -282,17 +300,25 @@ def train_and_write(
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", images_per_second=f"{metrics['images_per_second']:.1f}")
         if record.step % settings.checkpointing_steps == 0 or done:
             folder.checkpoint(state, progress, settings)
+            if push and not done:
+                push.push_checkpoint(pipeline, folder.path, record.step, settings.hub_license)
         if record.step % settings.validation_steps == 0 or done:
             folder.preview(pipeline, record.step, settings)
     bar.close()
 
 
-def finish(settings: TrainSettings, folder: RunFolder, pipeline: DiTPipeline) -> None:
-    """Save the pipeline with the EMA weights, load it back as a user would, sample it, and draw the loss curve."""
+def finish(settings: TrainSettings, folder: RunFolder, pipeline: DiTPipeline, push: BackgroundPush | None) -> None:
+    """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push."""
+    if push:
+        push.wait()  # it reads the folder
     pipeline.save_pretrained(folder.path / "pipeline")
     loaded = DiTPipeline.from_pretrained(folder.path / "pipeline").to(pipeline.device)
     save_samples(loaded, folder.path / "samples.png", settings)
     plot_losses(folder.path / "metrics.jsonl", folder.path / "loss.png")
+    write_training_card(pipeline, folder.path / "pipeline", folder.path, settings.hub_license)
+    if push:
+        push.start(folder.path / "pipeline", "End of training")
+        push.wait()
     folder.write_status("finished")
     logger.info(f"wrote {folder.path / 'pipeline'}")
 

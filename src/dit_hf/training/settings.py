@@ -78,6 +78,12 @@ class TrainSettings:
     guidance_scale: float = 4.0
     report_to: str = field(default="tensorboard", metadata={"help": "trackers of Accelerate, or none"})
 
+    # the Hub; the token is the one of `hf auth login` or HF_TOKEN, never a setting
+    push_to_hub: bool = field(default=False, metadata={"help": "push the pipeline at checkpoints and at the end"})
+    hub_model_id: str | None = field(default=None, metadata={"help": "user/name; the output folder's name if not given"})
+    hub_private_repo: bool = field(default=True, metadata={"help": "whether the repository is private"})
+    hub_license: str | None = field(default=None, metadata={"help": "of the weights, as the Hub names it: apache-2.0"})
+
     def __post_init__(self) -> None:
         for name in (
             "train_batch_size",
@@ -107,6 +113,10 @@ FREE_ON_RESUME = {
     "validation_inference_steps",
     "guidance_scale",
     "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_license",
 }
 
 
