@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from datasets import ClassLabel, Dataset, Features, Image
 from diffusers import AutoencoderKL
 from PIL import Image as PILImage
@@ -17,6 +18,13 @@ def striped(label: int, k: int) -> bytes:
     image[:, label * 4 : label * 4 + 4] = [0, 60 * label, 20 * k]
     PILImage.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """Accelerate keeps its settings for as long as a process lives."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @pytest.fixture(scope="session")

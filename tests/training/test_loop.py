@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import GradientState
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -19,7 +20,6 @@ from dit_hf.training.loop import Draws, KeyedDraws, LatentBatch, train_steps
 
 def start(model: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulation: int = 1):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    accelerator.gradient_state.plugin_kwargs["num_steps"] = accumulation  # the state outlives its accelerator
     return accelerator, *accelerator.prepare(model, optimizer)
 
 
@@ -82,6 +82,7 @@ def batches(batch_size: int, count: int) -> list[LatentBatch]:
 def test_accumulated_batches_make_the_step_of_the_big_batch():
     results = []
     for batch_size, accumulation in ((12, 1), (4, 3)):
+        GradientState._reset_state()
         model = tiny_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         accelerator, *prepared = start(model, optimizer, accumulation)

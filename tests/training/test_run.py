@@ -148,6 +148,31 @@ def test_each_objective_saves_the_scheduler_that_samples_it(tiny: Path, tmp_path
     assert not pipeline.transformer.config.learn_sigma
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gradient_checkpointing"],
+        ["--dataloader_num_workers", "2"],
+        ["--train_batch_size", "3", "--gradient_accumulation_steps", "2"],
+        ["--cache_latents", "100"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_what_saves_memory_or_time_changes_no_loss(tiny: Path, tmp_path: Path, finished: Path, flags: list[str]):
+    train(tiny, tmp_path, *flags)
+    losses = [[row["loss"] for row in metrics(folder)] for folder in (tmp_path, finished)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)  # sums in another order
+
+
+def test_bf16_trains_like_float32(tiny: Path, tmp_path: Path, finished: Path):
+    train(tiny, tmp_path, "--mixed_precision", "bf16")
+    losses = [[row["loss"] for row in metrics(folder)] for folder in (tmp_path, finished)]
+    np.testing.assert_allclose(*losses, rtol=2e-2)  # bf16 has 8 bits
+    assert losses[0] != losses[1]
+    weights = load_file(tmp_path / "checkpoints" / "step-00000008" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}  # master weights
+
+
 @pytest.mark.parametrize("overrides", [{"num_classes": 0}, {"class_dropout_prob": 0.0}])
 def test_models_without_a_null_class_train_too(tiny: Path, tmp_path: Path, overrides: dict):
     overrides = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, **overrides}
