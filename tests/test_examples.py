@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +33,12 @@ def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
     validation = train_vae.load_split(train_vae.VAESettings(), "validation")
     vae = AutoencoderKL.from_pretrained(ASSETS / "vae-emoji")
     assert validation.shape == (302, 3, 64, 64)
-    assert train_vae.psnr(train_vae.reconstruct(vae, validation), validation) == pytest.approx(31.65, abs=0.05)
+    decibel = train_vae.psnr(train_vae.reconstruct(vae, validation), validation)
+    train = train_vae.load_split(train_vae.VAESettings(), "train")
+    linear = train_vae.psnr(train_vae.pca_reconstruction(train, validation, 4, 4), validation)
+    assert decibel >= 27
+    assert decibel >= linear + 5
+    assert decibel == pytest.approx(31.65, abs=0.05)  # what its card says
 
 
 def test_shipped_vae_scales_latents_to_unit_deviation():
@@ -66,9 +72,10 @@ def test_shipped_model_draws_what_it_is_asked_for():
     demo = load_example("demo")
     pipeline = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
     pipeline.set_progress_bar_config(disable=True)
-    score, images = demo.score(pipeline, demo.read_classes("classes_100.txt"), 200, **demo.HOW)
-    assert (score.num_samples, len(images)) == (200, 200)
-    assert score.recognised >= 170
+    names = demo.read_classes("classes_100.txt")
+    assert demo.score(pipeline, names, 200)[0].recognised >= 170
+    as_called_without_settings = {"guidance_scale": 4.0, "num_inference_steps": 25}
+    assert demo.score(pipeline, names, 100, **as_called_without_settings)[0].recognised >= 85
 
 
 @pytest.mark.slow
@@ -77,13 +84,15 @@ def test_ten_classes_are_learned_from_scratch_in_minutes(tmp_path: Path):
     demo.train(tmp_path, "--max_train_minutes", "20")  # all steps, on a busy machine too
     pipeline = DiTPipeline.from_pretrained(tmp_path / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
-    score, _ = demo.score(pipeline, demo.read_classes("classes_10.txt"), 100, **demo.HOW)
+    score, _ = demo.score(pipeline, demo.read_classes("classes_10.txt"), 100)
     assert score.recognised >= 90
 
 
 @pytest.mark.long
 def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
+    start = time.monotonic()
     subprocess.run([sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path)], check=True)
+    assert time.monotonic() - start < 7 * 60
     text = (tmp_path / "README.md").read_text()
     assert text.count("of 100 samples nearest to their own class") == 2
     for picture in ("shipped.png", "trained.png"):

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dit_hf.data.images import decode_image, image_to_tensor, jitter, resize_and_crop
 
@@ -78,6 +78,27 @@ def test_exif_orientation_is_applied():
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     decoded = decode_image(encode(image, "PNG", exif=exif))
     np.testing.assert_array_equal(np.array(decoded), np.rot90(np.array(image), k=-1))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_broken_exif_stops_no_image(seed: int):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x9003] = 6, "maker", "2026:01:01 00:00:00"
+    data = bytearray(encode(Image.new("RGB", (8, 4), "white"), "JPEG", exif=exif))
+    header = data.index(b"Exif")
+    rng = np.random.default_rng(seed)
+    for position in rng.integers(header + 6, header + 80, size=6):
+        data[position] = rng.integers(256)
+    assert decode_image(bytes(data)).size in ((8, 4), (4, 8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(random_image(8, 16), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(np.array(decode_image(data)), np.array(expected))
 
 
 def test_jitter_moves_a_little_and_fills_with_white():

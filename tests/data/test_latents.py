@@ -1,11 +1,14 @@
 """Latents for training against the posterior that diffusers' VAE gives."""
 
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
 
+from dit_hf import DiTPipeline
 from dit_hf.data.latents import LatentEncoder
 from dit_hf.data.streaming import ImageBatch, ImageStream, open_images
 
@@ -64,3 +67,21 @@ def test_cache_changes_no_latent_and_saves_the_encoder_s_work(vae, colours, monk
     encoder = LatentEncoder(vae, cache_images=3)  # a full cache keeps what it has
     torch.testing.assert_close([encoder(batch) for batch in batches()], plain)
     assert 100 < sum(encoded) < 200
+
+
+def test_pipeline_s_decoding_undoes_the_scaling(vae):
+    vae = AutoencoderKL(
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        latent_channels=2,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+        latents_mean=[0.3, -0.2],
+        latents_std=[2.0, 3.0],
+    )
+    latents = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    decoded = []
+    vae.decode = lambda z: (decoded.append(z), SimpleNamespace(sample=torch.zeros(1, 3, 4, 4)))[1]
+    pipeline = SimpleNamespace(vae=vae, image_processor=VaeImageProcessor())
+    DiTPipeline._decode(pipeline, LatentEncoder(vae)._normalise(latents), "pt")
+    torch.testing.assert_close(decoded[0], latents)

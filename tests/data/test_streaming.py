@@ -96,6 +96,23 @@ def test_only_the_classes_asked_for_are_streamed_under_their_new_labels(colours)
         assert batch.class_labels.tolist() == [{3: 0, 1: 1}[k % 4] for k in indices(batch)]
 
 
+def test_local_folder_of_images_is_streamed(colours, tmp_path: Path):
+    for k, row in enumerate(open_colours(colours)):
+        folder = tmp_path / "train" / "abcd"[row["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{k:02}.png").write_bytes(row["image"]["bytes"])
+    stream = make_stream(tmp_path)
+    samples = sum(read(stream, 23), [])
+    assert Counter(samples[:23]) == Counter(range(23))
+    for batch in islice(stream, 6):
+        assert batch.class_labels.tolist() == [k % 4 for k in indices(batch)]
+
+
+def test_class_chosen_twice_is_refused():
+    with pytest.raises(ValueError, match="'a' is chosen twice"):
+        select_classes(["a", "b"], ["a", "b", "a"])
+
+
 def test_unknown_class_is_refused_by_name():
     with pytest.raises(ValueError, match="no class 'e'"):
         select_classes(["a", "b"], ["b", "e"])

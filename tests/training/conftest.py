@@ -60,6 +60,7 @@ learning_rate: 1.0e-3
 ema_decay: 0.4
 num_jitters: 2
 num_threads: 1
+dataloader_num_workers: 0
 max_grad_norm: 1.0
 logging_steps: 1
 checkpointing_steps: 4

@@ -14,10 +14,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dit_hf import DiTPipeline
+from dit_hf.training.output import RunFolder, save_samples
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
 
 TRAIN = Path(__file__).parents[2] / "examples" / "train_dit.py"
+
+
+def test_preview_is_drawn_from_the_averaged_weights(finished: Path):
+    pipeline = DiTPipeline.from_pretrained(finished / "pipeline")
+    pipeline.transformer.load_state_dict(load_file(finished / "checkpoints" / "step-00000008" / "ema.safetensors"))
+    settings = parse_settings([str(finished / "settings.yaml")])
+    save_samples(pipeline, finished / "again.png", settings)
+    expected = np.array(Image.open(finished / "again.png"))
+    np.testing.assert_array_equal(np.array(Image.open(finished / "previews" / "step-00000008.png")), expected)
 
 
 def train(tiny: Path, output_dir: Path, *flags: str) -> Path:
@@ -51,6 +61,9 @@ def test_run_writes_what_its_user_looks_for(finished: Path):
         "checkpoints/step-00000004/manifest.json",
         "checkpoints/step-00000008/manifest.json",
         "pipeline/model_index.json",
+        "pipeline/README.md",
+        "pipeline/samples.png",
+        "pipeline/loss.png",
     }
     assert json.loads((finished / "status.json").read_text())["state"] == "finished"
     for picture in finished.rglob("*.png"):
@@ -78,25 +91,25 @@ def test_pipeline_holds_the_averaged_weights_and_samples_by_name(finished: Path)
     assert pipeline(class_labels=["b"], num_inference_steps=2).images[0].size == (16, 16)
 
 
-def test_same_command_goes_on_bit_for_bit_and_then_finds_nothing_to_do(tiny: Path, tmp_path: Path, finished: Path):
+def test_same_command_goes_on_bit_for_bit_and_then_finds_nothing_to_do(
+    tiny: Path, tmp_path: Path, finished: Path, monkeypatch
+):
     class Killed(Exception):
         pass
 
-    from dit_hf.training import run as module
-
-    log = module.RunFolder.log
+    log = RunFolder.log
 
     def log_until_killed(self, row):
         log(self, row)
         if row["step"] == 6:  # after the checkpoint of step 4
             raise Killed
 
-    module.RunFolder.log = log_until_killed
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "log", log_until_killed)
         with pytest.raises(Killed):
             train(tiny, tmp_path)
-    finally:
-        module.RunFolder.log = log
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # torn
     train(tiny, tmp_path)
     assert without_speed(metrics(tmp_path)) == without_speed(metrics(finished))
     for name in ("model", "ema"):
@@ -119,6 +132,9 @@ def test_other_settings_are_refused_by_name_when_a_run_goes_on(tiny: Path, finis
         (["--objective", "epsilons"], "objective='epsilons' is unknown"),
         (["--resolution", "15"], "no multiple of 2"),
         (["--label_column", "class"], "no column 'class'"),
+        (["--validation_labels", "4"], r"validation_labels has 4: the model has the classes 0\.\.3"),
+        (["--validation_inference_steps", "2000"], "validation_inference_steps=2000 is above"),
+        (["--model_overrides", "{hidden"], "no JSON object"),
         (["--report_to", "tensorbord"], "report_to='tensorbord' is not installed: choose one of none, "),
         (["--model", "DiT-M/2"], "unknown size 'DiT-M/2'"),
     ],
@@ -180,6 +196,21 @@ def test_models_without_a_null_class_train_too(tiny: Path, tmp_path: Path, overr
     pipeline = DiTPipeline.from_pretrained(train(tiny, tmp_path, *flags))
     assert not pipeline.transformer.config.has_null_class
     assert Image.open(tmp_path / "samples.png").size == ((64, 64) if overrides.get("num_classes") == 0 else (32, 32))
+
+
+def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny: Path, tmp_path: Path, monkeypatch):
+    from dit_hf.diffusion import HybridLoss
+
+    monkeypatch.setattr(HybridLoss, "_bound", lambda *arguments: torch.full((6,), float("nan")))
+    with pytest.raises(FloatingPointError, match="loss=nan at step 1: lower --learning_rate"):
+        train(tiny, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_another_number_of_images_a_step_is_refused_when_a_run_goes_on(tiny: Path, finished: Path, monkeypatch):
+    monkeypatch.setattr("dit_hf.training.run.global_batch_size", lambda settings, accelerator: 12)
+    with pytest.raises(ValueError, match="trained with 6 images a step and would go on with 12"):
+        train(tiny, finished)
 
 
 def launch(tiny: Path, output_dir: Path, *launcher: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:

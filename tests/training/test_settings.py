@@ -1,5 +1,7 @@
 """Settings from flags, files and both."""
 
+from dataclasses import fields
+
 import pytest
 
 from dit_hf.training.settings import TrainSettings, changed_settings, parse_settings
@@ -57,11 +59,34 @@ def test_unknown_key_in_the_file_is_refused_with_the_closest(file):
         ({"train_batch_size": 0}, "train_batch_size=0"),
         ({"max_train_steps": -1}, "max_train_steps=-1"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"checkpointing_steps": 0}, "checkpointing_steps=0 .* at least 1"),
+        ({"checkpoints_total_limit": 0}, "checkpoints_total_limit=0"),
+        ({"max_train_steps": 10.5}, "max_train_steps=10.5 .* a whole number"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
     ],
 )
 def test_impossible_values_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainSettings(**values)
+
+
+def test_every_setting_says_what_it_is():
+    assert all(entry.metadata.get("help") for entry in fields(TrainSettings))
+
+
+def test_file_that_is_no_mapping_is_refused(file):
+    file.write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match="holds a list"):
+        parse_settings([str(file)])
+
+
+def test_longer_training_is_no_change_where_the_rate_is_constant():
+    longer = {"max_train_steps": 800_000}
+    assert not changed_settings(vars(TrainSettings()), TrainSettings(**longer))
+    cosine = TrainSettings(lr_scheduler="cosine", **longer)
+    assert changed_settings(vars(TrainSettings(lr_scheduler="cosine")), cosine) == {
+        "max_train_steps": (400_000, 800_000)
+    }
 
 
 def test_changes_are_those_that_change_the_steps():

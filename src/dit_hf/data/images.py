@@ -4,17 +4,38 @@ Legend: S the side of the training resolution.
 """
 
 import io
+import struct
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+ORIENTATION = 0x0112  # the tag of EXIF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or the EXIF block is broken."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except (ValueError, TypeError, SyntaxError, AttributeError, KeyError, OSError, struct.error):
+        return 1
 
 
 def decode_image(data: bytes) -> Image.Image:
     """Decode PNG, JPEG, WebP ... bytes to an upright RGB image; transparency is composited on white."""
     with Image.open(io.BytesIO(data)) as file:
-        image = ImageOps.exif_transpose(file)
+        turn = UPRIGHT.get(read_orientation(file))
+        image = file if turn is None else file.transpose(turn)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             canvas = Image.new("RGBA", image.size, "white")

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .streaming import ImageBatch
 
+ENCODED_TOGETHER = 64  # images; bounds the memory of the VAE
+
 
 class LatentEncoder:
     """Encode batches of images with a frozen VAE.
@@ -36,17 +38,27 @@ class LatentEncoder:
         posterior = DiagonalGaussianDistribution(moments)
         noise = np.stack([self._draw(position, posterior.mean.shape[1:]) for position in batch.positions])
         latents = posterior.mean + posterior.std * torch.from_numpy(noise).to(moments)  # (B, C, h, w)
-        return (latents - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+        return self._normalise(latents)
+
+    def _normalise(self, latents: Tensor) -> Tensor:
+        """What the pipeline's decoding undoes."""
+        config = self.vae.config
+        std, mean = (
+            latents.new_tensor(config.get(name) or [default]).view(1, -1, 1, 1)
+            for name, default in (("latents_std", 1.0), ("latents_mean", 0.0))
+        )
+        return (latents - (config.get("shift_factor") or 0.0) - mean) * config.scaling_factor / std
 
     def _draw(self, position: tuple[int, int], shape: torch.Size) -> np.ndarray:
-        return np.random.default_rng([self.seed, *position, 2]).standard_normal(tuple(shape), dtype=np.float32)
+        return np.random.default_rng([self.seed, 2, *position]).standard_normal(tuple(shape), dtype=np.float32)
 
     def _moments(self, batch: ImageBatch) -> Tensor:
         known = {identity: self._cache[identity] for identity in batch.identities if identity in self._cache}
         missing = {identity: k for k, identity in enumerate(batch.identities) if identity not in known}
         if missing:
             images = batch.images[list(missing.values())].to(self.vae.device, self.vae.dtype)  # (M, 3, S, S)
-            fresh = self.vae.encode(images).latent_dist.parameters.float()  # (M, 2C, h, w)
+            chunks = [self.vae.encode(chunk).latent_dist.parameters.float() for chunk in images.split(ENCODED_TOGETHER)]
+            fresh = torch.cat(chunks)  # (M, 2C, h, w)
             known.update(zip(missing, fresh, strict=True))
             room = max(self.cache_images - len(self._cache), 0)
             self._cache.update(islice(zip(missing, fresh, strict=True), room))

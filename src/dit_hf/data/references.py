@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from .images import decode_image, jitter, resize_and_crop
-from .streaming import open_images, select_classes
+from .streaming import image_bytes, open_images, select_classes
 
 
 def load_references(
@@ -45,11 +45,11 @@ def load_references(
     rng = np.random.default_rng(seed)
     for row in dataset:
         if row["label"] in label_map:
-            image = resize_and_crop(decode_image(row["image"]["bytes"]), resolution)
+            image = resize_and_crop(decode_image(image_bytes(row["image"])), resolution)
             variants = [image, *(jitter(image, rng) for _ in range(num_jitters))]
             both_ways = [*variants, *(ImageOps.mirror(variant) for variant in variants)]
             drawings[label_map[row["label"]]] += [np.array(variant) for variant in both_ways]
-    counts = {name: len(each) for name, each in zip(class_names, drawings, strict=True)}
+    counts = {class_name: len(each) for class_name, each in zip(class_names, drawings, strict=True)}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f"the classes need the same number of images, at least one; they have {counts}")
     return np.array(drawings)

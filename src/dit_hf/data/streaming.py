@@ -5,9 +5,11 @@ process and every worker follows the same order and prepares its own part of it,
 changes what a batch holds. Batches run across the end of an epoch: nothing is dropped, and no process runs dry first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,10 +65,11 @@ def open_images(name: str, split: str, image_column: str, label_column: str) -> 
         ValueError: if a column is missing or of another type; the message lists the columns there are.
     """
     dataset = load_dataset(name, split=split, streaming=True)
-    features = dataset.features or dataset._resolve_features().features
-    found = {column: type(feature).__name__ for column, feature in features.items()}
+    if dataset.features is None:
+        dataset = dataset._resolve_features()
+    found = {column: type(feature).__name__ for column, feature in dataset.features.items()}
     for column, kind in ((image_column, Image), (label_column, ClassLabel)):
-        if not isinstance(features.get(column), kind):
+        if not isinstance(dataset.features.get(column), kind):
             raise ValueError(
                 f"{name} has no column {column!r} of type {kind.__name__}; its columns are {found}: "
                 "set --image_column or --label_column"
@@ -80,11 +83,19 @@ def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int
     """Map the labels of the chosen class names to 0, 1, 2 ... in the order given.
 
     Raises:
-        ValueError: if a name is not one of the data set's.
+        ValueError: if a name is not one of the data set's, or comes twice.
     """
+    if twice := [name for name, count in Counter(chosen).items() if count > 1]:
+        raise ValueError(f"class {twice[0]!r} is chosen twice: leave one of them out")
     if unknown := sorted(set(chosen) - set(names)):
         raise ValueError(f"the data set has no class {unknown[0]!r}; its {len(names)} classes begin {list(names[:5])}")
-    return {names.index(name): new_label for new_label, name in enumerate(chosen)}
+    labels = {name: label for label, name in enumerate(names)}
+    return {labels[name]: new_label for new_label, name in enumerate(chosen)}
+
+
+def image_bytes(image: Mapping[str, Any]) -> bytes:
+    """The encoded bytes of a `datasets.Image` that is not decoded: held by the row, or in a local file."""
+    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
 class ImageStream(torch.utils.data.IterableDataset):
@@ -155,7 +166,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def _epoch_rows(self, epoch: int) -> Iterator[Row]:
         """All rows of the classes asked for, once, in an order drawn from (seed, epoch)."""
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = np.random.default_rng([self.seed, 0, epoch])
         window: list[Row] = []
         for shard in rng.permutation(self.dataset.num_shards).tolist():
             for row in self._shard_rows(shard):
@@ -175,7 +186,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         examples = (pair for chunk in source.iter(64) for pair in zip(chunk["image"], chunk["label"], strict=True))
         for number, (image, label) in enumerate(examples):
             if label in self.label_map:
-                row = Row(shard, number, image["bytes"], self.label_map[label])
+                row = Row(shard, number, image_bytes(image), self.label_map[label])
                 if self._bytes_in_memory <= IN_MEMORY_BYTES:
                     kept.append(row)
                     self._bytes_in_memory += len(row.image)
@@ -196,13 +207,13 @@ class ImageStream(torch.utils.data.IterableDataset):
         )
 
     def _draw_augmentation(self, position: Position) -> tuple[bool, int]:
-        rng = np.random.default_rng([self.seed, *position, 1])
+        rng = np.random.default_rng([self.seed, 1, *position])
         mirrored = bool(self.random_flip and rng.random() < 0.5)
         return mirrored, int(rng.integers(self.num_jitters)) if self.num_jitters else 0
 
     def _load(self, row: Row, mirrored: bool, variant: int) -> Tensor:
         image = resize_and_crop(decode_image(row.image), self.resolution)
         if self.num_jitters:
-            image = jitter(image, np.random.default_rng([self.seed, row.shard, row.row, variant]))
+            image = jitter(image, np.random.default_rng([self.seed, 4, row.shard, row.row, variant]))
         tensor = image_to_tensor(image)  # (3, S, S)
         return tensor.flip(-1) if mirrored else tensor

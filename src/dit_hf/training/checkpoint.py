@@ -88,10 +88,14 @@ def load_latest(folder: Path, state: TrainingState) -> tuple[Progress, dict[str,
 
     Returns:
         How far the training had come, and the settings it ran with.
+
+    Raises:
+        ValueError: if there are checkpoints, and all are damaged.
     """
-    for path in reversed(find_checkpoints(folder)):
+    checkpoints = find_checkpoints(folder)
+    for path in reversed(checkpoints):
         if damage := find_damage(path):
-            warnings.warn(f"{path} is damaged ({damage}): going back to the checkpoint before it", stacklevel=2)
+            warnings.warn(f"{path} is damaged ({damage}): looking for the checkpoint before it", stacklevel=2)
             continue
         state.model.load_state_dict(load_file(path / "model.safetensors"))
         state.ema.module.load_state_dict(load_file(path / "ema.safetensors"))
@@ -100,13 +104,18 @@ def load_latest(folder: Path, state: TrainingState) -> tuple[Progress, dict[str,
         state.lr_scheduler.load_state_dict(optimizer_state["lr_scheduler"])
         saved = json.loads((path / "progress.json").read_text())
         return Progress(**saved["progress"]), saved["settings"]
+    if checkpoints:
+        raise ValueError(f"every checkpoint in {folder} is damaged: move it away to start anew, or restore a copy")
     return None
 
 
 def find_damage(path: Path) -> str | None:
     """The first file of a checkpoint that is not what its manifest says, or None."""
-    manifest = json.loads((path / MANIFEST).read_text())
-    for name, expected in manifest["files"].items():
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+    except (ValueError, KeyError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    for name, expected in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"

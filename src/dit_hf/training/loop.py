@@ -4,6 +4,7 @@ The model, the data and the objective are handed in; logging, saving and samplin
 of a sample is keyed by (seed, epoch, position), so that neither a restart nor the number of processes changes it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -43,7 +44,7 @@ class StepRecord:
     images_seen: int  # over all processes, since the start of the training
     position: tuple[int, int]  # (epoch, offset) where the stream goes on
     losses: dict[str, Tensor]  # loss, mse and, from the hybrid objective, vb; scalars
-    grad_norm: Tensor | None
+    grad_norm: Tensor  # before clipping
     learning_rate: float
 
 
@@ -60,13 +61,13 @@ class KeyedDraws:
         self.seed, self.objective, self.class_dropout_prob = seed, objective, class_dropout_prob
 
     def __call__(self, batch: LatentBatch) -> Draws:
-        generators = [np.random.default_rng([self.seed, *position, 3]) for position in batch.positions]
-        uniform = np.stack([rng.random(2) for rng in generators])  # (B, 2)
+        generators = [np.random.default_rng([self.seed, 3, *position]) for position in batch.positions]
+        uniform = np.stack([rng.random(2, dtype=np.float32) for rng in generators])  # (B, 2), below 1 in float32 too
         shape = tuple(batch.x_0.shape[1:])
         noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators])  # (B, C, h, w)
         device = batch.x_0.device
         return Draws(
-            timestep=self.objective.draw_timesteps(torch.from_numpy(uniform[:, 0]).float().to(device)),
+            timestep=self.objective.draw_timesteps(torch.from_numpy(uniform[:, 0]).to(device)),
             noise=torch.from_numpy(noise).to(batch.x_0),
             drop_labels=torch.from_numpy(uniform[:, 1] < self.class_dropout_prob).to(device)
             if self.class_dropout_prob
@@ -116,17 +117,17 @@ def train_steps(
                 drop_labels=drawn.drop_labels,
             )
             accelerator.backward(losses["loss"].mean())
-            grad_norm = None
-            if accelerator.sync_gradients and max_grad_norm is not None:
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+            if accelerator.sync_gradients:  # by an infinite limit nothing is clipped, and the norm is told all the same
+                grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
             learning_rate = float(lr_scheduler.get_last_lr()[0])
             optimizer.step()
             optimizer.zero_grad()
         micro_losses.append({name: values.detach().mean() for name, values in losses.items()})
         images_seen += len(batch.x_0) * accelerator.num_processes
         if accelerator.sync_gradients:
-            lr_scheduler.step()
-            ema.update_parameters(accelerator.unwrap_model(model))
+            if not accelerator.optimizer_step_was_skipped:  # fp16's loss scaler skips what overflowed
+                lr_scheduler.step()
+                ema.update_parameters(accelerator.unwrap_model(model))
             step += 1
             means = {name: torch.stack([each[name] for each in micro_losses]).mean() for name in losses}
             micro_losses = []

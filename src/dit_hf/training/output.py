@@ -48,26 +48,30 @@ class Meter:
     def add(self, record: StepRecord) -> None:
         """Count a step."""
         self.losses.append(record.losses)
-        if record.grad_norm is not None:
-            self.grad_norms.append(record.grad_norm)
+        self.grad_norms.append(record.grad_norm)
 
     def read(self, record: StepRecord) -> dict[str, Any]:
         """The row of `metrics.jsonl` of this step; every process has to ask for it."""
         means = {name: torch.stack([each[name] for each in self.losses]).mean() for name in self.losses[0]}
         means = self.accelerator.reduce(means, "mean")
-        now, images_per_step = time.monotonic(), record.images_seen / record.step
-        metrics: dict[str, Any] = {
+        losses = {name: value.item() for name, value in means.items()}
+        seconds = time.monotonic() - self.started
+        metrics = {
             "step": record.step,
             "epoch": record.position[0],
             "images_seen": record.images_seen,
-            **{name: value.item() for name, value in means.items()},
+            **losses,
             "learning_rate": record.learning_rate,
-            "images_per_second": len(self.losses) * images_per_step / (now - self.started),
+            "grad_norm": torch.stack(self.grad_norms).mean().item(),
+            "images_per_second": len(self.losses) * record.images_seen / record.step / seconds,
         }
-        if self.grad_norms:
-            metrics["grad_norm"] = torch.stack(self.grad_norms).mean().item()
-        self.losses, self.grad_norms, self.started = [], [], now
+        self.losses, self.grad_norms = [], []
+        self.restart_clock()
         return metrics
+
+    def restart_clock(self) -> None:
+        """Leave out the time that went into previews and checkpoints."""
+        self.started = time.monotonic()
 
 
 class RunFolder:
@@ -84,7 +88,8 @@ class RunFolder:
             (self.path / "settings.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False))
             metrics = self.path / "metrics.jsonl"
             lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-            metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may have torn the last
+            metrics.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
             self.write_status("running")
         flat = {name: str(value) for name, value in dataclasses.asdict(settings).items()}
         self.accelerator.init_trackers("dit", config=flat)

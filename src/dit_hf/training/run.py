@@ -7,6 +7,7 @@ The same command again goes on from the newest checkpoint.
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
 from tqdm import tqdm
@@ -57,13 +58,16 @@ def run(settings: TrainSettings) -> Path:
 
     dataset = open_images(settings.dataset_name, settings.dataset_split, settings.image_column, settings.label_column)
     class_names = dataset.features["label"].names
-    chosen = Path(settings.class_names_file).read_text().splitlines() if settings.class_names_file else class_names
+    chosen = class_names
+    if settings.class_names_file:
+        chosen = [line for line in Path(settings.class_names_file).read_text().splitlines() if line]
     vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
     objective = make_objective(settings)
     model = DiTModel(model_config(settings, vae, len(chosen)))
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     state, prepared = make_state(settings, accelerator, model)
+    check_previews(settings, model.config)
     progress = resume(folder, settings, state)
     if progress.step >= settings.max_train_steps:
         logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
@@ -107,9 +111,6 @@ def run(settings: TrainSettings) -> Path:
     return folder.path / "pipeline"
 
 
-# ---- putting the parts together -------------------------------------------------------------------------------------
-
-
 def start_accelerator(settings: TrainSettings) -> Accelerator:
     """Start Accelerate with every process and every core that was asked for.
 
@@ -130,24 +131,48 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     )
     # torchrun says how many it starts. `accelerate launch --num_processes 2` on a machine without GPU names a master
     # and then starts a single process without a rank.
-    asked = int(os.environ.get("WORLD_SIZE", 2 if "MASTER_ADDR" in os.environ else 1))
+    by_accelerate = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    asked = int(os.environ.get("WORLD_SIZE", 2 if by_accelerate else 1))
     if accelerator.num_processes < asked:
         raise ValueError(
             f"{accelerator.num_processes} process started where {asked} or more were asked for: use `torchrun "
             "--nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`, which start N also without GPUs"
         )
+    check_accelerator(settings, accelerator)
     # `accelerate launch` sets OMP_NUM_THREADS=1 on every process.
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     by_user = int(os.environ.get("OMP_NUM_THREADS", 1))
-    torch.set_num_threads(
-        settings.num_threads or (by_user if by_user > 1 else max(1, len(os.sched_getaffinity(0)) // local_processes))
-    )
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.set_num_threads(settings.num_threads or (by_user if by_user > 1 else share))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.allow_tf32
     logger.info(
         f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each, "
-        f"mixed precision: {accelerator.mixed_precision}"
+        f"mixed precision: {accelerator.mixed_precision}, {global_batch_size(settings, accelerator)} images a step"
     )
     return accelerator
+
+
+def check_accelerator(settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Refuse what the launcher's configuration would change behind the settings' back.
+
+    Raises:
+        ValueError: for sharded training, and for another number of accumulation steps.
+    """
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ValueError(
+            f"distributed_type={accelerator.distributed_type} is not supported yet: launch on one process, or with "
+            "--multi_gpu"
+        )
+    if accelerator.gradient_accumulation_steps != settings.gradient_accumulation_steps:
+        raise ValueError(
+            f"the launcher sets gradient_accumulation_steps={accelerator.gradient_accumulation_steps}, the settings "
+            f"{settings.gradient_accumulation_steps}: set it in one place"
+        )
+
+
+def global_batch_size(settings: TrainSettings, accelerator: Accelerator) -> int:
+    """Images of one optimiser step, over all processes."""
+    return settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
 
 
 def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
@@ -166,7 +191,8 @@ def make_objective(settings: TrainSettings) -> Objective:
     """
     if settings.objective not in OBJECTIVES:
         raise ValueError(f"objective={settings.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[settings.objective](settings.num_train_timesteps, settings.beta_schedule)
+    betas = {} if settings.objective == "flow" else {"beta_start": settings.beta_start, "beta_end": settings.beta_end}
+    return OBJECTIVES[settings.objective](settings.num_train_timesteps, settings.beta_schedule, **betas)
 
 
 def make_scheduler(objective: Objective) -> SchedulerMixin:
@@ -184,7 +210,8 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
     shrink = 2 ** (len(vae.config.block_out_channels) - 1)
     if settings.resolution % shrink:
         raise ValueError(
-            f"resolution={settings.resolution} is no multiple of {shrink}, by which the VAE shrinks images"
+            f"resolution={settings.resolution} is no multiple of {shrink}, by which the VAE shrinks images: "
+            f"take {settings.resolution // shrink * shrink or shrink}"
         )
     fitted = {
         "sample_size": settings.resolution // shrink,
@@ -192,7 +219,11 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
         "num_classes": num_classes,
         "learn_sigma": settings.objective == "hybrid",
     }
-    return DiTConfig.from_name(settings.model, **{**fitted, **json.loads(settings.model_overrides)})
+    try:
+        overrides = json.loads(settings.model_overrides)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model_overrides={settings.model_overrides!r} is no JSON object: {error}") from error
+    return DiTConfig.from_name(settings.model, **{**fitted, **overrides})
 
 
 def make_state(
@@ -225,11 +256,27 @@ def make_state(
     return TrainingState(model, ema, optimizer, lr_scheduler), prepared
 
 
+def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
+    """Refuse before the first step what the first preview would trip over.
+
+    Raises:
+        ValueError: for labels or numbers of steps that the model does not have.
+    """
+    for label in settings.validation_labels or []:
+        if not 0 <= label < config.num_classes:
+            raise ValueError(f"validation_labels has {label}: the model has the classes 0..{config.num_classes - 1}")
+    if settings.validation_inference_steps > settings.num_train_timesteps:
+        raise ValueError(
+            f"validation_inference_steps={settings.validation_inference_steps} is above num_train_timesteps="
+            f"{settings.num_train_timesteps}: lower it"
+        )
+
+
 def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> Progress:
     """Restore the newest checkpoint of the folder, if it has one.
 
     Raises:
-        ValueError: if the settings would change what the steps compute, naming each.
+        ValueError: if the settings or the number of processes would change what the steps compute, naming each.
     """
     found = load_latest(folder.checkpoints, state)
     if found is None:
@@ -241,6 +288,12 @@ def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> 
         raise ValueError(
             f"{folder.path} holds a training with other settings: {listed}. "
             "Set them back, or choose another --output_dir"
+        )
+    batch, batch_before = global_batch_size(settings, folder.accelerator), progress.images_seen // progress.step
+    if batch != batch_before:
+        raise ValueError(
+            f"{folder.path} was trained with {batch_before} images a step and would go on with {batch}: "
+            "choose --train_batch_size so that the product with the number of processes stays"
         )
     logger.info(f"going on from step {progress.step}, {progress.images_seen} images seen")
     folder.begin(settings, progress.step)
@@ -261,9 +314,6 @@ def latent_batches(
             positions=batch.positions,
             next_position=batch.next_position,
         )
-
-
-# ---- the run --------------------------------------------------------------------------------------------------------
 
 
 def train_and_write(
@@ -297,6 +347,11 @@ def train_and_write(
             metrics = meter.read(record)
             folder.log(metrics)
             accelerator.log(metrics, step=record.step)
+            if not math.isfinite(metrics["loss"]):
+                raise FloatingPointError(
+                    f"loss={metrics['loss']} at step {record.step}: lower --learning_rate, or set --max_grad_norm 1; "
+                    f"the checkpoints in {folder.checkpoints} are from before"
+                )
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", images_per_second=f"{metrics['images_per_second']:.1f}")
         if record.step % settings.checkpointing_steps == 0 or done:
             folder.checkpoint(state, progress, settings)
@@ -304,6 +359,8 @@ def train_and_write(
                 push.push_checkpoint(pipeline, folder.path, record.step, settings.hub_license)
         if record.step % settings.validation_steps == 0 or done:
             folder.preview(pipeline, record.step, settings)
+        if record.step % settings.checkpointing_steps == 0 or record.step % settings.validation_steps == 0:
+            meter.restart_clock()
     bar.close()
 
 
@@ -340,7 +397,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -12,6 +12,10 @@ import yaml
 from transformers import HfArgumentParser
 
 
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class TrainSettings:
     """What a run does; the defaults are the paper's recipe for DiT-XL/2 at 256 px (section 4).
@@ -19,84 +23,101 @@ class TrainSettings:
     Paths in a YAML file that begin with `./` or `../` are relative to that file.
     """
 
-    output_dir: str = field(default="out/dit", metadata={"help": "folder of checkpoints, previews and the pipeline"})
+    output_dir: str = _setting("out/dit", "folder of checkpoints, previews and the finished pipeline")
 
     # data
-    dataset_name: str = field(default="ILSVRC/imagenet-1k", metadata={"help": "id on the Hub, or a folder"})
-    dataset_split: str = "train"
-    image_column: str = "image"
-    label_column: str = "label"
-    class_names_file: str | None = field(
-        default=None, metadata={"help": "train on these classes only: their names, one a line"}
-    )
-    resolution: int = field(default=256, metadata={"help": "side of the images, in pixels"})
-    random_flip: bool = True
-    num_jitters: int = field(default=0, metadata={"help": "jittered variants of each image (small sets); 0 for none"})
-    dataloader_num_workers: int = 0
+    dataset_name: str = _setting("ILSVRC/imagenet-1k", "id on the Hub, or a folder")
+    dataset_split: str = _setting("train", "split of the data set")
+    image_column: str = _setting("image", "column of images")
+    label_column: str = _setting("label", "column of class labels")
+    class_names_file: str | None = _setting(None, "train on these classes only: their names, one a line")
+    resolution: int = _setting(256, "side of the images, in pixels")
+    random_flip: bool = _setting(True, "mirror half of the images, drawn anew each epoch")
+    num_jitters: int = _setting(0, "turned, scaled and shifted variants of each image, for small sets; 0 for none")
+    dataloader_num_workers: int = _setting(4, "processes that prepare images, beside each training process")
 
     # model
-    vae_name_or_path: str = "stabilityai/sd-vae-ft-ema"
-    cache_latents: int = field(default=0, metadata={"help": "number of images whose latents are kept in memory"})
-    model: str = field(default="DiT-XL/2", metadata={"help": "one of the paper's sizes"})
-    model_overrides: str = field(
-        default="{}", metadata={"help": "fields of DiTConfig that differ, as JSON: '{\"hidden_size\": 256}'"}
-    )
-    gradient_checkpointing: bool = False
+    vae_name_or_path: str = _setting("stabilityai/sd-vae-ft-ema", "an AutoencoderKL: id on the Hub, or a folder")
+    cache_latents: int = _setting(0, "number of images whose latents are kept in memory")
+    model: str = _setting("DiT-XL/2", "one of the paper's sizes")
+    model_overrides: str = _setting("{}", "fields of DiTConfig that differ, as JSON: '{\"hidden_size\": 256}'")
+    gradient_checkpointing: bool = _setting(False, "compute activations twice instead of keeping them")
 
     # objective
-    objective: str = field(default="hybrid", metadata={"help": "hybrid, epsilon, v_prediction, sample or flow"})
-    beta_schedule: str | None = field(default=None, metadata={"help": "linear (the paper's) unless given"})
-    num_train_timesteps: int = 1000
+    objective: str = _setting("hybrid", "hybrid, epsilon, v_prediction, sample or flow")
+    beta_schedule: str | None = _setting(None, "linear (the paper's) unless given; squaredcos_cap_v2, scaled_linear")
+    beta_start: float = _setting(1e-4, "the first beta of the linear schedules")
+    beta_end: float = _setting(0.02, "the last beta of the linear schedules")
+    num_train_timesteps: int = _setting(1000, "steps T of the diffusion")
 
     # optimisation
-    train_batch_size: int = field(default=256, metadata={"help": "images of a batch on one process"})
-    gradient_accumulation_steps: int = 1
-    max_train_steps: int = 400_000
-    max_train_minutes: float | None = field(default=None, metadata={"help": "end the training after this time"})
-    learning_rate: float = 1e-4
-    lr_scheduler: str = field(default="constant", metadata={"help": "a name of transformers' get_scheduler"})
-    lr_warmup_steps: int = 0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 0.0
-    max_grad_norm: float | None = None
-    ema_decay: float = 0.9999
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
-    allow_tf32: bool = True
-    num_threads: int = field(default=0, metadata={"help": "CPU threads of each process; 0: cores / processes"})
-    seed: int = 0
+    train_batch_size: int = _setting(256, "images of a batch on one process")
+    gradient_accumulation_steps: int = _setting(1, "batches that make one step")
+    max_train_steps: int = _setting(400_000, "steps of the whole training")
+    max_train_minutes: float | None = _setting(None, "end after this time, counted from each start")
+    learning_rate: float = _setting(1e-4, "of AdamW")
+    lr_scheduler: str = _setting("constant", "a name of diffusers' get_scheduler, such as cosine")
+    lr_warmup_steps: int = _setting(0, "steps in which the learning rate rises from 0")
+    adam_beta1: float = _setting(0.9, "decay of AdamW's first moment")
+    adam_beta2: float = _setting(0.999, "decay of AdamW's second moment")
+    adam_weight_decay: float = _setting(0.0, "of AdamW")
+    max_grad_norm: float | None = _setting(None, "clip gradients to this norm; no clipping unless given")
+    ema_decay: float = _setting(0.9999, "weight of the old average at each step")
+    mixed_precision: str | None = _setting(None, "no, bf16 or fp16; what the launcher says unless given")
+    allow_tf32: bool = _setting(True, "TF32 in float32 products on NVIDIA GPUs")
+    num_threads: int = _setting(0, "CPU threads of each process; 0: cores / processes")
+    seed: int = _setting(0, "of the weights, the order, and every draw of a sample")
 
     # what is written
-    logging_steps: int = 100
-    checkpointing_steps: int = 10_000
-    checkpoints_total_limit: int | None = 3
-    validation_steps: int = 10_000
-    validation_labels: list[int] | None = field(
-        default=None, metadata={"help": "of the previews; all up to 16 if not given"}
-    )
-    validation_inference_steps: int = 50
-    guidance_scale: float = 4.0
-    report_to: str = field(default="tensorboard", metadata={"help": "trackers of Accelerate, or none"})
+    logging_steps: int = _setting(100, "steps between rows of metrics.jsonl")
+    checkpointing_steps: int = _setting(10_000, "steps between checkpoints")
+    checkpoints_total_limit: int | None = _setting(3, "number of checkpoints kept; all if 'null' in a file")
+    validation_steps: int = _setting(10_000, "steps between previews")
+    validation_labels: list[int] | None = _setting(None, "of the previews; all up to 16 unless given")
+    validation_inference_steps: int = _setting(50, "scheduler steps of the previews")
+    guidance_scale: float = _setting(4.0, "of the previews; 1 for none")
+    report_to: str = _setting("tensorboard", "a tracker of Accelerate, or none")
 
     # the Hub; the token is the one of `hf auth login` or HF_TOKEN, never a setting
-    push_to_hub: bool = field(default=False, metadata={"help": "push the pipeline at checkpoints and at the end"})
-    hub_model_id: str | None = field(default=None, metadata={"help": "user/name; the output folder's name if not given"})
-    hub_private_repo: bool = field(default=True, metadata={"help": "whether the repository is private"})
-    hub_license: str | None = field(default=None, metadata={"help": "of the weights, as the Hub names it: apache-2.0"})
+    push_to_hub: bool = _setting(False, "push the pipeline at checkpoints and at the end")
+    hub_model_id: str | None = _setting(None, "user/name; output_dir's name unless given")
+    hub_private_repo: bool = _setting(True, "whether the repository is private")
+    hub_license: str | None = _setting(None, "of the weights, as the Hub names it: apache-2.0")
 
     def __post_init__(self) -> None:
-        for name in (
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_steps",
-            "logging_steps",
-            "resolution",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible: set it to 1 or more")
-        if not 0 <= self.ema_decay < 1:
+        for name, lowest in LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, type(lowest)) or value < lowest):
+                kind = "a whole number" if isinstance(lowest, int) else "a number"
+                raise ValueError(f"{name}={value!r} is not possible: set it to {kind} of at least {lowest}")
+        if self.ema_decay >= 1:
             raise ValueError(f"ema_decay={self.ema_decay} is outside [0, 1): the paper's is 0.9999")
 
+
+LOWEST: dict[str, float] = {
+    "resolution": 1,
+    "num_jitters": 0,
+    "dataloader_num_workers": 0,
+    "cache_latents": 0,
+    "num_train_timesteps": 2,
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_train_steps": 1,
+    "max_train_minutes": 0.0,
+    "learning_rate": 0.0,
+    "lr_warmup_steps": 0,
+    "adam_weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+    "ema_decay": 0.0,
+    "num_threads": 0,
+    "seed": 0,
+    "logging_steps": 1,
+    "checkpointing_steps": 1,
+    "checkpoints_total_limit": 1,
+    "validation_steps": 1,
+    "validation_inference_steps": 1,
+    "guidance_scale": 0.0,
+}
 
 # What may change when a run goes on from a checkpoint: none of these changes what a step computes.
 FREE_ON_RESUME = {
@@ -142,7 +163,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if a key is not a field of `TrainSettings`.
     """
-    values: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    values = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}: write lines of the form `setting: value`")
     known = [entry.name for entry in dataclasses.fields(TrainSettings)]
     for key, value in values.items():
         if key not in known:
@@ -158,5 +181,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def changed_settings(before: dict[str, Any], now: TrainSettings) -> dict[str, tuple[Any, Any]]:
     """The settings that would change what the steps of a resumed run compute: name -> (before, now)."""
     after = dataclasses.asdict(now)
-    names = [name for name in after if name not in FREE_ON_RESUME and name in before]
+    free = FREE_ON_RESUME | ({"max_train_steps"} if now.lr_scheduler.startswith("constant") else set())
+    names = [name for name in after if name not in free and name in before]
     return {name: (before[name], after[name]) for name in names if before[name] != after[name]}
