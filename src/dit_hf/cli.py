@@ -3,11 +3,13 @@
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from . import __version__
+
+Form = Literal["dit_hf", "original", "diffusers"]
 
 app = typer.Typer(
     name="dit-hf",
@@ -80,6 +82,54 @@ def generate(
     output.parent.mkdir(parents=True, exist_ok=True)
     make_image_grid(images + [empty] * (rows * columns - len(images)), rows, columns).save(output)
     typer.echo(f"wrote {len(images)} images to {output}")
+
+
+@app.command(epilog="Example: dit-hf convert DiT-XL-2-256x256.pt DiT-XL-2-256 --vae stabilityai/sd-vae-ft-ema")
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint of the original, a pipeline's folder, or its id.", show_default=False)
+    ],
+    destination: Annotated[
+        Path, typer.Argument(help="A new folder; a .pt or .safetensors file with --to original.", show_default=False)
+    ],
+    to: Annotated[Form, typer.Option(help="Whose form to write: that of dit_hf, original or diffusers.")] = "dit_hf",
+    vae: Annotated[
+        str | None, typer.Option(help="The autoencoder's folder or id, for a checkpoint; none for a model of pixels.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="A scheduler of diffusers by name, such as DDIMScheduler; the source's if not given."),
+    ] = None,
+    num_attention_heads: Annotated[
+        int | None, typer.Option(min=1, help="For a checkpoint of a size that is not the paper's.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Which weights of a training checkpoint: ema (when not given) or model.")
+    ] = None,
+    timestep_freq_shift: Annotated[
+        float | None, typer.Option(help="1 for a model that was trained in diffusers; the original's is 0.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of the source on the Hub.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="For the card; cc-by-nc-4.0, that of the original weights.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint or a pipeline to a complete folder that loads, or back to the original's checkpoint."""
+    from . import conversion
+    from .pipeline_dit import DiTPipeline
+
+    told = {
+        "num_attention_heads": num_attention_heads,
+        "weights": weights,
+        "timestep_freq_shift": timestep_freq_shift,
+        "revision": revision,
+        "vae": vae,
+    }
+    arguments: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    if vae == "none":
+        arguments["vae"] = None
+    conversion.convert(DiTPipeline, source, destination, to, scheduler, license, **arguments)
+    typer.echo(f"wrote {destination}")
 
 
 def main() -> None:

@@ -431,6 +431,10 @@ class DiTModel(PreTrainedModel):
         model.pos_embed.requires_grad_(False)  # transformers loads every weight as a trainable one
         return loaded
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
+        """Push the model alone as transformers does, into a private repository unless told otherwise."""
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
     def condition(
         self, timestep: Tensor | float, class_labels: Tensor | None = None, drop_labels: Tensor | None = None
     ) -> DiTConditioning:

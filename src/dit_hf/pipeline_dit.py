@@ -12,6 +12,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -399,6 +400,51 @@ class DiTPipeline(DiffusionPipeline):
             raise FloatingPointError(f"the VAE's images are not finite in {dtype}: decode in float32, pipe.vae.float()")
         return self.image_processor.postprocess(images, output_type)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "DiTPipeline":
+        """Load a pipeline; diffusers' method, which also takes what others packaged where the package is installed.
+
+        Args:
+            pretrained_model_name_or_path: a folder or an id on the Hub, in this project's form or in diffusers' own
+                (such as facebook/DiT-XL-2-256), or the file of an original checkpoint, with `vae`: an autoencoder, its
+                folder or its id, or None for a model of pixels.
+            **kwargs: those of diffusers; for weights of others also what `dit_hf.conversion` takes.
+
+        Raises:
+            ValueError: when a part is missing, or is damaged; for weights of others the message names the key.
+        """
+        load = super().from_pretrained
+        if cls.__module__.startswith("dit_hf."):
+            load = partial(importlib.import_module("dit_hf.conversion").load_pipeline, cls, load)
+        return load(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, format: Literal["dit_hf", "diffusers"] = "dit_hf", **kwargs: Any
+    ) -> None:
+        """Write the pipeline's folder; diffusers' method.
+
+        Args:
+            save_directory: the folder.
+            *args: as in diffusers' method.
+            format: "dit_hf" loads with and without this package; "diffusers" is for diffusers' own `DiTPipeline`, which
+                guides all channels, samples with DDIM, and cannot run every model.
+            **kwargs: as in diffusers' method.
+
+        Raises:
+            ValueError: when the format is unknown, or diffusers' own pipeline cannot run this one.
+        """
+        if format not in ("dit_hf", "diffusers"):
+            raise ValueError(f"format={format!r}: choose from dit_hf, diffusers")
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
+        if format == "dit_hf":
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        try:
+            conversion = importlib.import_module("dit_hf.conversion")
+        except ImportError as error:
+            raise ImportError("format='diffusers' needs the package: pip install dit-hf") from error
+        conversion.save_for_diffusers(self, save_directory, *args, **kwargs)
+
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write the index so that it loads with and without the package, and the code; `save_pretrained` ends so."""
         super().to_json_file(json_file_path)
@@ -424,6 +470,8 @@ class DiTPipeline(DiffusionPipeline):
             importlib.import_module("dit_hf.modeling_dit")  # diffusers takes classes from imported modules only
             index["_class_name"] = cls.__name__
             index["transformer"] = [cls._transformer_module, "DiTModel"]
+        elif installed and cls._transformer_module != "transformers" and "diffusers" in index.get("transformer", []):
+            index["transformer"] = [cls._transformer_module, "DiTModel"]  # `from_pretrained` converts it
         return index
 
     @classmethod
@@ -432,6 +480,41 @@ class DiTPipeline(DiffusionPipeline):
         # there diffusers knows libraries by a fixed list, and would look for any other in the repository
         downloading = type(cls.__name__, (cls,), {"__module__": cls.__module__, "_transformer_module": "transformers"})
         return super(DiTPipeline, downloading).download(pretrained_model_name, **kwargs)  # type: ignore[misc]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        token: str | None = None,
+    ) -> Any:
+        """Save the pipeline in a repository of the Hub, with its code and a model card; only what changed is sent.
+
+        Args:
+            repo_id: "user/name", created if it is not there.
+            private: False for a repository that everybody sees; True refuses one that is public.
+            revision: a branch, made from `main` if it is not there; None for `main`.
+            commit_message: first line of the commit.
+            create_pr: whether to open a pull request instead of committing.
+            token: one with write access; the one of `hf auth login` or HF_TOKEN if not given.
+
+        Returns:
+            The commit, as `huggingface_hub.CommitInfo`.
+
+        Raises:
+            ImportError: where this file runs without the package.
+            OSError: if the Hub cannot be used, in one line with the remedy.
+            ValueError: if something would be sent or seen that should not.
+        """
+        try:
+            push = importlib.import_module("dit_hf.hub.push")
+        except ModuleNotFoundError as error:
+            raise ImportError("push_to_hub needs the package dit-hf: install it and push again") from error
+        options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr, "token": token}
+        return push.push_pipeline(self, repo_id, private=private, **options)
 
 
 def _check_guidance_channels(guidance_channels: Any) -> None:

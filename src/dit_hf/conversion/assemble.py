@@ -1,0 +1,73 @@
+"""A `DiTModel` from tensors that are read one at a time, so that converting takes one copy of the weights."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import nn
+
+from ..configuration_dit import DiTConfig
+from ..modeling_dit import DiTModel
+from .safe_load import CheckpointError, StoredTensor
+
+
+def empty_model(config: DiTConfig) -> DiTModel:
+    """A model without memory for its weights."""
+    with torch.device("meta"):
+        return DiTModel(config)
+
+
+def unwrap(model: nn.Module) -> DiTModel:
+    """The model inside one that was compiled.
+
+    Raises:
+        ValueError: If it is of another class.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    if getattr(getattr(inner, "config", None), "model_type", None) != DiTConfig.model_type:
+        raise ValueError(f"{type(model).__name__} is not a DiTModel")
+    return inner  # type: ignore[return-value]
+
+
+def assemble(config: DiTConfig, tensors: Mapping[str, StoredTensor]) -> DiTModel:
+    """Fill a model with tensors in their own precision.
+
+    Args:
+        config: The architecture.
+        tensors: One for each of the model's keys; each is read once.
+
+    Raises:
+        CheckpointError: If a key is missing or left over, or a tensor has another shape, is no floating point number
+            or is not finite.
+    """
+    model = empty_model(config)
+    parameters = dict(model.named_parameters())
+    check_keys(parameters.keys(), tensors.keys())
+    for key, parameter in parameters.items():
+        if tensors[key].shape != tuple(parameter.shape):
+            raise CheckpointError(f"{key} has the shape {tensors[key].shape}, this model's is {tuple(parameter.shape)}")
+        if not tensors[key].dtype.is_floating_point:
+            raise CheckpointError(f"{key} has the type {tensors[key].dtype}: weights are floating point numbers")
+    for key, parameter in parameters.items():
+        try:
+            tensor = tensors[key].read()
+        except CheckpointError as error:
+            raise CheckpointError(f"{key}: {error}") from None
+        low, high = torch.aminmax(tensor)  # NaN and infinity show in these, without a mask's memory
+        if not (low.isfinite() and high.isfinite()):
+            raise CheckpointError(f"{key} holds values that are not finite: the training had diverged")
+        module, _, name = key.rpartition(".")
+        filled = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(module), name, filled)
+    return model.eval()
+
+
+def check_keys(expected: Collection[str], found: Collection[str]) -> None:
+    """Refuse keys that are missing or left over, and name them.
+
+    Raises:
+        CheckpointError: With the first few of them.
+    """
+    for keys, what in ((set(expected) - set(found), "lacks"), (set(found) - set(expected), "has, of another model,")):
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            raise CheckpointError(f"the checkpoint {what} {', '.join(sorted(keys)[:5])}{more}")

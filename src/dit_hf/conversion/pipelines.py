@@ -1,0 +1,191 @@
+"""Whole pipelines from what is out there, and back: the original's checkpoint, and diffusers' folder for its own class.
+
+The pipeline's class is handed in; it calls these from `from_pretrained` and `save_pretrained`.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from transformers.utils import logging
+
+from ..configuration_dit import DiTConfig
+from .diffusers_format import HUB_ARGUMENTS, THEIRS, TRAINED_AS, from_diffusers, to_diffusers
+from .original import from_original
+
+logger = logging.get_logger(__name__)
+
+LINEAR_BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+# What DiT needs of a scheduler beside its betas, where that is not the scheduler's default.
+TRAITS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {"clip_sample": False, "timestep_spacing": "linspace", "variance_type": "learned_range"},
+    "DDIMScheduler": {"clip_sample": False, "timestep_spacing": "leading"},
+}
+CONFIG_FIELDS = inspect.signature(DiTConfig).parameters.keys() - {"kwargs"}
+STOCK_NULL_CLASS = 1000  # written into diffusers' pipeline
+
+
+def scheduler_of(name: str, learn_sigma: bool) -> Any:
+    """The scheduler of diffusers with this name, as the original's linear betas need it.
+
+    Raises:
+        ValueError: If diffusers has no such scheduler.
+    """
+    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if cls is None or "beta_start" not in inspect.signature(cls).parameters:
+        raise ValueError(
+            f"{name!r} is no scheduler of diffusers with betas: choose DDPMScheduler, DDIMScheduler or the like"
+        )
+    traits = dict(TRAITS.get(name, {}))
+    if not learn_sigma and "variance_type" in traits:
+        traits["variance_type"] = "fixed_small"
+    return cls(**LINEAR_BETAS, **traits)
+
+
+def load_pipeline(
+    cls: type[DiffusionPipeline], load: Callable[..., Any], source: str | os.PathLike, **arguments: Any
+) -> Any:
+    """Load a pipeline from this project's form, from diffusers' form, or from an original checkpoint.
+
+    Args:
+        cls: The pipeline's class.
+        load: Its inherited `from_pretrained`.
+        source: A folder, an id on the Hub, or the file of a checkpoint.
+        **arguments: Those of diffusers' `from_pretrained`; for a checkpoint also `weights` and fields of `DiTConfig`,
+            for diffusers' form `timestep_freq_shift` and `mlp_norm_eps`.
+
+    Raises:
+        ValueError: If a part is missing or an argument has no meaning for the source.
+    """
+    hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
+    if isinstance(arguments.get("vae"), str | os.PathLike):
+        placing = {name: arguments[name] for name in ("dtype", "torch_dtype", "device_map") if name in arguments}
+        for name in placing.keys() - {"device_map"}:
+            placing[name] = _dtype_of("vae", placing[name])
+        arguments["vae"] = AutoencoderKL.from_pretrained(arguments["vae"], **hub, **placing)
+    if Path(source).is_file():
+        return _load_checkpoint(cls, Path(source), **arguments)
+    if "transformer" in arguments or library_of_transformer(source, **hub) != "diffusers":
+        foreign = sorted(arguments.keys() & (CONFIG_FIELDS | {"weights"}))
+        if foreign:
+            raise ValueError(f"{foreign[0]}={arguments[foreign[0]]!r}: the pipeline in {source} says it already")
+        return load(source, **arguments)
+    return _load_diffusers_form(cls, load, source, hub, arguments)
+
+
+def library_of_transformer(source: str | os.PathLike, **hub: Any) -> Any:
+    """The library that a pipeline's index names for the transformer's class: "diffusers" in diffusers' form."""
+    index = DiffusionPipeline.load_config(source, **hub)
+    entry = index.get("transformer")
+    return entry[0] if isinstance(entry, list | tuple) and entry else None
+
+
+def _load_diffusers_form(
+    cls: Any, load: Callable[..., Any], source: str | os.PathLike, hub: dict[str, Any], arguments: dict[str, Any]
+) -> Any:
+    files = {name: arguments[name] for name in ("variant", "use_safetensors") if name in arguments}
+    folder = Path(source) if os.path.isdir(source) else Path(cls.download(str(source), **hub, **files))
+    numbers = {name: arguments.pop(name) for name in THEIRS if name in arguments}
+    model = from_diffusers(folder, subfolder="transformer", **numbers, **files)
+    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    # weights trained by the original come without our note; their published numbers guide three channels
+    original = TRAINED_AS not in config and model.config.timestep_freq_shift == 0
+    note = config.get(TRAINED_AS) or {}
+    arguments.setdefault("guidance_channels", note.get("guidance_channels", "first_three" if original else "all"))
+    model = _placed(model, arguments)
+    pipeline = load(folder, transformer=model, **{k: v for k, v in arguments.items() if k not in hub})
+    pipeline.register_to_config(_name_or_path=str(source))
+    return pipeline
+
+
+def _dtype_of(part: str, dtype: Any) -> Any:
+    return dtype.get(part, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+
+
+def _placed(model: Any, arguments: dict[str, Any]) -> Any:
+    """The model in the precision and on the device that the other parts of the pipeline are loaded to."""
+    device = arguments.get("device_map")
+    if device == "balanced":
+        raise ValueError("device_map='balanced' needs this project's form: save the pipeline first, or name a device")
+    dtype = _dtype_of("transformer", arguments.get("dtype") or arguments.get("torch_dtype"))
+    return model.to(device=device, dtype=dtype)
+
+
+def _load_checkpoint(cls: Any, path: Path, **arguments: Any) -> Any:
+    if "vae" not in arguments:
+        raise ValueError(
+            f"{path.name} holds a transformer only: pass vae=AutoencoderKL.from_pretrained(...), or its folder or id, "
+            "or vae=None for a model of pixels"
+        )
+    fields = {name: arguments.pop(name) for name in (*CONFIG_FIELDS, "weights") if name in arguments}
+    parts = {
+        name: arguments.pop(name) for name in ("id2label", "guidance_channels", "prediction_type") if name in arguments
+    }
+    vae, scheduler = arguments.pop("vae"), arguments.pop("scheduler", None)
+    unknown = arguments.keys() - {*HUB_ARGUMENTS, "dtype", "torch_dtype", "device_map", "variant", "use_safetensors"}
+    if unknown:
+        raise ValueError(f"{min(unknown)!r} has no meaning for a checkpoint of the original")
+    model = _placed(from_original(path, **fields), arguments)
+    if scheduler is None or isinstance(scheduler, str):
+        scheduler = scheduler_of(scheduler or "DDPMScheduler", model.config.learn_sigma)
+    return cls(model, vae, scheduler, **{"guidance_channels": "first_three", **parts})
+
+
+def save_for_diffusers(pipeline: Any, folder: str | os.PathLike, *options: Any, **arguments: Any) -> None:
+    """Write a pipeline so that diffusers' own `DiTPipeline` loads it, without this package.
+
+    That pipeline has a deterministic DDIM here, guides all channels and divides the frequencies by 127: where this
+    pipeline does otherwise, warnings say so, with the size of the deviation.
+
+    Args:
+        pipeline: A `DiTPipeline`.
+        folder: Where to write it.
+        *options: Those of diffusers' `save_pretrained`.
+        **arguments: The same.
+
+    Raises:
+        ValueError: If the stock pipeline cannot run it; the message names the field.
+    """
+    _check_stock(pipeline)
+    betas = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    kept = {name: pipeline.scheduler.config[name] for name in betas if name in pipeline.scheduler.config}
+    prediction = pipeline.config.prediction_type
+    scheduler = DDIMScheduler(**kept, **TRAITS["DDIMScheduler"], prediction_type=prediction)
+    if not isinstance(pipeline.scheduler, DDIMScheduler):
+        logger.warning(
+            f"diffusers' pipeline drops the learned variance: {type(pipeline.scheduler).__name__} is replaced by a "
+            "deterministic DDIMScheduler."
+        )
+    channels = pipeline.config.guidance_channels
+    if channels != "all":
+        logger.warning(f"diffusers' pipeline guides all channels, this one has guidance_channels={channels!r}.")
+    model = to_diffusers(pipeline.transformer)
+    model.register_to_config(**{TRAINED_AS: {**model.config[TRAINED_AS], "guidance_channels": channels}})
+    stock = diffusers.DiTPipeline(transformer=model, vae=pipeline.vae, scheduler=scheduler)
+    if pipeline.config.id2label:
+        stock.register_to_config(id2label=pipeline.config.id2label)  # which it takes, and does not keep
+    stock.save_pretrained(folder, *options, **arguments)
+
+
+def _check_stock(pipeline: Any) -> None:
+    config, vae = pipeline.transformer.config, pipeline.vae
+    if config.num_classes != STOCK_NULL_CLASS:
+        raise ValueError(
+            f"num_classes={config.num_classes}: diffusers' pipeline takes {STOCK_NULL_CLASS} for the null class, so it "
+            f"guides models of {STOCK_NULL_CLASS} classes only"
+        )
+    if pipeline.config.prediction_type == "flow_prediction":
+        raise ValueError("prediction_type='flow_prediction': diffusers' pipeline gets a DDIMScheduler, which has betas")
+    if vae is None:
+        raise ValueError("vae=None: diffusers' pipeline always decodes latents")
+    unread = [name for name in ("shift_factor", "latents_mean", "latents_std") if vae.config.get(name)]
+    if unread:
+        raise ValueError(
+            f"{unread[0]}={vae.config[unread[0]]}: diffusers' pipeline reads the VAE's scaling_factor only"
+        )

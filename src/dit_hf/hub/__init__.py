@@ -1,0 +1,1 @@
+"""The Hub: pushing a pipeline, its model card, and checking what was downloaded."""

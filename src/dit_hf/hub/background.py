@@ -1,0 +1,64 @@
+"""Pushes beside a training: one at a time, in a thread, and a failed one is logged, never raised."""
+
+import logging
+from concurrent.futures import Future
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from ..pipeline_dit import DiTPipeline
+from .card import write_training_card
+from .push import check_push, push_folder
+
+logger = logging.getLogger("dit_hf.training")
+
+
+class BackgroundPush:
+    """Push the pipeline of a training, at its checkpoints and at its end.
+
+    Args:
+        repo_id: "user/name", or a name in one's own account.
+        private: False for a repository that everybody sees.
+
+    Raises:
+        HubError: if pushes will not be allowed, before the training starts.
+        ValueError: if the repository is public and `private` is not False.
+    """
+
+    def __init__(self, repo_id: str, *, private: bool = True) -> None:
+        self.repo_id, self.private = check_push(repo_id, private=private), private
+        self._api = HfApi()
+        self._running: Future[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a push still reads the folder, which must not change then."""
+        return self._running is not None and not self._running.done()
+
+    def push_checkpoint(self, pipeline: DiTPipeline, output_dir: Path, step: int, license: str | None = None) -> None:
+        """Save the pipeline with its card as it is now, and begin to push it; left out while the last push runs."""
+        if self.is_busy:
+            logger.info(f"step {step} is not pushed: the push before it still runs")
+            return
+        pipeline.save_pretrained(output_dir / "pipeline")
+        write_training_card(pipeline, output_dir / "pipeline", output_dir, license)
+        self.start(output_dir / "pipeline", f"Step {step}")
+
+    def start(self, folder: Path, message: str) -> None:
+        """Begin to push a folder in the background; the push before must be over."""
+        assert not self.is_busy, "a push reads the folder while another one starts"
+        self._running = self._api.run_as_future(self._push, folder, message)
+
+    def wait(self) -> None:
+        """Wait for the push that runs, if one does; its retries are bounded."""
+        error = self._running.exception() if self._running is not None else None
+        if error is not None:
+            logger.error(f"the push failed, the training does not: {error!r}")
+
+    def _push(self, folder: Path, message: str) -> None:
+        try:
+            commit = push_folder(folder, self.repo_id, private=self.private, commit_message=message)
+        except (OSError, ValueError) as error:
+            logger.error(f"{message}: the push failed, the training does not: {error}. The files are in {folder}")
+        else:
+            logger.info(f"{message}: {commit.commit_url}")

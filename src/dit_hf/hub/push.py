@@ -1,0 +1,142 @@
+"""Pushing a pipeline to the Hub: private unless told otherwise, checked first, in one commit, only what changed."""
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
+
+from ..pipeline_dit import DiTPipeline
+from .card import CARD, LOCAL_ID, make_card
+from .errors import HubError, one_line_errors, retried
+from .files import sent_files
+
+
+def check_push(repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    """Find out whether a push will be allowed, by creating the repository if there is none yet.
+
+    Args:
+        repo_id: "user/name", or a name in one's own account.
+        private: whether the repository must be private.
+        token: one with write access; the one of `hf auth login` or HF_TOKEN if not given.
+
+    Returns:
+        The complete id, "user/name".
+
+    Raises:
+        HubError: if there is no network, no token, no right to write; in one line, with the remedy.
+        ValueError: if the repository is public and `private` is not False.
+    """
+    api = HfApi(token=token)
+    with one_line_errors(repo_id):
+        account = retried(api.whoami)
+        if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise HubError(
+                f"{repo_id} at {constants.ENDPOINT}: the token of {account['name']} can only read: make one with write "
+                "access in the account's settings, then `hf auth login`, or set HF_TOKEN"
+            )
+        repo_id = retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+        retried(lambda: api.auth_check(repo_id, write=True))
+        is_private = retried(lambda: api.model_info(repo_id)).private
+    if private and not is_private:
+        raise ValueError(f"{repo_id} is public: pass private=False, or make it private in its settings")
+    return repo_id
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push a saved pipeline; pushing it again sends only what changed, also after a push that was cut.
+
+    All files arrive in one commit, so that a reader never sees a half of them, and none is deleted.
+
+    Args:
+        folder: written by `DiTPipeline.save_pretrained`, with a card and pictures perhaps.
+        repo_id: "user/name", created if it is not there.
+        private: False for a repository that everybody sees.
+        revision: a branch, made from `main` if it is not there; None for `main`.
+        commit_message: first line of the commit.
+        create_pr: whether to open a pull request instead of committing.
+        token: as in `check_push`.
+
+    Raises:
+        HubError: as in `check_push`.
+        ValueError: if the folder holds what is never pushed, or as in `check_push`.
+    """
+    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
+        raise ValueError(f"create_pr=True with revision={revision!r}: a pull request goes to main, pass one of them")
+    files = sent_files(Path(folder))
+    repo_id = check_push(repo_id, private=private, token=token)
+    api = HfApi(token=token)
+    with one_line_errors(repo_id):
+        if revision and revision != constants.DEFAULT_REVISION and not revision.startswith("refs/"):
+            retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        additions = [CommitOperationAdd(name, _content(name, path, repo_id)) for name, path in files.items()]
+        # retries by itself, and leaves out what the Hub already has
+        api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr)
+        commit = retried(
+            lambda: api.create_commit(
+                repo_id,
+                additions,
+                commit_message=commit_message or "Upload DiTPipeline",
+                revision=revision,
+                create_pr=create_pr,
+            ),
+            only={429, 503} if create_pr else None,  # a lost answer must not open a second pull request
+        )
+        visibility = "private" if retried(lambda: api.model_info(repo_id)).private else "PUBLIC"
+    print(f"pushed to {commit.pr_url or commit.commit_url} ({visibility})", file=sys.stderr)  # noqa: T201
+    return commit
+
+
+def push_pipeline(pipeline: DiTPipeline, repo_id: str, *, token: str | None = None, **options: Any) -> CommitInfo:
+    """Save a pipeline and push it, with its card.
+
+    A card that is on the Hub already stays as it is, since people edit it. Else the pipeline's own goes along, from the
+    folder that it was loaded from; or one is made.
+
+    Args:
+        pipeline: what to push.
+        repo_id: as in `push_folder`.
+        token: as in `push_folder`.
+        **options: as in `push_folder`.
+
+    Raises:
+        HubError: as in `push_folder`.
+        ValueError: as in `push_folder`.
+    """
+    full_id = check_push(repo_id, private=options.get("private", True), token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        pipeline.save_pretrained(folder)
+        with one_line_errors(full_id):
+            has_card = retried(lambda: HfApi(token=token).file_exists(full_id, CARD, revision=options.get("revision")))
+        if not has_card:
+            _write_card(pipeline, folder)
+        return push_folder(folder, full_id, token=token, **options)
+
+
+def _write_card(pipeline: DiTPipeline, folder: Path) -> None:
+    origin = Path(pipeline.name_or_path or "")
+    if (origin / CARD).is_file() and (origin / "model_index.json").is_file():
+        for path in [origin / CARD, *origin.glob("*.png")]:
+            (folder / path.name).write_bytes(path.read_bytes())
+    else:
+        make_card(pipeline).save(folder / CARD)
+
+
+def _content(name: str, path: Path, repo_id: str) -> str | bytes:
+    """A path to send, or for the card its text, in which the folder's own name becomes the repository's."""
+    if name != CARD:
+        return str(path)
+    text = path.read_text(encoding="utf-8")
+    return re.sub(rf'from_pretrained\("{re.escape(LOCAL_ID)}"', f'from_pretrained("{repo_id}"', text).encode()

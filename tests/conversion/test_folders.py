@@ -1,0 +1,107 @@
+"""`dit-hf convert`: every source to every form, and back to the same bits."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from dit_hf import DiTPipeline, cli
+from dit_hf.conversion import from_original, to_original
+
+HEADS = ["--num-attention-heads", "4"]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, golden_dir) -> Path:
+    """The golden checkpoint, and a VAE."""
+    folder = tmp_path_factory.mktemp("sources")
+    torch.save(load_file(golden_dir / "dit_p2_c4.safetensors"), folder / "DiT-P-2.pt")
+    torch.manual_seed(3)
+    AutoencoderKL(block_out_channels=(4,), norm_num_groups=4, latent_channels=4).save_pretrained(folder / "vae")
+    return folder
+
+
+def run(*arguments) -> str:
+    result = CliRunner().invoke(cli.app, ["convert", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_checkpoint_becomes_a_folder_and_comes_back_bit_for_bit(sources, tmp_path):
+    folder = tmp_path / "dit"
+    output = run(sources / "DiT-P-2.pt", folder, "--vae", sources / "vae", *HEADS)
+    assert output == f"wrote {folder}\n"
+    pipe = DiTPipeline.from_pretrained(folder)
+    assert type(pipe.scheduler) is DDPMScheduler
+    assert pipe.config.guidance_channels == "first_three"
+    for name in ("again.pt", "again.safetensors"):
+        run(folder, tmp_path / name, "--to", "original")
+        again = to_original(from_original(tmp_path / name, num_attention_heads=4))
+        for key, tensor in torch.load(sources / "DiT-P-2.pt", weights_only=True).items():
+            assert torch.equal(again[key], tensor), key
+
+
+def test_card_names_licence_and_origin_and_no_path(sources, tmp_path):
+    run(sources / "DiT-P-2.pt", tmp_path / "dit", "--vae", sources / "vae", *HEADS)
+    card = ModelCard.load(tmp_path / "dit" / "README.md")
+    assert card.data.license == "cc-by-nc-4.0"
+    assert card.data.library_name == "dit-hf"
+    assert "`DiT-P-2.pt`" in card.text
+    assert str(sources) not in card.content
+    assert str(tmp_path) not in card.content
+    assert "CC-BY-NC" in card.text
+    run(tmp_path / "dit", tmp_path / "mine", "--license", "apache-2.0", "--scheduler", "DDIMScheduler")
+    assert ModelCard.load(tmp_path / "mine" / "README.md").data.license == "apache-2.0"
+    assert type(DiTPipeline.from_pretrained(tmp_path / "mine").scheduler) is DDIMScheduler
+    run(tmp_path / "dit", tmp_path / "silent")
+    assert ModelCard.load(tmp_path / "silent" / "README.md").data.license is None
+
+
+def test_checkpoint_needs_no_vae_to_become_another_checkpoint(sources, tmp_path):
+    run(sources / "DiT-P-2.pt", tmp_path / "new" / "w.safetensors", "--to", "original", *HEADS)
+    assert load_file(tmp_path / "new" / "w.safetensors").keys() == torch.load(sources / "DiT-P-2.pt").keys()
+
+
+def test_folder_for_diffusers_has_a_card_too_and_comes_back(sources, tmp_path, make_model):
+    model = make_model(num_classes=1000, timestep_freq_shift=1.0)
+    vae = AutoencoderKL.from_pretrained(sources / "vae")
+    DiTPipeline(model, vae, DDIMScheduler(clip_sample=False)).save_pretrained(tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "theirs", "--to", "diffusers")
+    assert ModelCard.load(tmp_path / "theirs" / "README.md").data.library_name == "diffusers"
+    run(tmp_path / "theirs", tmp_path / "back", "--timestep-freq-shift", "1")
+    back = DiTPipeline.from_pretrained(tmp_path / "back").transformer
+    assert back.config.timestep_freq_shift == 1
+    for key, tensor in to_original(model).items():
+        assert torch.equal(tensor, back.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SOURCE", "TAKEN"], "nothing is overwritten"),
+        (["SOURCE", "SOURCE", "--to", "original"], "nothing is overwritten"),
+        (["SOURCE", "NEW", "--to", "original"], "end it with .pt or .safetensors"),
+        (["SOURCE", "NEW"], "pass vae="),
+        (["SOURCE", "NEW", "--vae", "none"], "pass num_attention_heads"),
+        (["SOURCE", "NEW", "--vae", "none", *HEADS, "--weights", "best"], "choose from ema, model"),
+        (["SOURCE", "NEW", "--vae", "none", *HEADS, "--scheduler", "Pipeline"], "no scheduler of diffusers"),
+        (["SOURCE", "NEW", "--vae", "none", *HEADS, "--to", "diffusers"], "num_classes=10"),
+    ],
+)
+def test_error_is_one_line_and_nothing_is_written(arguments, message, sources, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    places = {"SOURCE": sources / "DiT-P-2.pt", "TAKEN": tmp_path / "taken", "NEW": tmp_path / "new"}
+    monkeypatch.setattr(sys, "argv", ["dit-hf", "convert", *(str(places.get(word, word)) for word in arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dit-hf: ")]
+    assert stop.value.code == 1
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "new").exists()

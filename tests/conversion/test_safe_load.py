@@ -1,0 +1,229 @@
+"""Hostile and damaged checkpoints: nothing runs, memory stays bounded, and there is one kind of error."""
+
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+
+from dit_hf import DiTConfig, DiTModel
+from dit_hf.conversion import CheckpointError, from_original, to_original
+from dit_hf.conversion.safe_load import MAX_PICKLE_BYTES, read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+KEY = "x_embedder.proj.weight"
+
+
+class Attack:
+    """A pickle that touches a file when it is loaded."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def pt(content, **options) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, **options)
+    return file.getvalue()
+
+
+def rezip(file: bytes, compression: int = zipfile.ZIP_STORED, **replaced: bytes) -> bytes:
+    """The same archive, compressed or with other records, by the last part of their names."""
+    new = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(file)) as old, zipfile.ZipFile(new, "w", compression) as archive:
+        for name in old.namelist():
+            archive.writestr(name, replaced.get(name.rpartition("/")[2].replace(".", "_"), old.read(name)))
+    return new.getvalue()
+
+
+def tar_of(content: bytes) -> bytes:
+    new = io.BytesIO()
+    with tarfile.open(fileobj=new, mode="w") as archive:
+        info = tarfile.TarInfo("storages")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    return new.getvalue()
+
+
+def pointing_before_its_start(file: bytes) -> bytes:
+    """The archive with a directory that claims to lie further behind, so that records begin before the file."""
+    (offset,) = struct.unpack("<I", file[-6:-2])
+    return file[:-6] + struct.pack("<I", offset + 10**6) + file[-2:]
+
+
+def safetensors_header(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + bytes(16)
+
+
+WEIGHTS = {KEY: torch.ones(8, 4, 2, 2)}
+HOSTILE = {
+    "code in the archive": (lambda canary: pt({KEY: Attack(canary)}), "asks for (posix|nt).system"),
+    "code in place of the arguments": (lambda c: pt({"ema": WEIGHTS, "args": Attack(c)}), "asks for (posix|nt).system"),
+    "code under another protocol": (
+        lambda canary: rezip(pt(WEIGHTS), data_pkl=pickle.dumps(Attack(canary), protocol=4)),
+        "uses STACK_GLOBAL",
+    ),
+    "code in protocol 0": (
+        lambda canary: rezip(pt(WEIGHTS), data_pkl=f"(S'touch {canary}'\nios\nsystem\n.".encode()),
+        "uses INST",
+    ),
+    "a bare pickle": (lambda canary: pickle.dumps(Attack(canary)), "neither a safetensors file"),
+    "the form before torch 1.6": (
+        lambda canary: pt({KEY: Attack(canary)}, _use_new_zipfile_serialization=False),
+        "neither a safetensors file",
+    ),
+    "a tar": (lambda canary: tar_of(pickle.dumps(Attack(canary))), "neither a safetensors file"),
+    "a whole model": (lambda canary: pt(torch.nn.Linear(2, 2)), "asks for torch.nn.modules.linear.Linear"),
+    "a sparse tensor": (lambda c: pt({KEY: torch.eye(3).to_sparse()}), "_rebuild_sparse_tensor"),
+    "a meta tensor": (lambda canary: pt({KEY: torch.empty(2**40, device="meta")}), "_rebuild_meta_tensor"),
+    "a zip bomb": (
+        lambda canary: rezip(pt({KEY: torch.zeros(2**22)}), zipfile.ZIP_DEFLATED),
+        "is compressed",
+    ),
+    "a large pickle": (lambda c: rezip(pt(WEIGHTS), data_pkl=bytes(MAX_PICKLE_BYTES + 1)), "bytes, over"),
+    "no pickle": (lambda canary: rezip(pt(WEIGHTS)).replace(b"data.pkl", b"date.pkl"), "without data.pkl"),
+    "another byte order": (lambda canary: rezip(pt(WEIGHTS), byteorder=b"big"), "big-endian"),
+    "a list": (lambda canary: pt([torch.zeros(3)]), "holds a list"),
+    "nothing": (lambda canary: b"", "neither a safetensors file"),
+    "text": (lambda canary: b"<html>404</html>", "neither a safetensors file"),
+    "records before the file's start": (lambda c: pointing_before_its_start(rezip(pt(WEIGHTS))), "is damaged"),
+    "a truncated archive": (lambda canary: pt(WEIGHTS)[:-200], "is damaged"),
+    "a safetensors header without end": (lambda c: struct.pack("<Q", 2**40) + b"{" + bytes(99), "is damaged"),
+    "truncated safetensors": (lambda canary: save(WEIGHTS)[:-4], "is damaged"),
+    "safetensors beyond its end": (
+        lambda c: safetensors_header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,4000000000]}}'),
+        "is damaged",
+    ),
+    "safetensors of whole numbers": (lambda c: save({KEY: torch.ones(3, dtype=torch.int8)}), f"{KEY} has the type I8"),
+}
+
+
+@pytest.mark.parametrize(("attack", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_file_is_refused_and_nothing_runs(attack, message, tmp_path):
+    canary = tmp_path / "canary"
+    (tmp_path / "w.pt").write_bytes(attack(canary))
+    with pytest.raises(CheckpointError, match=message):
+        from_original(tmp_path / "w.pt")
+    assert not canary.exists()
+
+
+def test_attack_of_these_tests_would_run_if_it_were_unpickled(tmp_path):
+    pickle.loads(pickle.dumps(Attack(tmp_path / "canary")))
+    assert (tmp_path / "canary").exists()
+
+
+TALL = {
+    "stride 0": torch.zeros(1).expand(2**40, 4, 2, 2),
+    "transposed": torch.zeros(2, 2, 4, 8).permute(3, 2, 1, 0),
+}
+
+
+@pytest.mark.parametrize("tensor", TALL.values(), ids=TALL)
+def test_tensor_that_is_not_laid_out_in_its_record_is_refused(tensor, tmp_path):
+    torch.save({KEY: tensor}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="does not fit its"):
+        read_checkpoint(tmp_path / "w.pt")[KEY].read()
+
+
+def test_view_into_a_larger_record_is_read(tmp_path):
+    whole = torch.arange(24.0)
+    torch.save({"part": whole[6:12].view(2, 3), "all": whole}, tmp_path / "w.pt")
+    stored = read_checkpoint(tmp_path / "w.pt")
+    assert torch.equal(stored["part"].read(), whole[6:12].view(2, 3))
+    assert torch.equal(stored["all"].read(), whole)
+
+
+def test_flipped_bit_of_a_weight_is_found_by_the_checksum(tmp_path):
+    file = bytearray(pt({"a": torch.full((1000,), 0.5)}))
+    file[file.index(struct.pack("<f", 0.5)) + 400] ^= 1
+    (tmp_path / "w.pt").write_bytes(file)
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        read_checkpoint(tmp_path / "w.pt")["a"].read()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny model's weights as the bytes of both kinds of file, and a place for a spoilt one."""
+    config = DiTConfig(
+        hidden_size=4, num_hidden_layers=1, num_attention_heads=1, sample_size=2, in_channels=1, num_classes=2
+    )
+    state = to_original(DiTModel(config))
+    return {"pt": pt(state), "safetensors": save(state)}, state, tmp_path_factory.mktemp("fuzz") / "w"
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_spoilt_bytes_give_our_error_or_the_same_weights(tiny, data):
+    files, state, path = tiny
+    kind = data.draw(st.sampled_from(sorted(files)))
+    content = bytearray(files[kind])
+    # the places that readers interpret are few beside the weights' bytes: half of the flips go to the ends
+    place = st.integers(0, len(content) - 1) | st.integers(0, 1500) | st.integers(len(content) - 1500, len(content) - 1)
+    for where in data.draw(st.lists(place, max_size=4)):
+        content[max(0, min(where, len(content) - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    path.write_bytes(content)
+    try:
+        model = from_original(path, num_attention_heads=1)
+    except ValueError:
+        return
+    if kind == "pt":  # a safetensors file has no checksum
+        assert all(torch.equal(tensor, state[key]) for key, tensor in to_original(model).items())
+
+
+MEASURE = """
+import sys, torch, dit_hf
+from dit_hf.conversion import from_diffusers, from_original
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+from_original(sys.argv[2], num_attention_heads=1)
+before = peak()
+model = {"original": from_original, "diffusers": from_diffusers}[sys.argv[3]](sys.argv[1])
+size = sum(p.nbytes for p in model.parameters())
+print((peak() - before) / size, size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("form", ["pt", "training checkpoint", "safetensors", "diffusers"])
+def test_converting_takes_about_one_copy_of_the_weights(form, tiny, tmp_path):
+    path, model = tmp_path / "big", DiTModel(DiTConfig(num_hidden_layers=8, hidden_size=768, num_attention_heads=12))
+    state = to_original(model)
+    told = ", num_attention_heads=12"
+    if form == "pt":
+        torch.save(state, path)
+    elif form == "training checkpoint":
+        torch.save({"model": {key: tensor + 1 for key, tensor in state.items()}, "ema": state}, path)
+    elif form == "safetensors":
+        save_file(state, path)
+    else:
+        from dit_hf.conversion import to_diffusers
+
+        to_diffusers(model).save_pretrained(path)
+        told = ""
+    (tmp_path / "tiny").write_bytes(tiny[0]["pt"])
+    code = MEASURE.replace("(sys.argv[1])", f"(sys.argv[1]{told})")
+    kind = "diffusers" if form == "diffusers" else "original"
+    command = [sys.executable, "-c", code, path, tmp_path / "tiny", kind]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    copies, size = map(float, result.stdout.split())
+    print(f"{form}: {copies:.2f} copies of {size / 2**20:.0f} MiB")
+    assert size > 250 * 2**20
+    assert copies < 1.25  # the largest tensor and a mask of finite values come on top
