@@ -96,6 +96,7 @@ def test_installed_package_works_outside_the_repository(installed: Path, tmp_pat
 
 
 def test_installed_package_has_every_room(installed: Path, tmp_path: Path):
-    rooms = sorted(path.parent.name for path in (ROOT / "src" / "dit_hf").glob("*/__init__.py"))
-    code = "; ".join(f"import dit_hf.{room}" for room in rooms)
+    files = sorted((ROOT / "src" / "dit_hf").rglob("*.py"))
+    names = [".".join(file.relative_to(ROOT / "src").with_suffix("").parts) for file in files]
+    code = "; ".join(f"import {name.removesuffix('.__init__')}" for name in names)
     run([str(installed / "bin" / "python"), "-c", code], cwd=tmp_path)
