@@ -143,6 +143,29 @@ def test_every_scheduler_of_the_table_runs_its_usual_number_of_steps(name):
     assert torch.isfinite(final).all()
 
 
+def test_usual_number_of_steps_fits_a_short_schedule():
+    scheduler = DDIMScheduler(num_train_timesteps=20, timestep_spacing="leading", clip_sample=False)
+    tiny_pipeline(tiny_model(learn_sigma=False), scheduler)(1, output_type="latent")
+    assert scheduler.num_inference_steps == 20
+
+
+@pytest.mark.parametrize("eta", [-0.1, 7, float("nan")])
+def test_eta_outside_its_range_is_refused(eta):
+    scheduler = DDIMScheduler(timestep_spacing="leading", clip_sample=False)
+    with pytest.raises(ValueError, match="eta=.* is outside"):
+        tiny_pipeline(tiny_model(learn_sigma=False), scheduler)(1, eta=eta)
+
+
+def test_generators_may_be_a_tuple():
+    scheduler = DDIMScheduler(timestep_spacing="leading", clip_sample=False)
+    pipe = tiny_pipeline(tiny_model(learn_sigma=False), scheduler)
+    images = [
+        pipe([1, 2], generator=kind([seeded(0), seeded(1)]), num_inference_steps=2, output_type="latent").images
+        for kind in (tuple, list)
+    ]
+    torch.testing.assert_close(*images, rtol=0, atol=0)
+
+
 def test_usual_numbers_of_steps_are_the_documented_ones():
     assert {name: traits.num_steps for name, traits in SCHEDULERS.items()} == {
         "DDPMScheduler": 250,

@@ -49,7 +49,10 @@ def generate(
     ] = None,
     output: Annotated[Path, typer.Option(help="The image to write; several samples become a grid.")] = Path("out.png"),
     num_images: Annotated[int, typer.Option(min=1, help="Images of each class: one row of the grid.")] = 1,
-    guidance_scale: Annotated[float, typer.Option(help="Strength of classifier-free guidance; 1 is none.")] = 4.0,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Strength of classifier-free guidance, 1 is none; 4 where the model has guidance.", min=0),
+    ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the scheduler; its usual number when not given.")
     ] = None,
@@ -66,12 +69,13 @@ def generate(
         raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     pipeline = DiTPipeline.from_pretrained(model).to(device)
+    has_null_class = pipeline.transformer.config.has_null_class
     count = {"num_images": num_images}
     if class_labels is not None:
         count = {"num_images_per_label": num_images}
     images = pipeline(
         class_labels=None if class_labels is None else _parse_labels(class_labels),
-        guidance_scale=guidance_scale,
+        guidance_scale=(4.0 if has_null_class else 1.0) if guidance_scale is None else guidance_scale,
         num_inference_steps=num_inference_steps,
         generator=torch.Generator().manual_seed(seed),
         **count,

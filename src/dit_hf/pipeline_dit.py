@@ -283,10 +283,13 @@ class DiTPipeline(DiffusionPipeline):
         """
         labels = self._label_batch(class_labels, num_images_per_label, num_images)
         num_channels = self._num_guided_channels(guidance_scale, guidance_channels)
-        num_steps = _traits(self.scheduler).num_steps if num_inference_steps is None else num_inference_steps
+        num_steps = num_inference_steps
+        if num_steps is None:
+            num_steps = min(_traits(self.scheduler).num_steps, self.scheduler.config.num_train_timesteps)
         config = self.transformer.config
         shape = (len(labels), config.in_channels, *config.sample_height_width)  # (B, C, H, W)
         self._check_call(shape, num_steps, generator, latents, output_type)
+        generator = list(generator) if isinstance(generator, tuple) else generator
         step_kwargs = self._step_kwargs(generator, eta)
         device = self._execution_device
         self.scheduler.set_timesteps(num_steps, device=device)
@@ -360,6 +363,8 @@ class DiTPipeline(DiffusionPipeline):
 
     def _step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:
         parameters = inspect.signature(self.scheduler.step).parameters
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} is outside [0, 1]: 0 is deterministic, 1 draws as much noise as DDPM")
         if eta and "eta" not in parameters:
             raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} has none, leave it at 0 or use DDIMScheduler")
         return {name: value for name, value in {"generator": generator, "eta": eta}.items() if name in parameters}
@@ -524,7 +529,8 @@ def _check_guidance_channels(guidance_channels: Any) -> None:
 
 def _check_count(name: str, value: Any, limit: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-        raise ValueError(f"{name}={value!r}: pass a whole number of at least 1 and at most {limit}")
+        most = "" if limit == math.inf else f" and at most {limit}"
+        raise ValueError(f"{name}={value!r}: pass a whole number of at least 1{most}")
 
 
 def _update_json(file: Path, **fields: Any) -> None:
