@@ -1,10 +1,13 @@
 """Settings from flags, files and both."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from dit_hf.training.settings import TrainSettings, changed_settings, parse_settings
+
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 
 
 @pytest.fixture
@@ -68,6 +71,13 @@ def test_unknown_key_in_the_file_is_refused_with_the_closest(file):
 def test_impossible_values_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainSettings(**values)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_files_are_valid(path):
+    settings = parse_settings([str(path)])
+    assert Path(settings.dataset_name).is_dir()
+    assert settings.ema_decay**settings.max_train_steps < 1e-3
 
 
 def test_every_setting_says_what_it_is():

@@ -87,8 +87,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name, lowest in LOWEST.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, type(lowest)) or value < lowest):
-                kind = "a whole number" if isinstance(lowest, int) else "a number"
+            kinds, kind = (int, "a whole number") if isinstance(lowest, int) else ((int, float), "a number")
+            fits = isinstance(value, kinds) and not isinstance(value, bool) and value >= lowest
+            if value is not None and not fits:
                 raise ValueError(f"{name}={value!r} is not possible: set it to {kind} of at least {lowest}")
         if self.ema_decay >= 1:
             raise ValueError(f"ema_decay={self.ema_decay} is outside [0, 1): the paper's is 0.9999")
@@ -103,7 +104,7 @@ LOWEST: dict[str, float] = {
     "train_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "max_train_steps": 1,
-    "max_train_minutes": 0.0,
+    "max_train_minutes": 0.001,
     "learning_rate": 0.0,
     "lr_warmup_steps": 0,
     "adam_weight_decay": 0.0,
