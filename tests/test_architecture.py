@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
 # Room -> third-party packages it may import; a room without a row may import whatever setup.py declares.
 PACKAGES_ALLOWED: dict[str, set[str]] = {
     "configuration_dit": {"transformers"},
-    "modeling_dit": {"torch", "transformers"},
+    "modeling_dit": {"torch", "transformers", "safetensors"},
     "diffusion": {"torch"},
     "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "diffusers", "huggingface_hub", "accelerate"},
     "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm"},

@@ -88,6 +88,17 @@ def test_ten_classes_are_learned_from_scratch_in_minutes(tmp_path: Path):
     assert score.recognised >= 90
 
 
+@pytest.mark.slow
+def test_training_without_a_data_set_takes_the_embedded_one_and_tracks_it(tmp_path: Path):
+    few = ["--max_train_steps", "2", "--ema_decay", "0.01", "--logging_steps", "1", "--num_threads", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", str(EXAMPLES / "train_dit.py")]
+    result = subprocess.run([*launch, "--output_dir", str(tmp_path), *few], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "emoji_10.yaml" in result.stdout or torch.cuda.is_available()
+    assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
+    assert DiTPipeline.from_pretrained(tmp_path / "pipeline").get_label_ids("frog") == [0]
+
+
 @pytest.mark.long
 def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
     start = time.monotonic()

@@ -260,7 +260,7 @@ def test_weights_start_as_the_originals(owner, tmp_path):
     if owner == "missing from the file":
         model.save_pretrained(tmp_path)
         save_file({"t_embedder.mlp.0.bias": torch.full((96,), 0.5)}, tmp_path / "model.safetensors", {"format": "pt"})
-        model = DiTModel.from_pretrained(tmp_path)
+        model = DiTModel.from_pretrained(tmp_path, strict=False)
         assert (model.t_embedder.mlp[0].bias == 0.5).all()
         torch.nn.init.zeros_(model.t_embedder.mlp[0].bias)
     bounds = {
@@ -678,3 +678,52 @@ def test_version_is_public():
     assert dit_hf.__version__ == "0.1.0"
     with pytest.raises(AttributeError, match="no attribute 'DiT'"):
         _ = dit_hf.DiT
+
+
+def edit_weights(folder, change) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+WRONG_WEIGHTS = {
+    "1 weights are missing: blocks.1.mlp.fc1.bias": lambda weights: weights.pop("blocks.1.mlp.fc1.bias"),
+    "1 weights are left over: blocks.9.mlp.fc1.bias": lambda weights: weights.update(
+        {"blocks.9.mlp.fc1.bias": torch.zeros(3)}
+    ),
+    "1 weights are not finite: blocks.0.attn.proj.weight": lambda weights: (
+        weights["blocks.0.attn.proj.weight"].view(-1)[5:6].fill_(float("nan"))
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_WEIGHTS)
+def test_weights_that_do_not_make_the_model_whole_are_refused_by_name(tmp_path, message):
+    DiTModel(tiny_config()).save_pretrained(tmp_path)
+    edit_weights(tmp_path, WRONG_WEIGHTS[message])
+    with pytest.raises(ValueError, match=message):
+        DiTModel.from_pretrained(tmp_path)
+    assert isinstance(DiTModel.from_pretrained(tmp_path, strict=False), DiTModel)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    DiTModel(tiny_config()).save_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda weights: weights.update({"final_layer.linear.bias": torch.zeros(3)}))
+    with pytest.raises(ValueError, match="1 weights are of another shape: final_layer.linear.bias"):
+        DiTModel.from_pretrained(tmp_path)
+    assert isinstance(DiTModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True), DiTModel)
+
+
+def test_folder_without_configuration_is_refused(tmp_path):
+    DiTModel(tiny_config()).save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        DiTModel.from_pretrained(tmp_path)
+
+
+def test_loading_information_is_returned_when_asked_for(tmp_path):
+    DiTModel(tiny_config()).save_pretrained(tmp_path)
+    model, info = DiTModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, DiTModel)
+    assert not info["missing_keys"]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.diffusion import OBJECTIVES, FlowLoss
@@ -647,3 +648,19 @@ def test_folder_saved_by_remote_code_is_the_same_again(route, saved, tmp_path):
     assert {path.relative_to(again) for path in again.rglob("*") if path.is_file()} == files
     for file in sorted(files):
         assert (again / file).read_bytes() == (saved / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("cut", "transformer are cut short"), ("infinite", "1 weights are not finite: pos_embed")]
+)
+def test_pipeline_with_damaged_weights_is_refused(tmp_path, damage, message):
+    tiny_pipeline().save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "model.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        weights = load_file(file)
+        weights["pos_embed"][0, 0, 0] = math.inf
+        save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        DiTPipeline.from_pretrained(tmp_path)

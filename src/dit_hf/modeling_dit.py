@@ -10,10 +10,12 @@ adaLN's arithmetic stay in float32; matrix products and attention run in the low
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -424,12 +426,48 @@ class DiTModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model as `transformers.PreTrainedModel.from_pretrained` does, and freeze its position embedding."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+    def from_pretrained(
+        cls, source: Any = None, *args: Any, strict: bool = True, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a model as `transformers.PreTrainedModel.from_pretrained` does, but never silently a wrong one.
+
+        Args:
+            source: A folder, or an id on the Hub.
+            *args: As in transformers.
+            strict: Refuse weights that are missing, left over, of another shape or not finite; with False, what is
+                missing is initialised at random, with transformers' warning.
+            output_loading_info: Whether to return what was missing or left over beside the model.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: If the weights do not make the model whole, naming them.
+        """
+        folder = Path(source or ".", kwargs.get("subfolder") or "")
+        if folder.is_dir() and source and "config" not in kwargs and not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} has no config.json, and the default one would be a guess: pass config=...")
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
+        try:
+            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"the weights of {source} are cut short or no safetensors file: {error}") from error
         model.pos_embed.requires_grad_(False)  # transformers loads every weight as a trainable one
-        return loaded
+        if strict:
+            finite = {key: bool(weight.is_meta or weight.isfinite().all()) for key, weight in model.named_parameters()}
+            faults = {
+                "of another shape": [] if may_differ else [key for key, *_ in info["mismatched_keys"]],
+                "missing": info["missing_keys"],
+                "left over": info["unexpected_keys"],
+                "not finite": [key for key, is_finite in finite.items() if not is_finite],
+            }
+            for fault, keys in faults.items():
+                if keys:
+                    first = ", ".join(sorted(map(str, keys))[:3])
+                    raise ValueError(
+                        f"{source}: {len(keys)} weights are {fault}: {first}{' ...' if len(keys) > 3 else ''}. "
+                        "Fetch or convert the model again, or load what there is with strict=False"
+                    )
+        return (model, info) if output_loading_info else model
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
         """Push the model alone as transformers does, into a private repository unless told otherwise."""
