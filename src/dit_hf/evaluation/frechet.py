@@ -15,8 +15,8 @@ def frechet_distance(
 ) -> float:
     """The squared Wasserstein-2 distance of N(mean_1, covariance_1) and N(mean_2, covariance_2).
 
-    The trace of (S1 S2)^(1/2) is the nuclear norm of S1^(1/2) S2^(1/2), which stays exact where a covariance is singular
-    and needs no complex square root.
+    The trace of (S1 S2)^(1/2) is the nuclear norm of S1^(1/2) S2^(1/2), which stays exact where a covariance is
+    singular and needs no complex square root.
 
     Args:
         mean_1: (D,).
