@@ -142,3 +142,18 @@ def test_fields_of_transformers_pass(tmp_path):
     assert DiTConfig(attn_implementation="eager")._attn_implementation == "eager"
     DiTConfig(dtype="bfloat16", auto_map=passing["auto_map"]).save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path, attn_implementation="eager").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize("value", ["somebody/kernel", {"": "somebody/kernel"}, "eager2"])
+def test_file_that_asks_for_attention_of_the_hub_is_refused(tmp_path, name, value):
+    content = {**DiTConfig.from_name("DiT-S/8").to_dict(), name: value}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"the configuration asks for {name}="):
+        DiTConfig.from_pretrained(tmp_path)
+
+
+def test_file_may_name_an_attention_of_transformers(tmp_path):
+    content = {**DiTConfig.from_name("DiT-S/8").to_dict(), "attn_implementation": "eager"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert DiTConfig.from_pretrained(tmp_path)._attn_implementation == "eager"

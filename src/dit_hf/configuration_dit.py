@@ -42,6 +42,9 @@ TRANSFORMERS_FIELDS = {
     "quantization_config",
 }
 
+# The attention that a file may ask for; any other name is a repository of code that transformers would fetch and run.
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+
 
 class DiTConfig(PreTrainedConfig):
     """The architecture of a Diffusion Transformer; the defaults are DiT-XL/2 at 256 px of ImageNet.
@@ -127,6 +130,25 @@ class DiTConfig(PreTrainedConfig):
         size = PAPER_SIZES[name]
         fields = {field: getattr(size, field) for field in size._fields[:4]}
         return cls(**{**fields, **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from a file's content, as transformers does.
+
+        Args:
+            config_dict: The content.
+            **kwargs: Fields that differ from it.
+
+        Raises:
+            ValueError: As the constructor, or if a file names an attention that would be fetched from the Hub and run.
+        """
+        for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+            if config_dict.get(name) not in (None, *ATTENTIONS):
+                raise ValueError(
+                    f"the configuration asks for {name}={config_dict[name]!r}, none of {', '.join(ATTENTIONS)}: take "
+                    "it out of config.json, and pass attn_implementation=... if you want that code"
+                )
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def out_channels(self) -> int:

@@ -12,7 +12,6 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -406,22 +405,31 @@ class DiTPipeline(DiffusionPipeline):
         return self.image_processor.postprocess(images, output_type)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "DiTPipeline":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, verify: bool = True, **kwargs: Any
+    ) -> "DiTPipeline":
         """Load a pipeline; diffusers' method, which also takes what others packaged where the package is installed.
 
         Args:
             pretrained_model_name_or_path: a folder or an id on the Hub, in this project's form or in diffusers' own
                 (such as facebook/DiT-XL-2-256), or the file of an original checkpoint, with `vae`: an autoencoder, its
                 folder or its id, or None for a model of pixels.
+            verify: whether to compare what came from the Hub with the Hub's hashes, where the package is installed.
             **kwargs: those of diffusers; for weights of others also what `dit_hf.conversion` takes.
 
         Raises:
+            OSError: when the Hub or its cache cannot be used, or a file does not have the Hub's hash.
             ValueError: when a part is missing, or is damaged; for weights of others the message names the key.
         """
-        load = super().from_pretrained
-        if cls.__module__.startswith("dit_hf."):
-            load = partial(importlib.import_module("dit_hf.conversion").load_pipeline, cls, load)
-        return load(pretrained_model_name_or_path, **kwargs)
+        source, load = pretrained_model_name_or_path, super().from_pretrained
+        if not cls.__module__.startswith("dit_hf."):
+            return load(source, **kwargs)
+        pipeline = importlib.import_module("dit_hf.conversion").load_pipeline(cls, load, source, **kwargs)
+        if not Path(source).exists():
+            names = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
+            hub = {name: kwargs[name] for name in names if kwargs[name] is not None}
+            importlib.import_module("dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
+        return pipeline
 
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, format: Literal["dit_hf", "diffusers"] = "dit_hf", **kwargs: Any

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import close_session, constants, snapshot_download
+from huggingface_hub import close_session, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
@@ -15,7 +15,7 @@ from dit_hf import DiTPipeline
 from dit_hf.hub.background import BackgroundPush
 from dit_hf.hub.errors import HubError
 from dit_hf.hub.push import check_push, push_folder
-from dit_hf.hub.verify import verify_snapshot
+from dit_hf.hub.verify import check_cached, verify_snapshot
 
 
 def image_of(pipeline: DiTPipeline) -> np.ndarray:
@@ -287,6 +287,59 @@ def test_downloaded_bytes_are_held_against_the_hub_s_hashes(hub, saved):
     (folder / "more.py").write_text("")
     with pytest.raises(HubError, match=r"more.py is not in user/dit"):
         verify_snapshot(folder, "user/dit")
+
+
+@pytest.mark.parametrize("name", ["vae/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"])
+def test_pipeline_with_wrong_bytes_in_the_cache_is_refused_offline_too(hub, saved, monkeypatch, name):
+    push_folder(saved, "user/dit")
+    cache = {"cache_dir": constants.HF_HUB_CACHE}
+    DiTPipeline.from_pretrained("user/dit", **cache)
+    file = Path(try_to_load_from_cache("user/dit", name)).resolve()
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]) if name.endswith("safetensors") else good + b" ")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=f"{name} of user/dit is damaged in the cache: delete {file}"):
+        DiTPipeline.from_pretrained("user/dit", **cache)
+    DiTPipeline.from_pretrained("user/dit", verify=False, **cache)
+    file.write_bytes(good)
+    DiTPipeline.from_pretrained("user/dit", **cache)
+
+
+def test_every_flipped_bit_and_truncation_of_weights_in_the_cache_is_named(hub, saved):
+    push_folder(saved, "user/dit")
+    name = "transformer/model.safetensors"
+    file = (Path(snapshot_download("user/dit")) / name).resolve()
+    good, random = file.read_bytes(), np.random.default_rng(0)
+    assert check_cached("user/dit") == hub.repository("user/dit").refs["main"].oid
+    damages = [good[: random.integers(len(good))] for _ in range(100)]
+    for position in random.integers(len(good), size=1000):
+        damages.append(good[:position] + bytes([good[position] ^ 1 << random.integers(8)]) + good[position + 1 :])
+    for damaged in damages:
+        file.write_bytes(damaged)
+        with pytest.raises(HubError, match=f"{name} of user/dit is damaged in the cache"):
+            check_cached("user/dit")
+
+
+def test_cache_without_links_is_held_against_the_hub(hub, saved):
+    push_folder(saved, "user/dit")
+    folder = Path(snapshot_download("user/dit"))
+    for path in [path for path in folder.rglob("*") if path.is_symlink()]:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    assert check_cached("user/dit") == folder.name
+    (folder / "model_index.json").write_text("{}")
+    with pytest.raises(HubError, match=r"model_index\.json does not have the hash that user/dit says"):
+        check_cached("user/dit")
+
+
+def test_loading_offline_says_which_commit(hub, saved, caplog):
+    oid = push_folder(saved, "user/dit").oid
+    cache = {"cache_dir": constants.HF_HUB_CACHE}
+    DiTPipeline.from_pretrained("user/dit", **cache)
+    assert "this is commit" not in caplog.text
+    DiTPipeline.from_pretrained("user/dit", local_files_only=True, **cache)
+    assert f"user/dit: the network was not asked, this is commit {oid} of the cache" in caplog.text
 
 
 def test_missing_and_closed_repositories_are_told_apart(hub, saved, monkeypatch):

@@ -1,12 +1,63 @@
 """Whether downloaded files are those that the Hub has: their hashes against the Hub's, as clients check sizes only."""
 
 import hashlib
+import logging
+import re
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.hf_api import RepoFile
 
 from .errors import HubError, one_line_errors, retried
+
+logger = logging.getLogger(__name__)
+
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a small file, SHA-256 of a large one
+
+
+def check_cached(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
+    verify: bool = True,
+) -> str | None:
+    """Check a pipeline in the cache, offline too: there, a file's content is named by the hash that the Hub gave.
+
+    Args:
+        repo_id: "user/name".
+        revision: the branch, tag or commit that was loaded.
+        cache_dir: as in huggingface_hub.
+        local_files_only: whether the network was not asked; which commit was used is logged then.
+        token: for a private repository.
+        verify: whether to compare the hashes.
+
+    Returns:
+        The commit that lies in the cache, or None where it was loaded past the cache.
+
+    Raises:
+        HubError: if a file does not have its hash, naming it.
+    """
+    index = try_to_load_from_cache(repo_id, "model_index.json", cache_dir=cache_dir, revision=revision)
+    if not isinstance(index, str):
+        return None
+    folder = Path(index).parent
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        logger.warning(f"{repo_id}: the network was not asked, this is commit {folder.name} of the cache")
+    if not verify:
+        return folder.name
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if not all(HASH.fullmatch(path.resolve().name) for path in paths):  # a cache without links, as on Windows
+        verify_snapshot(folder, repo_id, folder.name, token=token)
+        return folder.name
+    for path in paths:
+        content = path.resolve()
+        if _hash(content, is_large=len(content.name) == 64) != content.name:
+            name = path.relative_to(folder).as_posix()
+            raise HubError(f"{name} of {repo_id} is damaged in the cache: delete {content} and load it again")
+    return folder.name
 
 
 def verify_snapshot(
@@ -44,8 +95,13 @@ def _is_same(path: Path, entry: RepoFile) -> bool:
     """Large files are known by their SHA-256, small ones by git's hash."""
     if path.stat().st_size != entry.size:
         return False
-    if entry.lfs is not None:
+    expected = entry.blob_id if entry.lfs is None else entry.lfs.sha256
+    return _hash(path, is_large=entry.lfs is not None) == expected
+
+
+def _hash(path: Path, is_large: bool) -> str:
+    if is_large:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
+            return hashlib.file_digest(file, "sha256").hexdigest()
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == entry.blob_id
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
