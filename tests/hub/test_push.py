@@ -320,7 +320,7 @@ def test_every_flipped_bit_and_truncation_of_weights_in_the_cache_is_named(hub, 
             check_cached("user/dit")
 
 
-def test_cache_without_links_is_held_against_the_hub(hub, saved):
+def test_cache_without_links_is_held_against_the_hub_where_it_can_be_asked(hub, saved, caplog):
     push_folder(saved, "user/dit")
     folder = Path(snapshot_download("user/dit"))
     for path in [path for path in folder.rglob("*") if path.is_symlink()]:
@@ -331,6 +331,8 @@ def test_cache_without_links_is_held_against_the_hub(hub, saved):
     (folder / "model_index.json").write_text("{}")
     with pytest.raises(HubError, match=r"model_index\.json does not have the hash that user/dit says"):
         check_cached("user/dit")
+    check_cached("user/dit", local_files_only=True)
+    assert "nothing is compared without the network" in caplog.text
 
 
 def test_loading_offline_says_which_commit(hub, saved, caplog):

@@ -44,13 +44,18 @@ def check_cached(
     if not isinstance(index, str):
         return None
     folder = Path(index).parent
-    if local_files_only or constants.HF_HUB_OFFLINE:
+    is_offline = local_files_only or constants.HF_HUB_OFFLINE
+    if is_offline:
         logger.warning(f"{repo_id}: the network was not asked, this is commit {folder.name} of the cache")
     if not verify:
         return folder.name
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    if not all(HASH.fullmatch(path.resolve().name) for path in paths):  # a cache without links, as on Windows
-        verify_snapshot(folder, repo_id, folder.name, token=token)
+    has_hashes = all(HASH.fullmatch(path.resolve().name) for path in paths)
+    if not has_hashes:  # a cache without links, as on Windows
+        if is_offline:
+            logger.warning(f"{repo_id}: this cache has no links, so nothing is compared without the network")
+        else:
+            verify_snapshot(folder, repo_id, folder.name, token=token)
         return folder.name
     for path in paths:
         content = path.resolve()
