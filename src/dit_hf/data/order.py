@@ -24,7 +24,8 @@ class Place(NamedTuple):
 class _Window(NamedTuple):
     number: int
     first: int  # of its items in the stream
-    places: NDArray[np.int64]  # shuffled places in the epoch's sequence
+    groups: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
 
 class EpochOrder:
@@ -41,13 +42,14 @@ class EpochOrder:
 
     def __init__(self, group_sizes: NDArray[np.int64], *, seed: int, epoch: int, num_streams: int, window: int) -> None:
         self.total, self.epoch, self.num_streams = int(group_sizes.sum()), epoch, num_streams
-        self._key = [seed, 5, epoch]
+        self._seed, self._sizes = seed, group_sizes
         # Epochs follow each other without a gap in the turn of the streams.
         self._phase = epoch * self.total % num_streams
-        all_together = num_streams == 1 and window >= self.total
-        groups = len(group_sizes)
-        self._order = np.arange(groups) if all_together else np.random.default_rng([seed, 0, epoch]).permutation(groups)
+        self._all_together = num_streams == 1 and window >= self.total
+        rng, groups = np.random.default_rng([seed, 0, epoch]), len(group_sizes)
+        self._order = np.arange(groups) if self._all_together else rng.permutation(groups)
         self._ends = np.cumsum(group_sizes[self._order])  # (G,)
+        self._starts = self._ends - group_sizes[self._order]
         first_offsets = (np.arange(num_streams) - self._phase) % num_streams
         lengths = np.maximum(self.total - first_offsets + num_streams - 1, 0) // num_streams
         self._cuts = np.concatenate([[0], np.cumsum(lengths)])  # (C + 1,)
@@ -59,12 +61,10 @@ class EpochOrder:
         """The place of the `offset`-th sample of the epoch."""
         stream, item = (offset + self._phase) % self.num_streams, offset // self.num_streams
         window = self._windows.get(stream)
-        if window is None or not window.first <= item < window.first + len(window.places):
+        if window is None or not window.first <= item < window.first + len(window.rows):
             window = self._windows[stream] = self._open(stream, item)
-        place = window.places[item - window.first]
-        nth = int(np.searchsorted(self._ends, place, side="right"))
-        start = self._ends[nth - 1] if nth else 0
-        return Place(stream, window.number, int(self._order[nth]), int(place - start))
+        nth = item - window.first
+        return Place(stream, window.number, int(window.groups[nth]), int(window.rows[nth]))
 
     def _open(self, stream: int, item: int) -> _Window:
         start = self._cuts[stream]
@@ -73,15 +73,23 @@ class EpochOrder:
         bounds = self._bounds[stream]
         number = int(np.searchsorted(bounds, start + item, side="right")) - 1
         low, high = bounds[number], bounds[number + 1]
-        shuffled = np.random.default_rng([*self._key, stream, number]).permutation(high - low)
-        return _Window(number, int(low - start), low + shuffled)
+        places = np.arange(low, high)
+        nth = np.searchsorted(self._ends, places, side="right")  # of the groups in their order
+        rows = places - self._starts[nth]
+        if not self._all_together:  # else the rows that a cut severs from their group would be its last ones always
+            for each in np.unique(nth):
+                group = int(self._order[each])
+                shuffled = np.random.default_rng([self._seed, 6, self.epoch, group]).permutation(self._sizes[group])
+                rows[nth == each] = shuffled[rows[nth == each]]
+        mixed = np.random.default_rng([self._seed, 5, self.epoch, stream, number]).permutation(len(places))
+        return _Window(number, int(low - start), self._order[nth][mixed], rows[mixed])
 
     def _window_bounds(self, stream: int) -> NDArray[np.int64]:
         """Where the windows of a stream begin and end: at ends of groups, after at least `_window_rows` rows."""
         start, stop = self._cuts[stream : stream + 2]
-        inside = self._ends[np.searchsorted(self._ends, start, side="right") :]
+        first, last = np.searchsorted(self._ends, [start, stop], side="right")
         bounds = [start]
-        for end in inside[inside < stop]:
-            if end - bounds[-1] >= self._window_rows:
+        for end in self._ends[first:last]:
+            if end < stop and end - bounds[-1] >= self._window_rows:
                 bounds.append(end)
         return np.array([*bounds, stop])

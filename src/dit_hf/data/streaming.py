@@ -6,9 +6,8 @@ end of an epoch: nothing is dropped, and no process runs dry first.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count, islice
 from math import gcd
 from typing import NamedTuple
@@ -20,10 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .images import BadImage, decode_image, image_to_tensor, jitter, resize_and_crop
-from .order import EpochOrder
-from .parquet import ParquetSource
+from .order import EpochOrder, Place
 from .rows import Rows
-from .sources import FilesSource, SequentialSource, Source
+from .sources import SequentialSource, Source
 
 logger = logging.getLogger(__name__)
 
@@ -178,14 +176,12 @@ class _Parts(IterableDataset):
         """Yield a part of every batch, in order."""
         stream = self.stream
         residue, stride = stream.rank + stream.world_size * worker, stream.world_size * num_workers
-        samples = _walk(stream)
-        for n in count(step=stream.batch_size * stream.world_size):
-            part: list[tuple[Position, Rows, int]] = []
-            for k in range(n, n + stream.batch_size * stream.world_size):
-                position, find = next(samples)
-                if k % stride == residue:
-                    part.append((position, *find()))
-            yield self._prepare(part, Position(position.epoch, position.offset + 1))
+        samples = (_Sequence if isinstance(stream.source, SequentialSource) else _Ordered)(stream)
+        size = stream.batch_size * stream.world_size
+        for first in count(step=size):
+            mine = range(first + (residue - first) % stride, first + size, stride)
+            part = [samples.take(n) for n in mine]
+            yield self._prepare(part, samples.position_after(first + size - 1))
 
     def _prepare(self, part: list[tuple[Position, Rows, int]], next_position: Position) -> ImageBatch:
         samples, labels = [], []
@@ -230,73 +226,89 @@ class _Parts(IterableDataset):
         return tensor.flip(-1) if mirrored else tensor
 
 
-Find = Callable[[], tuple[Rows, int]]  # reads what it needs
+class _Ordered:
+    """The samples from the start of a stream on, found by their number; only what is taken is read.
 
+    Row groups are kept for as long as a stream of the order uses them.
+    """
 
-def _walk(stream: ImageStream) -> Iterator[tuple[Position, Find]]:
-    """All samples from the start on, over all processes; those that are not asked for are not read."""
-    source = stream.source
-    if isinstance(source, SequentialSource):
-        yield from _walk_sequence(source, stream)
-        return
-    reader = _Reader(source)
-    epoch, first = stream.start
-    while True:
-        order = EpochOrder(
-            source.group_sizes, seed=stream.seed, epoch=epoch, num_streams=stream.num_streams, window=stream.window
-        )
-        for offset in range(first, order.total):
-            yield Position(epoch, offset), partial(reader.find, order, offset)
-        epoch, first = epoch + 1, 0
-
-
-def _walk_sequence(source: SequentialSource, stream: ImageStream) -> Iterator[tuple[Position, Find]]:
-    epoch, skip = stream.start
-    while True:
-        offset = -1
-        for offset, found in enumerate(
-            _shuffled(source, stream.window, np.random.default_rng([stream.seed, 0, epoch]))
-        ):
-            if offset >= skip:
-                yield Position(epoch, offset), partial(_given, found)
-        if offset < 0:
-            raise ValueError(f"the data set has no row of the {len(source.classes.names)} classes asked for")
-        epoch, skip = epoch + 1, 0
-
-
-def _given(found: tuple[Rows, int]) -> tuple[Rows, int]:
-    return found
-
-
-def _shuffled(source: SequentialSource, window: int, rng: np.random.Generator) -> Iterator[tuple[Rows, int]]:
-    """All rows once, shards in random order, rows shuffled within a window."""
-    rows = (row for shard in rng.permutation(source.num_shards).tolist() for row in source.rows(shard))
-    while held := list(islice(rows, window)):
-        group = source.group(held)
-        yield from ((group, k) for k in rng.permutation(len(held)).tolist())
-
-
-class _Reader:
-    """Reads row groups when they are first needed, and keeps them for as long as a stream of the order uses them."""
-
-    def __init__(self, source: ParquetSource | FilesSource) -> None:
-        self.source = source
+    def __init__(self, stream: ImageStream) -> None:
+        assert not isinstance(stream.source, SequentialSource)
+        self.source, self.start = stream.source, stream.start
+        self._options = {"seed": stream.seed, "num_streams": stream.num_streams, "window": stream.window}
+        self._order = self._of_epoch(stream.start.epoch)
         self._alive: WeakValueDictionary[int, Rows] = WeakValueDictionary()
         self._in_use: dict[int, tuple[tuple[int, int], dict[int, Rows]]] = {}  # stream -> (epoch, window), its groups
 
-    def find(self, order: EpochOrder, offset: int) -> tuple[Rows, int]:
-        place = order.locate(offset)
+    def take(self, n: int) -> tuple[Position, Rows, int]:
+        """The n-th sample, and its row among those of its group."""
+        epochs, offset = divmod(self.start.offset + n, self._order.total)
+        position = Position(self.start.epoch + epochs, offset)
+        if position.epoch != self._order.epoch:
+            self._order = self._of_epoch(position.epoch)
+        place = self._order.locate(offset)
+        return position, self._rows(place), place.row
+
+    def position_after(self, n: int) -> Position:
+        """Where a stream goes on that ends with the n-th sample."""
+        epochs, offset = divmod(self.start.offset + n, self._order.total)
+        return Position(self.start.epoch + epochs, offset + 1)
+
+    def _of_epoch(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.source.group_sizes, epoch=epoch, **self._options)
+
+    def _rows(self, place: Place) -> Rows:
         if self.source.in_memory:
             groups = self._in_use.setdefault(0, ((0, 0), {}))[1]
         else:
             window, groups = self._in_use.get(place.stream, (None, {}))
-            if window != (order.epoch, place.window):
+            if window != (self._order.epoch, place.window):
                 groups = {}
-                self._in_use[place.stream] = (order.epoch, place.window), groups
+                self._in_use[place.stream] = (self._order.epoch, place.window), groups
         if place.group not in groups:
             rows = self._alive.get(place.group)
             groups[place.group] = self._alive[place.group] = rows if rows is not None else self.source.read(place.group)
-        return groups[place.group], place.row
+        return groups[place.group]
+
+
+class _Sequence:
+    """The same where rows can only be read one after another: shards in random order, rows shuffled within a window."""
+
+    def __init__(self, stream: ImageStream) -> None:
+        assert isinstance(stream.source, SequentialSource)
+        self.source, self.window, self.seed = stream.source, stream.window, stream.seed
+        self._taken = -1
+        self._samples = self._walk(stream.start)
+        self._last = BEGINNING
+
+    def take(self, n: int) -> tuple[Position, Rows, int]:
+        """The n-th sample; numbers must rise."""
+        for sample in self._samples:
+            self._taken, self._last = self._taken + 1, sample[0]
+            if self._taken == n:
+                return sample
+        raise AssertionError("the walk is endless")
+
+    def position_after(self, n: int) -> Position:
+        """Where a stream goes on that ends with the n-th sample."""
+        if self._taken < n:
+            self.take(n)
+        return Position(self._last.epoch, self._last.offset + 1)
+
+    def _walk(self, start: Position) -> Iterator[tuple[Position, Rows, int]]:
+        for epoch in count(start.epoch):
+            offset = -1
+            for offset, found in enumerate(self._shuffled(np.random.default_rng([self.seed, 0, epoch]))):
+                if (epoch, offset) >= start:
+                    yield Position(epoch, offset), *found
+            if offset < 0:
+                raise ValueError(f"the data set has no row of the {len(self.source.classes.names)} classes asked for")
+
+    def _shuffled(self, rng: np.random.Generator) -> Iterator[tuple[Rows, int]]:
+        rows = (row for shard in rng.permutation(self.source.num_shards).tolist() for row in self.source.rows(shard))
+        while held := list(islice(rows, self.window)):
+            group = self.source.group(held)
+            yield from ((group, k) for k in rng.permutation(len(held)).tolist())
 
 
 def _merge(parts: list[ImageBatch]) -> ImageBatch:
