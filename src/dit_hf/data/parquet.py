@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .labels import Classes
+from .moments import LatentsInfo
 from .retries import SourceError, retried
 from .rows import Rows
 
@@ -68,6 +69,7 @@ class ParquetSource:
         self.num_bytes = sum(
             self._bytes(footer, group) for footer in self._footers for group in range(footer.num_row_groups)
         )
+        self.latents = self._find_latents()
         self._groups = self._find_groups()
         sizes = [self._num_rows(group) for group in self._groups]
         self._groups = [group for group, size in zip(self._groups, sizes, strict=True) if size]
@@ -156,6 +158,13 @@ class ParquetSource:
         if missing := {*self.columns, self.label_column} - set(names):
             raise SourceError(f"{self.files[file]} has no column {min(missing)!r}; its columns are {names}")
         return footer
+
+    def _find_latents(self) -> LatentsInfo | None:
+        """What the latents in the files were made of; None for images."""
+        found = [LatentsInfo.from_footer(footer.metadata) for footer in self._footers]
+        if other := [file for file, info in zip(self.files, found, strict=True) if info != found[0]]:
+            raise SourceError(f"{other[0]} holds latents made otherwise than those of {self.files[0]}: keep them apart")
+        return found[0]
 
     def _bytes(self, footer: pq.FileMetaData, group: int) -> int:
         row_group = footer.row_group(group)

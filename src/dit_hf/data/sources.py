@@ -10,6 +10,7 @@ import numpy as np
 from datasets import DatasetBuilder, Image, IterableDataset, Value, load_dataset_builder
 
 from .labels import Classes, resolve_classes
+from .moments import COLUMNS
 from .parquet import ParquetSource, find_revision
 from .retries import retried
 from .rows import Rows
@@ -29,7 +30,7 @@ class FilesSource:
         classes: of the set.
     """
 
-    num_streams, in_memory = 1, True
+    num_streams, in_memory, latents = 1, True, None
 
     def __init__(self, rows: Sequence[tuple[str, int]], classes: Classes) -> None:
         self.classes = classes
@@ -64,7 +65,7 @@ class SequentialSource:
         classes: which rows are taken, and under which class.
     """
 
-    num_streams, window = 1, 2048
+    num_streams, window, latents = 1, 2048, None
 
     def __init__(self, dataset: IterableDataset, shard_names: Sequence[str], classes: Classes) -> None:
         self.dataset, self.classes = dataset, classes
@@ -155,12 +156,16 @@ def open_images(
     if dataset.features is None:
         dataset = dataset._resolve_features()
     features = dataset.features
-    _check_columns(name, features, image_column, label_column)
+    columns = [column for column in COLUMNS if column in features] or [image_column]
+    if columns == [image_column]:
+        _check_columns(name, features, image_column, label_column)
+    else:
+        label_column = "label"
     classes = resolve_classes(features[label_column], label_column, class_names, label_map)
     files = [str(path) for path in (builder.config.data_files or {}).get(split, [])]
     source: Source
     if builder.name == "parquet" and files:
-        source = ParquetSource(files, [image_column], label_column, classes)
+        source = ParquetSource(files, columns, label_column, classes)
     else:
         dataset = _two_columns(dataset, image_column, label_column)
         listed = _list_files(dataset, classes) if builder.name == "imagefolder" else None

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .images import BadImage, decode_image, image_to_tensor, jitter, resize_and_crop
+from .moments import unpack
 from .order import EpochOrder, Place
 from .rows import Rows
 from .sources import SequentialSource, Source
@@ -200,6 +201,7 @@ class _Parts(IterableDataset):
             identities=identities,
             next_position=next_position,
             skipped=skipped,
+            are_moments=self.stream.source.latents is not None,
         )
 
     def _draw_augmentation(self, position: Position) -> tuple[bool, int]:
@@ -219,6 +221,9 @@ class _Parts(IterableDataset):
         raise ValueError(f"none of the {len(rows)} images beside {skipped[0].key} can be decoded: {skipped[0].reason}")
 
     def _load(self, rows: Rows, row: int, mirrored: bool, variant: int) -> Tensor:
+        latents = self.stream.source.latents
+        if latents:
+            return unpack(rows.read(row, int(mirrored)), latents)
         image = resize_and_crop(decode_image(rows.read(row)), self.stream.resolution)
         if self.stream.num_jitters:
             image = jitter(image, np.random.default_rng([self.stream.seed, 4, *rows.numbers[row], variant]))
@@ -324,4 +329,5 @@ def _merge(parts: list[ImageBatch]) -> ImageBatch:
         identities=[identities[k] for k in order],
         next_position=parts[0].next_position,
         skipped=[skip for part in parts for skip in part.skipped],
+        are_moments=parts[0].are_moments,
     )

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ..configuration_dit import DiTConfig
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
+from ..data.moments import check_latents
 from ..data.sources import Source, open_images
 from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES
@@ -61,6 +62,14 @@ def run(settings: TrainSettings) -> Path:
     source = open_source(settings)
     class_names = source.classes.names
     vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
+    if source.latents:
+        check_latents(
+            source.latents,
+            vae,
+            resolution=settings.resolution,
+            random_flip=settings.random_flip,
+            num_jitters=settings.num_jitters,
+        )
     objective = make_objective(settings)
     model = DiTModel(model_config(settings, vae, len(class_names)))
     if settings.gradient_checkpointing:
