@@ -44,7 +44,7 @@ PACKAGES_ALLOWED: dict[str, set[str]] = {
     "modeling_dit": {"torch", "transformers", "safetensors"},
     "diffusion": {"torch"},
     "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "diffusers", "huggingface_hub", "accelerate"},
-    "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm"},
+    "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm", "transformers"},  # transformers: DINOv2
 }
 
 # These files are copied beside the weights, where transformers and diffusers find their imports by regular expression,
