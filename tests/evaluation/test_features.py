@@ -137,7 +137,7 @@ with np.load(sys.argv[2]) as arrays:
 labels = np.arange(230)
 for number, images in enumerate([array_batches(pictures, labels, 25), iter(np.array_split(pictures, 9))]):
     found = extract(images, extractor, num_groups=2, split_size=100, work_dir=f"{sys.argv[3]}/{number}")
-    rank = features.start_processes().process_index
+    rank = features.start_accelerator().process_index
     np.savez(f"{sys.argv[3]}/{number}-{rank}.npz", rows=found.rows, mean=found.moments()["spatial"].mean,
              covariance=found.moments()["spatial"].covariance, score=found.total().scores.scores().mean(),
              labels=labels if found.labels is None else found.labels, seen=extractor.num_images)

@@ -17,8 +17,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from .extractors import FID_NAME, Extractor
-from .features import POOL, SPATIAL, Features, extract, start_processes
+from .features import POOL, SPATIAL, Features, extract
 from .frechet import class_frechet_distances, frechet_distance
+from .generate import start_accelerator
 from .images import Batch
 from .inception_score import SPLIT_SIZE
 from .kernel_distance import NUM_SUBSETS, SUBSET_SIZE, kernel_distance
@@ -299,7 +300,7 @@ def evaluate(
         work_dir=folders[1],
     )
     results: list[Any] = [None]
-    if start_processes().is_main_process:  # the others wait, and get the same
+    if start_accelerator().is_main_process:  # the others wait, and get the same
         results = [measure(samples, reference, metrics=metrics, settings=settings)]
         results[0].settings |= {"samples": dict(about or {}), "environment": environment()}
     return broadcast_object_list(results)[0]

@@ -16,12 +16,12 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .extractors import Extractor
+from .generate import start_accelerator
 from .images import Batch, ImageBatches, check_batch
 from .inception_score import SPLIT_SIZE, InceptionScoreSums, softmax
 from .statistics import GaussianStatistics, Moments
@@ -212,11 +212,6 @@ def _join(parts: list[_Chunk]) -> _Chunk:
     )
 
 
-def start_processes() -> PartialState:
-    """The processes of a launcher; without `cpu`, Accelerate makes them one where there is no GPU."""
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
 def extract(
     images: Iterable[Batch],
     extractor: Extractor,
@@ -245,7 +240,7 @@ def extract(
     available = images.num_images if isinstance(images, ImageBatches) else None
     if num_images is not None and (num_images < 1 or (available is not None and num_images > available)):
         raise ValueError(f"num_images={num_images} is outside 1..{available or 'the number of images'}")
-    state = start_processes()
+    state = start_accelerator()
     about = {"name": extractor.name, **extractor.settings}
     share = _Share([_empty_group(extractor, split_size) for _ in range(num_groups)], keep_rows)
     folder, done = None, set()
