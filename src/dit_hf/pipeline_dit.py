@@ -122,14 +122,6 @@ def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
     return dict(sorted(names.items()))
 
 
-def _pick(rows: list[int], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Take rows of a tensor: a view where they are its first ones, in order."""
-    if rows == list(range(len(rows))):
-        return lambda table: table[: len(rows)]
-    index = torch.tensor(rows, device=device)
-    return lambda table: table[index]
-
-
 AUTO_MAP = {"AutoConfig": "configuration_dit.DiTConfig", "AutoModel": "modeling_dit.DiTModel"}
 # The model travels twice: as two files at the root, where transformers looks for code, and as one file beside its
 # weights, the only one that diffusers fetches. There the configuration is pasted over the import, between two marks.
@@ -431,32 +423,30 @@ class DiTPipeline(DiffusionPipeline):
         It is computed once for each timestep and distinct label, for as many steps at once as memory allows, so that
         the loop reads none of the parameters that serve it: a third of the model in adaLN-Zero.
         """
-        config = model.config
+        config, device = model.config, self._execution_device
         distinct = [*dict.fromkeys(labels), *([config.null_class_id] if any(guided) else [])]  # L labels
-        rows = {label: row for row, label in enumerate(distinct)}
-        index = [rows[label] for label in labels]
-        ids = None if config.num_classes == 0 else torch.tensor(distinct, device=self._execution_device)
+        plain = torch.tensor([distinct.index(label) for label in labels], device=device)  # (B,)
+        both = torch.cat([plain, torch.full_like(plain, len(distinct) - 1)])  # (2B,)
+        ids = None if config.num_classes == 0 else torch.tensor(distinct, device=device)
         # an upper bound: 6D for each block, and 3D for the final layer and the embedding
         step_bytes = 6 * config.hidden_size * (config.num_hidden_layers + 1) * len(distinct) * model.dtype.itemsize
         window = max(1, self.conditioning_bytes // 2 // step_bytes)  # half, as two live while one follows the other
-        pick_plain = _pick(index, self._execution_device)
-        pick_guided = _pick(index + [len(distinct) - 1] * len(labels), self._execution_device)
         for begin in range(0, len(ts), window):
-            t = ts[begin : begin + window].to(self._execution_device)  # (W,)
+            t = ts[begin : begin + window].to(device)  # (W,)
             arguments = {"timestep": t.repeat_interleave(len(distinct))}  # (W L,)
             if ids is not None:
                 arguments["class_labels"] = ids.repeat(len(t))
             if config.has_null_class:  # no label is dropped, also where the model is in training mode
-                arguments["drop_labels"] = torch.zeros(len(t) * len(distinct), dtype=torch.bool, device=t.device)
+                arguments["drop_labels"] = torch.zeros(len(t) * len(distinct), dtype=torch.bool, device=device)
             if hasattr(model, "_hf_hook"):  # an offloaded model: only its forward would bring it back by itself
                 model._hf_hook.pre_forward(model)
             table = model.condition(**arguments)  # (W L, ...)
             for step in range(len(t)):
-                pick = pick_guided if guided[begin + step] else pick_plain
-                one = slice(step * len(distinct), (step + 1) * len(distinct))
-                blocks = tuple(None if block is None else pick(block[one]) for block in table.blocks)
-                final = None if table.final is None else pick(table.final[one])
-                yield table._replace(embedding=pick(table.embedding[one]), blocks=blocks, final=final)
+                rows = (both if guided[begin + step] else plain) + step * len(distinct)
+                # copies, not views: a compiled model would be compiled again for a view's offset
+                blocks = tuple(None if block is None else block[rows] for block in table.blocks)
+                final = None if table.final is None else table.final[rows]
+                yield table._replace(embedding=table.embedding[rows], blocks=blocks, final=final)
 
     def _denoise(self, latents: Tensor, t: Tensor, conditioning: Any, scale: float, num_channels: int) -> Tensor:
         """What the scheduler's step takes: guided epsilon, with the variance where it uses one; float32."""
