@@ -120,8 +120,7 @@ def generate(
     else:
         _refuse({"--labels": labels, "--batch-size": batch_size}, "is for many images: give --output-dir or --npz too")
         _refuse({"--num-images": num_images if class_labels else None}, "counts all: use --num-images-per-label")
-        output = output or Path("out.png")
-        if output.suffix.lower() not in Image.registered_extensions():
+        if (output or Path("out.png")).suffix.lower() not in Image.registered_extensions():
             raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
 
     from .evaluation import generate_with_pipeline
@@ -131,17 +130,20 @@ def generate(
     if guidance_scale is None:
         guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
     arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
-    if output is None:
-        where = {"labels": labels, "seed": seed, "batch_size": batch_size or 32}
-        written = generate_with_pipeline(pipeline, output_dir or npz, num_images, **where, **arguments)
+    place = output_dir or npz
+    if place:
+        arguments |= {"labels": labels, "seed": seed, "batch_size": batch_size or 32}
+        written = generate_with_pipeline(pipeline, place, num_images, **arguments)
         PartialState().print(f"wrote {written}")  # once for all processes
         return
-    count = {"num_images": num_images}
-    if class_labels is not None:
-        count = {"class_labels": _parse_labels(class_labels), "num_images_per_label": num_images_per_label or 1}
+    if class_labels is None:
+        arguments["num_images"] = num_images
+    else:
+        arguments |= {"class_labels": _parse_labels(class_labels), "num_images_per_label": num_images_per_label or 1}
     pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
-    images = pipeline(**count, generator=torch.Generator().manual_seed(seed), **arguments).images
+    images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images
     per_row = num_images_per_label or 1
+    output = output or Path("out.png")
     _save_grid(images, per_row if per_row > 1 else math.ceil(math.sqrt(len(images))), output)
     typer.echo(f"wrote {len(images)} images to {output}")
 

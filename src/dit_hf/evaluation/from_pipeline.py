@@ -87,7 +87,8 @@ def _read_labels(pipeline: Any, file: Path, num_images: int | None) -> tuple[lis
         raise ValueError(
             f"labels={str(file)!r}: choose from random, balanced, or a text file with a label on each line"
         )
-    num_classes, ids = pipeline.transformer.config.num_classes, []
+    num_classes = pipeline.transformer.config.num_classes
+    ids: list[int] = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         label = line.strip()
         try:
@@ -129,5 +130,5 @@ def generate_with_pipeline(
     settings = {"labels": labels or ("random" if ids else None), **pipeline_settings(pipeline, **arguments)}
     accelerator = start_accelerator()
     sample = pipeline_sampler(pipeline.to(accelerator.device), **arguments)
-    options = {"labels": ids, "seed": seed, "batch_size": batch_size, "settings": settings}
+    options: dict[str, Any] = {"labels": ids, "seed": seed, "batch_size": batch_size, "settings": settings}
     return generate_images(sample, output, num_images, accelerator=accelerator, **options)

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -142,7 +143,7 @@ class PngFolder:
     def write(self, indices: range, images: np.ndarray) -> None:
         for index, image in zip(indices, images, strict=True):
             if not self._path(index).exists():
-                _write_whole(self._path(index), lambda file, image=image: Image.fromarray(image).save(file, "PNG"))
+                _write_whole(self._path(index), partial(Image.fromarray(image).save, format="PNG"))
 
     def finish(self, labels: Sequence[int] | None) -> Path:
         if labels is not None:
@@ -269,11 +270,9 @@ def generate_images(
     if accelerator.is_main_process:
         digest = None if labels is None else hashlib.sha256(np.asarray(labels, dtype="<i8").tobytes()).hexdigest()
         ours = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "labels_sha256": digest}
-        environment = {
-            "torch": torch.__version__, "device": accelerator.device.type, "machine": platform.machine()
-        }  # fmt: skip
+        versions = {"torch": torch.__version__, "device": accelerator.device.type, "machine": platform.machine()}
         place.start()
-        _check_settings(place.settings_file, {**(settings or {}), **ours}, environment)
+        _check_settings(place.settings_file, {**(settings or {}), **ours}, versions)
     accelerator.wait_for_everyone()
     _draw_missing(sample, place, labels, seed, batch_size, accelerator)
     accelerator.wait_for_everyone()
@@ -298,7 +297,8 @@ def _draw_missing(
                 bar.initial = bar.n = round_end
                 bar.refresh()
                 continue
-            arguments = {"labels": labels, "seed": seed, "batch_size": batch_size, "batches": [number]}
-            [images] = iterate_batches(sample, num_images, **arguments)
+            [images] = iterate_batches(
+                sample, num_images, labels=labels, seed=seed, batch_size=batch_size, batches=[number]
+            )
             place.write(indices, images)
             bar.update(round_end - indices.start)
