@@ -4,7 +4,6 @@ The pipeline's class is handed in; it calls these from `from_pretrained` and `sa
 """
 
 import inspect
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from transformers.utils import logging
 
 from ..configuration_dit import DiTConfig
-from .diffusers_format import HUB_ARGUMENTS, THEIRS, TRAINED_AS, from_diffusers, to_diffusers
+from .diffusers_format import HUB_ARGUMENTS, THEIRS, TRAINED_AS, from_diffusers, read_json, to_diffusers
 from .original import from_original
 
 logger = logging.get_logger(__name__)
@@ -93,11 +92,12 @@ def _load_diffusers_form(
     folder = Path(source) if os.path.isdir(source) else Path(cls.download(str(source), **hub, **files))
     numbers = {name: arguments.pop(name) for name in THEIRS if name in arguments}
     model = from_diffusers(folder, subfolder="transformer", **numbers, **files)
-    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "transformer" / "config.json")
     # weights trained by the original come without our note; their published numbers guide three channels
     original = TRAINED_AS not in config and model.config.timestep_freq_shift == 0
-    note = config.get(TRAINED_AS) or {}
-    arguments.setdefault("guidance_channels", note.get("guidance_channels", "first_three" if original else "all"))
+    note = config.get(TRAINED_AS)
+    noted = note if isinstance(note, dict) else {}
+    arguments.setdefault("guidance_channels", noted.get("guidance_channels", "first_three" if original else "all"))
     model = _placed(model, arguments)
     pipeline = load(folder, transformer=model, **{k: v for k, v in arguments.items() if k not in hub})
     pipeline.register_to_config(_name_or_path=str(source))
