@@ -475,9 +475,9 @@ class DiTPipeline(DiffusionPipeline):
             _update_json(config_file, **({"auto_map": AUTO_MAP} if config_file.parent.name == "transformer" else {}))
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
         """Read the index so that the package's own classes are taken, never the code that lies beside the weights."""
-        index = super()._dict_from_json_file(json_file)
+        index = super()._dict_from_json_file(json_file, **kwargs)
         installed = cls.__module__.startswith("dit_hf.")  # else this file came as remote code, and so may the model
         if installed and index.get("transformer") == ["modeling_dit", "DiTModel"]:
             importlib.import_module("dit_hf.modeling_dit")  # diffusers takes classes from imported modules only
