@@ -58,7 +58,7 @@ def pt(content: Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
-# ---- the targets: what runs, and inputs to begin with -----------------------------------------------------------------
+# ---- the targets: what runs, and inputs to begin with
 
 
 def tiny_state() -> dict[str, torch.Tensor]:

@@ -688,7 +688,9 @@ def edit_weights(folder, change) -> None:
 
 
 WRONG_WEIGHTS = {
-    "model.safetensors of .*: 1 weights are missing: blocks.1.mlp.fc1.bias": lambda weights: weights.pop("blocks.1.mlp.fc1.bias"),
+    "model.safetensors of .*: 1 weights are missing: blocks.1.mlp": lambda weights: weights.pop(
+        "blocks.1.mlp.fc1.bias"
+    ),
     "1 weights are left over: blocks.9.mlp.fc1.bias": lambda weights: weights.update(
         {"blocks.9.mlp.fc1.bias": torch.zeros(3)}
     ),

@@ -150,7 +150,7 @@ class DiTConfig(PreTrainedConfig):
                 or gives one of transformers' fields a value that it cannot read.
         """
         if not isinstance(config_dict, dict):
-            raise ValueError(f"the configuration is a {type(config_dict).__name__}: it is an object of names and values")
+            raise ValueError(f"the configuration is a {type(config_dict).__name__}, not an object of names and values")
         for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
             if config_dict.get(name) not in (None, *ATTENTIONS):
                 raise ValueError(
@@ -170,6 +170,12 @@ class DiTConfig(PreTrainedConfig):
             if not isinstance(json.load(file), dict):  # of which transformers would ask for keys
                 raise ValueError(f"{json_file} holds no object of names and values: fetch config.json again")
         return super()._dict_from_json_file(json_file)
+
+    @property
+    def paper_size(self) -> str | None:
+        """Name of the paper's size that has these layers, width, heads and patches, whatever else differs."""
+        mine = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.patch_size)
+        return next((name for name, size in PAPER_SIZES.items() if size[:4] == mine), None)
 
     @property
     def out_channels(self) -> int:

@@ -5,6 +5,7 @@ Legend: B images, C latent channels, H and W latent height and width.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -424,11 +425,15 @@ class DiTPipeline(DiffusionPipeline):
         source, load = pretrained_model_name_or_path, super().from_pretrained
         if not cls.__module__.startswith("dit_hf."):
             return load(source, **kwargs)
-        pipeline = importlib.import_module("dit_hf.conversion").load_pipeline(cls, load, source, **kwargs)
-        if not Path(source).exists():
-            names = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
-            hub = {name: kwargs[name] for name in names if kwargs[name] is not None}
-            importlib.import_module("dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
+        load_pipeline = importlib.import_module("dit_hf.conversion").load_pipeline
+        if Path(source).exists():
+            return load_pipeline(cls, load, source, **kwargs)
+        call = functools.partial(load_pipeline, cls, load, source, **kwargs)
+        names = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
+        hub = {name: kwargs[name] for name in names if kwargs[name] is not None}
+        load_from_hub = importlib.import_module("dit_hf.hub.errors").load_from_hub
+        pipeline = load_from_hub(str(source), call, **hub)
+        importlib.import_module("dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
 
     def save_pretrained(

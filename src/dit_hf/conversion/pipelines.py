@@ -4,6 +4,7 @@ The pipeline's class is handed in; it calls these from `from_pretrained` and `sa
 """
 
 import inspect
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,10 @@ def save_for_diffusers(pipeline: Any, folder: str | os.PathLike, *options: Any, 
     if pipeline.config.id2label:
         stock.register_to_config(id2label=pipeline.config.id2label)  # which it takes, and does not keep
     stock.save_pretrained(folder, *options, **arguments)
+    for file in [Path(folder, "model_index.json"), *Path(folder).glob("*/*config.json")]:
+        content = read_json(file)
+        if content.pop("_name_or_path", None):  # where something was loaded from is nobody's business
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_stock(pipeline: Any) -> None:
