@@ -840,7 +840,8 @@ def test_folder_saved_by_remote_code_is_the_same_again(route, saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"), [("cut", "transformer are cut short"), ("infinite", "1 weights are not finite: pos_embed")]
+    ("damage", "message"),
+    [("cut", "safetensors is cut short"), ("infinite", "1 weights are not finite: pos_embed")],
 )
 def test_pipeline_with_damaged_weights_is_refused(tmp_path, damage, message):
     tiny_pipeline().save_pretrained(tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from huggingface_hub.errors import HTTPError
 
 from . import __version__
 
@@ -175,7 +176,7 @@ def convert(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of the source on the Hub.")] = None,
     license: Annotated[
-        str | None, typer.Option(help="For the card; cc-by-nc-4.0, that of the original weights.")
+        str | None, typer.Option(help="For the card, as the Hub names it; what the source says when not given.")
     ] = None,
 ) -> None:
     """Convert a checkpoint or a pipeline to a complete folder that loads, or back to the original's checkpoint."""
@@ -200,6 +201,6 @@ def main() -> None:
     """Run the command line; an error the user can put right is one line and exit status 1, without a traceback."""
     try:
         app()
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, HTTPError) as error:
         typer.echo(f"dit-hf: {' '.join(str(error).split())}", err=True)
         sys.exit(1)

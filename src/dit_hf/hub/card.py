@@ -26,7 +26,6 @@ PIPELINE_TAG = "unconditional-image-generation"  # the Hub's nearest: it has non
 
 # Settings of a training that a card tells -> how it calls them.
 RECIPE = {
-    "model": "size",
     "objective": "objective",
     "beta_schedule": "noise schedule",
     "num_train_timesteps": "timesteps",
@@ -271,6 +270,7 @@ def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
     config = pipeline.transformer.config
     height, width = config.sample_height_width
     return {
+        "size of the paper": config.paper_size or "none of them",
         "conditioning of the blocks": config.block_type,
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
