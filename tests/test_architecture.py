@@ -43,7 +43,7 @@ PACKAGES_ALLOWED: dict[str, set[str]] = {
     "configuration_dit": {"transformers"},
     "modeling_dit": {"torch", "transformers", "safetensors"},
     "diffusion": {"torch"},
-    "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "diffusers", "huggingface_hub", "accelerate"},
+    "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "fsspec", "diffusers", "huggingface_hub", "accelerate"},
     "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm", "transformers"},  # transformers: DINOv2
 }
 
@@ -57,7 +57,13 @@ TRAVELLING: dict[str, set[str]] = {
 PACKAGE_IMPORT = re.compile(rf"^[ \t>#]*((?:from|import)[ \t]+(?:\.\S*|{PACKAGE}\b\S*)(?:[ \t]+import)?)", re.MULTILINE)
 
 # Module -> the distribution that setup.py must name, where the two differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "pyarrow": "datasets"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "huggingface_hub": "huggingface-hub",
+    "pyarrow": "datasets",
+    "fsspec": "datasets",
+}
 
 MAX_FILE_LINES = 450
 MAX_TRAVELLING_LINES = 950  # the Hub's loaders fetch each of these alone, so none can be split
