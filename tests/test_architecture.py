@@ -35,7 +35,15 @@ ALLOWED: dict[str, set[str]] = {
     "training.run": ROOMS | {PACKAGE},
     "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "analysis"},
     "study": {
-        "configuration_dit", "modeling_dit", "pipeline_dit", "diffusion", "data", "training", "evaluation", "analysis", PACKAGE,
+        "configuration_dit",
+        "modeling_dit",
+        "pipeline_dit",
+        "diffusion",
+        "data",
+        "training",
+        "evaluation",
+        "analysis",
+        PACKAGE,
     },
     "cli": ROOMS | {PACKAGE},
     PACKAGE: ROOMS,  # __init__.py: the public names

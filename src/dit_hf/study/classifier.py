@@ -1,6 +1,6 @@
 """The feature extractor of a study: a small convolutional classifier, trained on the study's own training set.
 
-Its features are not Inception's, so a distance on them is never an FID; it compares models of one study with each other.
+Its features are not Inception's, so a distance on them is no FID; it compares the models of one study with each other.
 Legend: N images, C channels, S the side, D = 64 features, K classes.
 """
 

@@ -1,7 +1,7 @@
 """The images of a study, in memory, and the latents that its models see.
 
-The latents are the pixels, rearranged without loss: each 2 x 2 of them becomes the channels of one latent pixel, so that
-32 x 32 grey pixels are a 16 x 16 x 4 latent, on which the paper's patches of 8, 4 and 2 give 4, 16 and 64 tokens.
+The latents are the pixels, rearranged without loss: each 2 x 2 of them becomes the channels of one latent pixel, so
+that 32 x 32 grey pixels are a 16 x 16 x 4 latent, on which the paper's patches of 8, 4 and 2 give 4, 16 and 64 tokens.
 Legend: N images, C channels, S the side.
 """
 
@@ -34,8 +34,8 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     """Read a split from a folder of IDX files, or from a data set with the columns image and label.
 
     Args:
-        source: a folder with `train-images-idx3-ubyte.gz` and its kin, padded with their darkest value; else a folder or
-            an id that `datasets.load_dataset` takes, resized and cropped.
+        source: a folder with `train-images-idx3-ubyte.gz` and its kin, padded with black; else a folder or an id that
+            `datasets.load_dataset` takes, resized and cropped.
         split: "train" or "test".
         side: of the square images that come out, in pixels.
 

@@ -120,8 +120,8 @@ def cells(seed: int) -> list[Cell]:
 def measurements(recipe: Recipe) -> list[Key]:
     """Everything the study measures, in the order in which it is worked off.
 
-    Seed by seed, and within a seed checkpoint by checkpoint over all models, so that every stop leaves models that can be
-    compared; sampling compute and guidance after the first seed.
+    Seed by seed, and within a seed checkpoint by checkpoint over all models, so that every stop leaves models that can
+    be compared; sampling compute and guidance after the first seed.
     """
     keys: list[Key] = []
     last = recipe.checkpoints[-1]

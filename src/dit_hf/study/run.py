@@ -49,7 +49,7 @@ class Study:
         self.commit = commit()  # of the code that was imported: files may change while it runs
 
     def run(self, deadline: float = math.inf) -> None:
-        """Work off what is missing until the deadline, as `time.monotonic` counts; then stop at a step, with a checkpoint."""
+        """Work off what is missing until the deadline, of `time.monotonic`; then stop at a step, with a checkpoint."""
         self._measure_real_images()
         for key in missing(self.recipe, self.results):
             if time.monotonic() >= deadline or not self._measure(key, deadline):
@@ -119,7 +119,7 @@ class Study:
 
 
 def commit() -> str:
-    """The commit of this code, "+" appended where its files differ from it; the version where there is no repository."""
+    """The commit of this code, "+" appended where files differ from it; the version where there is no repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -40,7 +40,7 @@ def draw_samples(
     num_steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """Samples (N, C, S, S) uint8 of classes 0, 1, ..., K-1, 0, ... by DDIM, from noise that depends on their place only.
+    """Samples (N, C, S, S) uint8 of classes 0, 1, ..., K-1, 0, ... by DDIM, from noise that only their place decides.
 
     Args:
         model: whose samples are drawn.
