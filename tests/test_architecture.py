@@ -18,7 +18,7 @@ PACKAGE = "dit_hf"
 
 ROOMS = {
     "configuration_dit", "modeling_dit", "pipeline_dit", "diffusion", "data", "evaluation", "analysis", "conversion",
-    "training", "training.run", "hub",
+    "training", "training.run", "hub", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -34,6 +34,17 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"diffusion"},
     "training.run": ROOMS | {PACKAGE},
     "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "analysis"},
+    "study": {
+        "configuration_dit",
+        "modeling_dit",
+        "pipeline_dit",
+        "diffusion",
+        "data",
+        "training",
+        "evaluation",
+        "analysis",
+        PACKAGE,
+    },
     "cli": ROOMS | {PACKAGE},
     PACKAGE: ROOMS,  # __init__.py: the public names
 }
