@@ -187,11 +187,28 @@ def declared_distributions(setup: Path) -> set[str]:
     return {re.match(r"[\w-]+", name)[0].lower() for name in ranges}
 
 
+# What runs the code of a file, or trusts one that nobody vouches for.
+DANGEROUS_CALLS = {"eval", "exec", "compile", "pickle.load", "pickle.loads", "os.system", "subprocess.Popen"}
+DANGEROUS_ARGUMENTS = {("trust_remote_code", True), ("weights_only", False), ("allow_pickle", True), ("shell", True)}
+
+
+def dangerous_calls(source: Source) -> Iterator[str]:
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        arguments = {(word.arg, getattr(word.value, "value", None)) for word in node.keywords}
+        if name in DANGEROUS_CALLS or DANGEROUS_ARGUMENTS & arguments:
+            yield f"{source.path}:{node.lineno}: {ast.unparse(node)} may run what a file says"
+        if name == "torch.load" and ("weights_only", True) not in arguments:
+            yield f"{source.path}:{node.lineno}: torch.load needs weights_only=True, written out"
+
+
 def violations(src: Path, setup: Path) -> list[str]:
     declared = declared_distributions(setup)
     found: list[str] = []
     for source in read(src):
-        for rule in (wrong_directions, bound_travellers, too_long, forbidden_names):
+        for rule in (wrong_directions, bound_travellers, too_long, forbidden_names, dangerous_calls):
             found += rule(source)
         found += undeclared_packages(source, declared)
     return found
@@ -226,6 +243,11 @@ BAD_TREE = [
     ("pipeline_dit.py", "x = 1\n" * 951, "951 lines, over 950"),
     ("analysis/plots.py", "def f():\n" + "    x = 1\n" * 80, "f has 81 lines, over 80"),
     ("conversion/utils.py", "", "'utils' is none"),
+    ("conversion/read.py", "import pickle\npickle.load(file)", "pickle.load(file) may run what a file says"),
+    ("data/read.py", "eval(text)", "eval(text) may run what a file says"),
+    ("hub/load.py", "load(name, trust_remote_code=True)", "trust_remote_code=True) may run what a file says"),
+    ("training/read.py", "import torch\ntorch.load(path)", "torch.load needs weights_only=True"),
+    ("training/reads.py", "import torch\ntorch.load(path, weights_only=False)", "may run what a file says"),
     ("data/datasets/images.py", "", "folder named 'datasets'"),
 ]
 

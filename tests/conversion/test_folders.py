@@ -52,7 +52,7 @@ def test_card_names_licence_and_origin_and_no_path(sources, tmp_path):
     assert card.data.license is None
     assert "does not say it" in card.text
     assert card.data.library_name == "diffusers"
-    assert "No size of the paper: 2 layers of width 48" in card.text
+    assert "None of the sizes of the paper: 2 layers of width 48" in card.text
     assert "`DiT-P-2.pt`" in card.text
     assert str(sources) not in card.content
     assert str(tmp_path) not in card.content

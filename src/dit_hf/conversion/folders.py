@@ -94,13 +94,15 @@ def convert(
         _write_checkpoint(to_original(pipeline.transformer), destination)
         return
     said = {"license": license} if license else _said_license(source, hub)
-    text = "`{license}`." if said else "The source does not say it: ask its author before you use or share the weights."
+    text = "The source does not say it: ask its author before you use or share the weights."
+    if said:
+        text = f"`{said.get('license_name', said.get('license'))}`."
     if not said and others and _has_published_size(pipeline.transformer.config):
         said, text = {"license": ORIGINAL_LICENSE}, ORIGINAL_LICENSE_TEXT
     elif not said:
         logger.warning(f"{source} does not say its licence, and so the card says: pass --license where you know it")
     pipeline.save_pretrained(destination, format=to)
-    card = _make_card(pipeline.transformer, destination.resolve().name, source, commit, to, said, text.format(**said))
+    card = _make_card(pipeline.transformer, destination.resolve().name, source, commit, to, said, text)
     card.save(destination / "README.md")
 
 
@@ -162,7 +164,7 @@ def _make_card(
 def _architecture(config: DiTConfig, num_parameters: int) -> str:
     height, width = config.sample_height_width
     return (
-        f"{config.paper_size or 'No size of the paper'}: {config.num_hidden_layers} layers of width "
+        f"{config.paper_size or 'None of the sizes of the paper'}: {config.num_hidden_layers} layers of width "
         f"{config.hidden_size} with {config.num_attention_heads} heads, patch {config.patch_size} on latents of "
         f"{config.in_channels} x {height} x {width}, {config.num_classes or 'no'} classes, {config.block_type} blocks; "
         f"{num_parameters:,} parameters."

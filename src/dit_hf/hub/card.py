@@ -257,7 +257,7 @@ def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
     config = pipeline.transformer.config
     height, width = config.sample_height_width
     return {
-        "size of the paper": config.paper_size or "none of them",
+        "size": config.paper_size or "none of the paper's",
         "conditioning of the blocks": config.block_type,
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
@@ -275,7 +275,7 @@ def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
 
 def _evaluation(results: Sequence[EvalResult]) -> str:
     if not results:
-        return "None was made."
+        return "No evaluation was made."
     rows = [
         f"| {result.metric_name or result.metric_type} | {result.metric_value} | {result.dataset_name} | "
         f"{', '.join(f'{name} {value}' for name, value in (result.metric_args or {}).items())} |"

@@ -33,7 +33,7 @@ from ..data.sources import Source, open_images
 from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
-from ..hub.background import BackgroundPush
+from ..hub.background import BackgroundPush, save_training_pipeline
 from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
@@ -397,7 +397,7 @@ def finish(settings: TrainSettings, folder: RunFolder, pipeline: DiTPipeline, pu
     """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push."""
     if push:
         push.wait()  # it reads the folder
-    pipeline.save_pretrained(folder.path / "pipeline")
+    save_training_pipeline(pipeline, folder.path, settings.hub_license)
     loaded = DiTPipeline.from_pretrained(folder.path / "pipeline").to(pipeline.device)
     save_samples(loaded, folder.path / "samples.png", settings)
     plot_losses(folder.path / "metrics.jsonl", folder.path / "loss.png")
