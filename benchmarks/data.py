@@ -1,7 +1,7 @@
 """Speed of the data, in images a second and per core: decoding, the stream with workers, and latents against images.
 
-    python benchmarks/data.py                              # images of the size of ImageNet's, to 256 px, on a CPU
-    python benchmarks/data.py --images 2000 --seconds 10 --vae stabilityai/sd-vae-ft-ema
+    python benchmarks/data.py                              # images of the size of ImageNet's, to 64 px, on a CPU
+    python benchmarks/data.py --images 2000 --resolution 256 --seconds 10 --vae stabilityai/sd-vae-ft-ema
 
 Rounds are interleaved; the median of rounds is printed with the spread.
 """
@@ -74,14 +74,14 @@ def decoded(folder: Path, resolution: int) -> Iterator[int]:
 
 
 def streamed(folder: Path, resolution: int, num_workers: int) -> Iterator[int]:
-    for batch in ImageStream(open_images(str(folder)), batch_size=32, resolution=resolution, num_workers=num_workers):
+    for batch in ImageStream(open_images(str(folder)), batch_size=16, resolution=resolution, num_workers=num_workers):
         yield len(batch.positions)
 
 
 def encoded(folder: Path, resolution: int, vae: AutoencoderKL) -> Iterator[int]:
     """What a training waits for in each batch: x_0 of the latents."""
     encoder = LatentEncoder(vae)
-    for batch in ImageStream(open_images(str(folder)), batch_size=32, resolution=resolution):
+    for batch in ImageStream(open_images(str(folder)), batch_size=16, resolution=resolution):
         yield len(encoder(batch))
 
 
@@ -107,10 +107,10 @@ def compare(ways: dict[str, Callable[[], Iterator[int]]], rounds: int, seconds: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--vae", default=str(SHIPPED_VAE))
     options = parser.parse_args()
     torch.set_num_threads(1)
