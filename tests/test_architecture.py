@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "dit_hf"
 
 ROOMS = {
-    "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "evaluation", "analysis", "conversion",
-    "training", "training.run", "hub",
+    "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "evaluation", "analysis",
+    "conversion", "training", "training.run", "hub",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
