@@ -34,6 +34,15 @@ logger = logging.get_logger(__name__)
 # How many channels of epsilon guidance moves; None is all. The published numbers of DiT guide the first three of four.
 GUIDANCE_CHANNELS: dict[str, int | None] = {"first_three": 3, "all": None}
 
+# Those of diffusers' guiders that work on a conditional and an unconditional answer alone.
+GUIDERS = (
+    "ClassifierFreeGuidance",
+    "ClassifierFreeZeroStarGuidance",
+    "AdaptiveProjectedGuidance",
+    "AdaptiveProjectedMixGuidance",
+    "TangentialClassifierFreeGuidance",
+)
+
 
 class SchedulerTraits(NamedTuple):
     """What sampling has to know of a scheduler beyond its interface."""
@@ -76,7 +85,7 @@ class _Run(NamedTuple):
     ts: Tensor  # the timestep of each evaluation, in host memory
     labels: list[int] | list[None]
     guided: list[bool]  # which evaluations are guided
-    guidance: float | BaseGuidance
+    guidance: float | BaseGuidance  # scale, or guider
     num_channels: int  # of epsilon, that are guided
     guide_model: PreTrainedModel | None
     pos_embeds: list[Tensor | None]  # of the transformer and the guide, at another size than trained
@@ -324,7 +333,7 @@ class DiTPipeline(DiffusionPipeline):
         Args:
             class_labels: an id or a name, or a list in which both may stand; None for an unconditional model.
             guidance_scale: strength of classifier-free guidance; at 1 and below there is none, and no second pass. Or a
-                guider of diffusers that needs a conditional and an unconditional answer, with a strength of its own.
+                guider of diffusers, one of `GUIDERS`, with a strength of its own.
             num_inference_steps: 1..T; None takes the scheduler's usual number, see `SCHEDULERS`.
             generator: one, or one per image, which makes an image independent of its batch.
             latents: (B, C, H, W) standard normal noise to start from, instead of drawing it.
@@ -362,9 +371,8 @@ class DiTPipeline(DiffusionPipeline):
         step_kwargs = self._step_kwargs(generator, eta)
         _check_interval(guidance_interval, guidance_interval_unit)
         ts = self._set_timesteps(num_inference_steps, timesteps, sigmas, _source)  # in host memory
-        guided = [False] * len(ts)
-        if num_channels:
-            guided = self._guided_steps(ts, guidance_scale, guidance_interval, guidance_interval_unit)
+        within = self._guided_steps(ts, guidance_scale, guidance_interval, guidance_interval_unit)
+        guided = [num_channels > 0 and step for step in within]
         if self._cached is not None:
             importlib.import_module("dit_hf.caches").check(self._cached._cache_config, guided)
             CacheMixin._reset_stateful_cache(self._cached)
@@ -414,12 +422,8 @@ class DiTPipeline(DiffusionPipeline):
         """How many channels of epsilon are guided, 0 without guidance."""
         config = self.transformer.config
         if isinstance(guidance, BaseGuidance):
-            name = type(guidance).__name__
-            if guidance._input_predictions != ["pred_cond", "pred_uncond"] or name == "AutoGuidance":
-                raise ValueError(
-                    f"guidance_scale={name} hooks diffusers' own attention or blocks, and a DiT has none: pass one "
-                    "that needs two answers only, such as AdaptiveProjectedGuidance, or guide_model=..."
-                )
+            if (name := type(guidance).__name__) not in GUIDERS:
+                raise ValueError(f"guidance_scale={name} hooks parts that no DiT has: choose from {', '.join(GUIDERS)}")
         elif not isinstance(guidance, (int, float)) or not 0 <= guidance < math.inf:
             raise ValueError(f"guidance_scale={guidance!r}: pass a finite number from 0 on; 1 is no guidance")
         guidance_channels = guidance_channels or self.config.guidance_channels
@@ -623,10 +627,9 @@ class DiTPipeline(DiffusionPipeline):
             ValueError: for a cache or a setting that would do nothing, or that a DiT cannot serve.
         """
         try:
-            caches = importlib.import_module("dit_hf.caches")
-        except ImportError as error:
+            importlib.import_module("dit_hf.caches").enable(self, config)
+        except ModuleNotFoundError as error:
             raise ImportError("enable_cache needs the package dit-hf: install it and try again") from error
-        caches.enable(self, config)
 
     def disable_cache(self) -> None:
         """Compute every step in full again."""
@@ -713,8 +716,7 @@ class DiTPipeline(DiffusionPipeline):
         Raises:
             ValueError: if the parts do not fit.
         """
-        settings = ("id2label", "guidance_channels", "prediction_type")
-        kept = {name: pipeline.config[name] for name in settings if name in pipeline.config}
+        kept = {name: pipeline.config.get(name) for name in ("id2label", "guidance_channels", "prediction_type")}
         return cls(**{**pipeline.components, **kept, **kwargs})
 
     @classmethod
