@@ -5,6 +5,7 @@ Legend: B images, C latent channels, H and W latent height and width.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -232,12 +233,10 @@ class DiTPipeline(DiffusionPipeline):
         config = transformer.config
         if getattr(config, "model_type", None) != "dit":
             raise ValueError(f"{type(transformer).__name__} is not a DiTModel: convert it with dit_hf.conversion")
-        if vae is not None and vae.config.latent_channels != config.in_channels:
-            channels = f"latent_channels={vae.config.latent_channels} and in_channels={config.in_channels}"
-            raise ValueError(f"VAE and transformer have {channels}: they must be equal")
+        if vae is not None:
+            _check_vae(vae.config, config.in_channels)
         if vae is not None and scheduler.config.get("clip_sample"):
             logger.warning("The scheduler has clip_sample=True, which clips latents at +-1: set it to False.")
-        _check_scaling(vae)
         _check_guidance_channels(guidance_channels)
         prediction_type = _check_prediction(scheduler, prediction_type)
         _takes_variance(scheduler, config.learn_sigma)
@@ -445,10 +444,8 @@ class DiTPipeline(DiffusionPipeline):
         trained, unit = config.sample_height_width, factor * config.patch_size
         size = []
         for name, pixels, latent in (("height", height, trained[0]), ("width", width, trained[1])):
-            if pixels is not None:
-                _check_count(name, pixels)
-                if pixels % unit:
-                    raise ValueError(f"{name}={pixels}: pass a multiple of {unit}, the pixels of a patch")
+            if pixels is not None and (not isinstance(pixels, int) or pixels < unit or pixels % unit):
+                raise ValueError(f"{name}={pixels!r}: pass a multiple of {unit}, the pixels of a patch")
             size.append(latent if pixels is None else pixels // factor)
         if (*size,) == trained:
             return (batch, config.in_channels, *size), [None, None]
@@ -739,11 +736,15 @@ class DiTPipeline(DiffusionPipeline):
         source, load = pretrained_model_name_or_path, super().from_pretrained
         if not cls.__module__.startswith("dit_hf."):
             return load(source, **kwargs)
-        pipeline = importlib.import_module("dit_hf.conversion").load_pipeline(cls, load, source, **kwargs)
-        if not Path(source).exists():
-            names = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
-            hub = {name: kwargs[name] for name in names if kwargs[name] is not None}
-            importlib.import_module("dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
+        load_pipeline = importlib.import_module("dit_hf.conversion").load_pipeline
+        if Path(source).exists():
+            return load_pipeline(cls, load, source, **kwargs)
+        call = functools.partial(load_pipeline, cls, load, source, **kwargs)
+        names = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
+        hub = {name: kwargs[name] for name in names if kwargs[name] is not None}
+        load_from_hub = importlib.import_module("dit_hf.hub.errors").load_from_hub
+        pipeline = load_from_hub(str(source), call, **hub)
+        importlib.import_module("dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
 
     def save_pretrained(
@@ -790,9 +791,9 @@ class DiTPipeline(DiffusionPipeline):
             _update_json(config_file, **({"auto_map": AUTO_MAP} if config_file.parent.name == "transformer" else {}))
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
         """Read the index so that the package's own classes are taken, never the code that lies beside the weights."""
-        index = super()._dict_from_json_file(json_file)
+        index = super()._dict_from_json_file(json_file, **kwargs)
         installed = cls.__module__.startswith("dit_hf.")  # else this file came as remote code, and so may the model
         if installed and index.get("transformer") == ["modeling_dit", "DiTModel"]:
             importlib.import_module("dit_hf.modeling_dit")  # diffusers takes classes from imported modules only
@@ -909,7 +910,8 @@ class DiTImg2ImgPipeline(DiTPipeline):
 class DiTInpaintPipeline(DiTPipeline):
     """Inpainting: draw a masked part of an image anew; every other pixel stays what it was, to the byte.
 
-    It takes the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
+    What is known is put back after each step (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, without resampling). It takes
+    the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
     """
 
     def __call__(
@@ -932,8 +934,6 @@ class DiTInpaintPipeline(DiTPipeline):
         Raises:
             ValueError: as in `DiTPipeline`.
             FloatingPointError: as in `DiTPipeline`.
-
-        Source: Lugmayr et al. 2022 (RePaint, arXiv 2201.09865), eq. 8, without resampling.
         """
         return super().__call__(class_labels, _source=_Source(image, strength, mask_image), **arguments)
 
@@ -949,17 +949,17 @@ def _check_count(name: str, value: Any, limit: float = math.inf) -> None:
         raise ValueError(f"{name}={value!r}: pass a whole number of at least 1{most}")
 
 
-def _check_scaling(vae: ModelMixin | None) -> None:
-    if vae is None:
-        return
-    factor, channels = vae.config.get("scaling_factor"), vae.config.latent_channels
+def _check_vae(vae: Any, in_channels: int) -> None:
+    channels, factor = vae.latent_channels, vae.get("scaling_factor")
+    if channels != in_channels:
+        raise ValueError(
+            f"the VAE has latent_channels={channels} and in_channels={in_channels} is the model's: unequal"
+        )
     if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
         raise ValueError(f"the VAE has scaling_factor={factor!r}: set a positive number, 1 over its latents' deviation")
     for name in ("latents_mean", "latents_std"):
-        if vae.config.get(name) and len(vae.config.get(name)) != channels:
-            raise ValueError(
-                f"the VAE has {len(vae.config.get(name))} numbers in {name} for {channels} latent channels"
-            )
+        if vae.get(name) and len(vae[name]) != channels:
+            raise ValueError(f"the VAE has {len(vae[name])} numbers in {name} for {channels} latent channels")
 
 
 def _check_guide(weak: Any, config: Any) -> None:
