@@ -201,6 +201,7 @@ def slope(num_steps: list[int], errors: list[float]) -> float:
     return -np.polyfit(np.log(num_steps), np.log(errors), 1)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ODE_CASES.values(), ids=ODE_CASES)
 def test_deterministic_scheduler_converges_to_the_exact_path_with_its_order(case: Case):
     path, end = zip(*(ode_errors(case, num_steps) for num_steps in case.fit), strict=True)
@@ -287,6 +288,7 @@ def num_steps_of(case: Case) -> int:
     return usual if (case.order or 1) > 1 else max(usual, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SDE_CASES, *ODE_CASES])
 def test_samples_of_a_mixture_have_its_weights_means_and_covariances(name: str):
     case = {**SDE_CASES, **ODE_CASES}[name]
@@ -352,54 +354,65 @@ def test_learned_range_with_the_exact_variance_is_exact_in_few_steps():
 # --- guidance ----------------------------------------------------------------------------------------------------
 
 
-class Guided(NamedTuple):
-    """x_0 = factor * x_T + offset: what guidance by `scale` makes of two Gaussians N(mean, deviation^2).
+UNCONDITIONAL, CONDITIONAL = ([0.0, 0.3], 1.0), ([0.8, -0.4], 0.5)  # means and deviations
+CLASSES = [
+    mixture((1.0, mean, [[deviation**2, 0.0], [0.0, deviation**2]])) for mean, deviation in (CONDITIONAL, UNCONDITIONAL)
+]
 
-    In x / a and u = sigma^2 the guided ODE is linear,
+
+def guided_path(scale: float, start: float, end: float) -> tuple[float, np.ndarray]:
+    """(f, c) of x_end = f x_start + c: what guidance makes of two Gaussians between two sigmas, for x = x_t / a.
+
+    With u = sigma^2 the guided ODE is linear,
         dx/du = 1/2 [(1 - w)(x - m_0)/(s_0^2 + u) + w (x - m_1)/(s_1^2 + u)],
-    0 the unconditional one, and phi(u) = (s_0^2 + u)^((1 - w)/2) (s_1^2 + u)^(w/2) solves it for means of zero.
+    0 the unconditional Gaussian, and phi(u) = (s_0^2 + u)^((1 - w)/2) (s_1^2 + u)^(w/2) solves it for means of zero.
     """
+    rows = [(1 - scale, *UNCONDITIONAL), (scale, *CONDITIONAL)]
 
-    factor: float
-    offset: np.ndarray
+    def phi(u: float) -> float:
+        return math.prod((s**2 + u) ** (w / 2) for w, _, s in rows)
 
-    @classmethod
-    def solve(cls, scale: float, means: tuple, deviations: tuple, sigma: float) -> "Guided":
-        weights, squares = (1 - scale, scale), [deviation**2 for deviation in deviations]
+    def drift(log_u: float, channel: int) -> float:
+        u = math.exp(log_u)
+        return -0.5 * sum(w * mean[channel] / (s**2 + u) for w, mean, s in rows) / phi(u) * u
 
-        def phi(u: float) -> float:
-            return math.prod((s + u) ** (w / 2) for w, s in zip(weights, squares, strict=True))
-
-        def drift(log_u: float, channel: int) -> float:
-            u = math.exp(log_u)
-            terms = (w * mean[channel] / (s + u) for w, mean, s in zip(weights, means, squares, strict=True))
-            return -0.5 * sum(terms) / phi(u) * u
-
-        ends = (-40.0, 2 * math.log(sigma))
-        offset = [-phi(0) * quad(drift, *ends, args=(channel,), limit=200)[0] for channel in (0, 1)]
-        return cls(phi(0) / phi(sigma**2) * math.sqrt(1 + sigma**2), np.array(offset))
+    ends = [2 * math.log(max(sigma, 1e-9)) for sigma in (start, end)]
+    offset = [phi(end**2) * quad(drift, *ends, args=(channel,), limit=200)[0] for channel in (0, 1)]
+    return phi(end**2) / phi(start**2), np.array(offset)
 
 
-UNCONDITIONAL, CONDITIONAL = ([0.0, 0.3], 1.0), ([0.8, -0.4], 0.5)
+def guided_samples(scheduler: Case, num_steps: int, **arguments) -> tuple[Tensor, Tensor]:
+    """Noise, and what the pipeline makes of it."""
+    pipe = oracle_pipeline(scheduler.scheduler(), *CLASSES, size=32)
+    z = torch.randn(8, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    arguments |= {"num_inference_steps": num_steps, "latents": z, "output_type": "latent"}
+    return z.double(), pipe([0] * 8, **arguments).images.double()
 
 
 @pytest.mark.parametrize("scale", [1.5, 3.0])
 def test_guidance_is_the_guided_ode_and_not_the_tilted_density(scale: float):
-    classes = [
-        mixture((1.0, mean, [[deviation**2, 0.0], [0.0, deviation**2]]))
-        for mean, deviation in (CONDITIONAL, UNCONDITIONAL)
-    ]
-    pipe = oracle_pipeline(Case("UniPCMultistepScheduler").scheduler(), *classes, size=32)
-    z = torch.randn(8, 2, 32, 32, generator=torch.Generator().manual_seed(0))
-    arguments = {"guidance_scale": scale, "num_inference_steps": 200, "latents": z, "output_type": "latent"}
-    x_0 = pipe([0] * 8, **arguments).images.double()
-    means, deviations = zip(UNCONDITIONAL, CONDITIONAL, strict=True)
-    guided = Guided.solve(scale, means, deviations, SIGMA[999].item())
-    expected = guided.factor * z.double() + torch.from_numpy(guided.offset).reshape(1, 2, 1, 1)
+    z, x_0 = guided_samples(Case("UniPCMultistepScheduler"), 200, guidance_scale=scale)
+    sigma = SIGMA[999].item()
+    factor, offset = guided_path(scale, sigma, 0.0)
+    expected = factor * math.sqrt(1 + sigma**2) * z + torch.from_numpy(offset).reshape(1, 2, 1, 1)
     torch.testing.assert_close(x_0, expected, rtol=0, atol=4e-3)  # the last step leaves 1e-3 of x_T's largest, 4
     # p_0^(1 - w) p_1^w, often said to be what guidance samples, is wider
-    tilted = (sum(w / s**2 for w, s in zip((1 - scale, scale), deviations, strict=True))) ** -0.5
+    tilted = ((1 - scale) / UNCONDITIONAL[1] ** 2 + scale / CONDITIONAL[1] ** 2) ** -0.5
     assert x_0.std(dim=(0, 2, 3)).max() < 0.9 * tilted
+
+
+def test_guidance_within_an_interval_is_the_ode_in_three_pieces():
+    first, high, low = (SIGMA[t].item() for t in (998, 600, 300))  # of timesteps that 500 steps visit
+    arguments = {"guidance_scale": 3.0, "guidance_interval": (low, high), "guidance_interval_unit": "sigma"}
+    z, x_0 = guided_samples(Case("DDIMScheduler", {**LEADING, "clip_sample": False}), 500, **arguments)
+    factor, offset = math.sqrt(1 + first**2), np.zeros(2)
+    for scale, start, end in ((1.0, first, high), (3.0, high, low), (1.0, low, 0.0)):
+        piece = guided_path(scale, start, end)
+        factor, offset = piece[0] * factor, piece[0] * offset + piece[1]
+    expected = factor * z + torch.from_numpy(offset).reshape(1, 2, 1, 1)
+    everywhere = guided_path(3.0, first, 0.0)[0] * math.sqrt(1 + first**2)
+    assert factor > 1.3 * everywhere
+    torch.testing.assert_close(x_0, expected, rtol=0, atol=0.02)  # 500 steps of first order leave 3e-3 of x_T's 4
 
 
 # --- the tables of docs/schedulers.md ----------------------------------------------------------------------------
