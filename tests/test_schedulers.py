@@ -140,7 +140,7 @@ ODE_CASES = {
     "DPM-Solver++ multistep, order 1": Case("DPMSolverMultistepScheduler", {"solver_order": 1}, 1),
     "DPM-Solver++ multistep, order 2": Case("DPMSolverMultistepScheduler", {}, 2, 1),
     "DPM-Solver++ multistep, order 2, Heun": Case("DPMSolverMultistepScheduler", {"solver_type": "heun"}, 2, 1),
-    # its second difference has half its weight, as everywhere: what is left is of order 2
+    # diffusers multiplies h^2 m''/2 by the coefficient of h^2 m'': what is left is of order 2
     "DPM-Solver++ multistep, order 3": Case("DPMSolverMultistepScheduler", {"solver_order": 3}, 2, 2),
     "DPM-Solver++ singlestep, order 2": Case("DPMSolverSinglestepScheduler", {}, 2),
     # the corrector adds one (Zhao et al. 2023, theorem 3.1)
