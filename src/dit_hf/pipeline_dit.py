@@ -153,6 +153,17 @@ def _check_spacing(scheduler: SchedulerMixin, num_steps: int) -> None:
         )
 
 
+def _check_solver(scheduler: SchedulerMixin) -> None:
+    """Refuse settings of a solver with which it fails on the exact denoiser of a Gaussian."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "DEISMultistepScheduler" and config.solver_order > 2:
+        why, fix = "loses its digits, and errs the more the more steps it takes", "solver_order=2"
+        raise ValueError(f"{name} with solver_order={config.solver_order} {why}: use {fix}")
+    if name == "UniPCMultistepScheduler" and config.solver_type == "bh1" and config.final_sigmas_type == "zero":
+        why, fix = "multiplies infinity by zero in its last step", "solver_type='bh2' or final_sigmas_type='sigma_min'"
+        raise ValueError(f"{name} with solver_type='bh1' {why}: use {fix}")
+
+
 def guide(cond: Tensor, uncond: Tensor, scale: float, num_channels: int) -> Tensor:
     """Move the first channels away from the unconditional answer (Ho & Salimans 2022, arXiv 2207.12598, eq. 6)."""
     guided = uncond[:, :num_channels] + scale * (cond[:, :num_channels] - uncond[:, :num_channels])
@@ -240,6 +251,7 @@ class DiTPipeline(DiffusionPipeline):
         _check_guidance_channels(guidance_channels)
         prediction_type = _check_prediction(scheduler, prediction_type)
         _takes_variance(scheduler, config.learn_sigma)
+        _check_solver(scheduler)
         id2label = {int(label_id): str(label) for label_id, label in (id2label or {}).items()}
         outside = [label_id for label_id in id2label if not 0 <= label_id < config.num_classes]
         if outside:
@@ -461,6 +473,7 @@ class DiTPipeline(DiffusionPipeline):
     def _check_call(self, shape: tuple, generator: Any, latents: Any, output_type: str) -> None:
         _check_prediction(self.scheduler, self.config.prediction_type)
         _takes_variance(self.scheduler, self.transformer.config.learn_sigma)
+        _check_solver(self.scheduler)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose from pil, np, pt, latent")
         many = isinstance(generator, (list, tuple))
