@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data.images import decode_image, resize_and_crop
 
-IDX_NAMES = {"train": "train", "test": "t10k"}
+IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> how the files of MNIST and its kin begin
 
 
 @dataclass
@@ -36,13 +36,13 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     Args:
         source: a folder with `train-images-idx3-ubyte.gz` and its kin, padded with black; else a folder or an id that
             `datasets.load_dataset` takes, resized and cropped.
-        split: "train" or "test".
+        split: "train" or "test", or how the source calls it.
         side: of the square images that come out, in pixels.
 
     Raises:
         ValueError: if the source is neither.
     """
-    prefix = Path(source) / IDX_NAMES[split]
+    prefix = Path(source) / IDX_NAMES.get(split, split)
     if Path(f"{prefix}-images-idx3-ubyte.gz").is_file():
         images, labels = (_read_idx(Path(f"{prefix}-{kind}-ubyte.gz")) for kind in ("images-idx3", "labels-idx1"))
         margin = side - images.shape[1]
