@@ -97,8 +97,8 @@ def _subject(rows: Sequence[Row]) -> str:
 
 
 def log_correlation(gmacs: Sequence[float], values: Sequence[float]) -> float:
-    """Pearson's correlation of values with the logarithm of Gflops, as in the paper's figure 8."""
-    return correlation([math.log(value) for value in gmacs], values)
+    """Pearson's correlation of values with the logarithm of Gflops, as in the paper's figure 8; nan of constants."""
+    return math.nan if len(set(values)) == 1 else correlation([math.log(value) for value in gmacs], values)
 
 
 def _scatter(axis: Axes, found: dict[str, tuple[float, Point]]) -> None:
@@ -222,7 +222,8 @@ def training_curves(rows: Sequence[Row], quoted: bool) -> Figure | None:
         axis.minorticks_off()
         _thousands(axis)
         axis.tick_params(labelleft=True)
-        axis.legend(frameon=False, fontsize=8)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel(DISTANCE)
     axes[4].set_ylabel(DISTANCE)
     _from_zero(axes[0])

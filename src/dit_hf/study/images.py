@@ -17,6 +17,7 @@ from datasets import Image, load_dataset
 from torch import Tensor
 
 from ..data.images import decode_image, resize_and_crop
+from ..data.streaming import image_bytes
 
 IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> how the files of MNIST and its kin begin
 
@@ -57,7 +58,7 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     if not {"image", "label"} <= set(data.column_names):
         raise ValueError(f"{source} has the columns {data.column_names}: a study needs image and label")
     data = data.cast_column("image", Image(decode=False))
-    decoded = [np.array(resize_and_crop(decode_image(row["bytes"]), side)) for row in data["image"]]  # S x S x 3
+    decoded = [np.array(resize_and_crop(decode_image(image_bytes(image)), side)) for image in data["image"]]
     labels = torch.tensor(data["label"])
     return LabelledImages(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), labels, int(labels.max()) + 1)
 
