@@ -48,11 +48,15 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=2.0)
+    parser.add_argument("--num_jitters", type=int, default=8, help="variants of each drawing in the reference")
     parser.add_argument("--output_dir", type=Path, default=Path("out/evaluate-emoji"))
     parser.add_argument("--card", type=Path, help="such as examples/assets/dit-emoji/README.md")
     arguments = parser.parse_args()
     class_names = (EMOJI / "classes_100.txt").read_text().splitlines()
-    drawings, others = (load_references(str(EMOJI), class_names, resolution=64, seed=seed) for seed in (0, 1))
+    drawings, others = (
+        load_references(str(EMOJI), class_names, resolution=64, num_jitters=arguments.num_jitters, seed=seed)
+        for seed in (0, 1)
+    )
     labels = np.arange(100).repeat(drawings.shape[1])
     extractor = EfficientNetLite0()
     source = "emoji, 100 classes, mirrored and jittered"
