@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from huggingface_hub.errors import HTTPError
 
 from . import __version__
 
@@ -176,7 +177,7 @@ def convert(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of the source on the Hub.")] = None,
     license: Annotated[
-        str | None, typer.Option(help="For the card; cc-by-nc-4.0, that of the original weights.")
+        str | None, typer.Option(help="For the card, as the Hub names it; what the source says when not given.")
     ] = None,
 ) -> None:
     """Convert a checkpoint or a pipeline to a complete folder that loads, or back to the original's checkpoint."""
@@ -263,10 +264,106 @@ def evaluate(
         run.write(result, output, card)
 
 
+@app.command(epilog="Example: dit-hf flops DiT-XL/2 --sample-size 64 --guidance-scale 1.5")
+def flops(
+    model: Annotated[
+        str, typer.Argument(help="One of the paper's sizes, or a pipeline's or a model's folder.")
+    ] = "DiT-XL/2",
+    sample_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the latents; of the paper's sizes 32, which is 256 px.")
+    ] = None,
+    block_type: Annotated[
+        str | None, typer.Option(help="in_context, cross_attention, adaln or adaln_zero; the model's if not given.")
+    ] = None,
+    num_steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 250,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Above 1 each step takes two forwards.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step of training.")] = 256,
+    train_steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 400_000,
+    vae: Annotated[
+        str | None, typer.Option(help="Count an autoencoder too: its folder, or sd for the paper's.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's models, counted and as printed, instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Count what a model computes and holds: multiply-adds (the paper's Gflops), parameters, memory, training."""
+    import json
+
+    from .analysis import tables
+
+    if paper:
+        rows = tables.paper_rows()
+        typer.echo(json.dumps(rows, indent=2) if as_json else tables.format_paper_rows(rows))
+        return
+    overrides = {"sample_size": sample_size, "block_type": block_type}
+    found = tables.costs(
+        tables.read_config(model, **{name: value for name, value in overrides.items() if value is not None}),
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        train_steps=train_steps,
+        vae_config=None if vae is None else tables.read_vae_config(vae),
+    )
+    typer.echo(json.dumps(found, indent=2) if as_json else tables.format_costs(found))
+
+
+@app.command(epilog="Example: dit-hf study out/study --budget-minutes 60")
+def study(
+    folder: Annotated[Path, typer.Argument(help="For results.csv, checkpoints and samples; a rerun goes on in it.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="A YAML file of what differs from the recipe of runs/fashion_mnist.yaml.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A folder of IDX files, or an image data set's folder or id on the Hub.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1, in their order; the recipe's if not given.")] = None,
+    budget_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after this time; the same command goes on.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the hours that it would take, and stop.")] = False,
+) -> None:
+    """Train and measure miniatures of the paper's twelve models and four blocks; a rerun does only what is missing."""
+    import logging
+    import time
+    from dataclasses import replace
+
+    from .study.recipe import Recipe
+    from .study.run import Study
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("dit_hf").setLevel(logging.INFO)
+    deadline = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    told = {"dataset": dataset, "seeds": seeds and tuple(int(seed) for seed in seeds.split(","))}
+    chosen = Recipe() if recipe is None else Recipe.read(recipe)
+    work = Study(replace(chosen, **{name: value for name, value in told.items() if value is not None}), folder)
+    typer.echo(work.plan())
+    if not plan:
+        work.run(deadline)
+
+
+@app.command(epilog="Example: dit-hf plot runs/results/fashion_mnist.csv --output-dir docs/images/study")
+def plot(
+    results: Annotated[Path, typer.Argument(help="A results.csv of dit-hf study.", show_default=False)],
+    output_dir: Annotated[Path, typer.Option(help="A folder for the PNG files.")] = Path("figures"),
+    samples: Annotated[
+        Path | None, typer.Option(help="The study's folder of samples, for the grid from the same noise.")
+    ] = None,
+    quoted: Annotated[bool, typer.Option(help="Draw the paper's own numbers beside, marked as quoted.")] = True,
+) -> None:
+    """Draw the paper's figures from a study's results."""
+    from .analysis.figures import draw_all
+
+    written, lacking = draw_all(results, output_dir, samples=samples, quoted=quoted)
+    typer.echo("\n".join(f"wrote {path}" for path in written))
+    if lacking:
+        typer.echo(f"no rows yet for {', '.join(lacking)}")
+
+
 def main() -> None:
     """Run the command line; an error the user can put right is one line and exit status 1, without a traceback."""
     try:
         app()
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, HTTPError) as error:
         typer.echo(f"dit-hf: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
