@@ -8,8 +8,6 @@ can reach in its latents; drawings of other emoji are far.
 """
 
 import argparse
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +15,27 @@ import torch
 from efficientnet_lite import EfficientNetLite0
 
 from dit_hf import DiTPipeline
-from dit_hf.data.images import decode_image, resize_and_crop
 from dit_hf.data.references import load_references
-from dit_hf.data.streaming import image_bytes, open_images
+from dit_hf.data.sources import open_images
 from dit_hf.evaluation import MetricSettings, array_batches, evaluate, make_reference
-from dit_hf.evaluation.run import model_batches, write
+from dit_hf.evaluation.run import model_batches, open_source, write
 
 ASSETS = Path(__file__).parent / "assets"
 EMOJI, MODEL = ASSETS / "emoji", ASSETS / "dit-emoji"
 METRICS = ["fid", "precision_recall", "density_coverage"]  # on these features the first is FD, not FID
 
 
-def other_drawings(class_names: list[str]) -> Iterator[np.ndarray]:
-    rows = open_images(str(EMOJI), "train", "image", "label")
-    names = rows.features["label"].names
-    for row in rows:
-        if names[row["label"]] not in class_names:
-            yield np.asarray(resize_and_crop(decode_image(image_bytes(row["image"])), 64))
+def other_drawings(class_names: list[str], num: int) -> np.ndarray:
+    """The first images of the data set that are of none of these classes."""
+    names = open_images(str(EMOJI)).classes.names
+    ours = {names.index(name) for name in class_names}
+    found = [
+        image[None]
+        for images, labels in open_source(str(EMOJI))
+        for image, label in zip(images, labels, strict=True)
+        if label not in ours
+    ]
+    return np.concatenate(found[:num])
 
 
 @torch.no_grad()
@@ -64,7 +66,7 @@ def main() -> None:
     shuffled = np.random.default_rng(0).permutation(others.reshape(-1, 64, 64, 3))  # every class is there
     real = {
         "the same drawings, jittered otherwise": shuffled[: arguments.num_images],
-        "drawings of other emoji": np.stack(list(islice(other_drawings(class_names), arguments.num_images))),
+        "drawings of other emoji": other_drawings(class_names, arguments.num_images),
     }
     pipeline = DiTPipeline.from_pretrained(MODEL)
     real["the same drawings, through the VAE"] = through_vae(pipeline.vae, shuffled[: arguments.num_images])

@@ -1,7 +1,6 @@
 """On real images and real features the distances order known corruptions rightly."""
 
 import importlib.util
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from dit_hf.data.images import decode_image
-from dit_hf.data.streaming import image_bytes, open_images
 from dit_hf.evaluation import frechet_distance_of_rows, kernel_distance, precision_recall
+from dit_hf.evaluation.run import open_source
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NUM = 150
@@ -40,8 +38,8 @@ def noisy(images: np.ndarray, deviation: float) -> np.ndarray:
 def rows() -> dict[str, np.ndarray]:
     """Features of emoji: two sets of different drawings, and corruptions of the second."""
     extractor = load_extractor()
-    drawings = islice(open_images(str(EXAMPLES / "assets" / "emoji"), "train", "image", "label"), 2 * NUM)
-    images = np.stack([np.asarray(decode_image(image_bytes(row["image"]))) for row in drawings])
+    drawings = open_source(str(EXAMPLES / "assets" / "emoji"), batch_size=2 * NUM)
+    images, _ = next(iter(drawings))
     images = np.random.default_rng(0).permutation(images)
     reference, other = images[:NUM], images[NUM:]
     sets = {"reference": reference, "other": other, "blur 1": blurred(other, 1), "blur 3": blurred(other, 3)}

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..data.images import decode_image, resize_and_crop
-from ..data.streaming import image_bytes, open_images
+from ..data.sources import open_images
 from ..hub.results import write_results
 from ..pipeline_dit import DiTPipeline
 from .adm import npz_batches
@@ -82,11 +82,14 @@ def open_source(
     if Path(source).is_dir() and any(path.suffix.lower() in SUFFIXES for path in Path(source).rglob("*")):
         return folder_batches(source, batch_size, prepare)
 
-    def rows() -> Iterator[Mapping[str, Any]]:
-        for row in open_images(source, split, image_column, label_column):
-            yield {"image": decode_image(image_bytes(row["image"])), "label": row["label"]}
+    def decoded() -> Iterator[Mapping[str, Any]]:
+        opened = open_images(source, split, image_column, label_column)
+        for part in range(opened.num_parts):
+            for rows in opened.read_part(part):
+                for row, label in enumerate(rows.labels):
+                    yield {"image": decode_image(rows.read(row)), "label": label}
 
-    return row_batches(rows(), batch_size=batch_size, prepare=prepare, label_column="label")
+    return row_batches(decoded(), batch_size=batch_size, prepare=prepare, label_column="label")
 
 
 def model_batches(
