@@ -12,6 +12,7 @@ from . import __version__
 
 Form = Literal["dit_hf", "original", "diffusers"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Mode = Literal["exact", "adm_float16"]
 MANY = "Many images"
 
 app = typer.Typer(
@@ -195,6 +196,72 @@ def convert(
         arguments["vae"] = None
     conversion.convert(DiTPipeline, source, destination, to, scheduler, license, **arguments)
     typer.echo(f"wrote {destination}")
+
+
+@app.command(
+    epilog="Example: dit-hf evaluate --model my/dit --num-images 50000 --reference VIRTUAL_imagenet256_labeled.npz; "
+    "or --samples samples.npz; several processes: torchrun --nproc-per-node 8 --no-python dit-hf evaluate ..."
+)
+def evaluate(
+    reference: Annotated[str | None, typer.Option(help="ADM's .npz, saved statistics, a folder or a data set.")] = None,
+    samples: Annotated[str | None, typer.Option(help="ADM's .npz, a folder of images, or a data set.")] = None,
+    model: Annotated[str | None, typer.Option(help="Instead, a pipeline's folder or id: samples are drawn.")] = None,
+    num_images: Annotated[int | None, typer.Option(min=1, help="How many samples; all if not given.")] = None,
+    extractor: Annotated[str, typer.Option(help="inception, dinov2, or a class: my_network.py:Name.")] = "inception",
+    weights: Annotated[str | None, typer.Option(help="The extractor's; downloaded if not given.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names, separated by commas; all if not given.")] = None,
+    precision_recall: Annotated[Mode | None, typer.Option(help="adm_float16 as published; exact is better.")] = None,
+    kid_subset_size: Annotated[int, typer.Option(min=2, help="Images of a subset of KID.")] = 1000,
+    num_groups: Annotated[int, typer.Option(min=1, help="2 or more: standard errors, by leaving out parts.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="A JSON file for the result and all settings.")] = None,
+    card: Annotated[Path | None, typer.Option(help="A model card to write the result into.")] = None,
+    save_reference: Annotated[Path | None, typer.Option(help="Save statistics of --samples, to compare later.")] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="Keeps features, to go on after a kill.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once on each process.")] = 64,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Side to crop images to.")] = None,
+    split: Annotated[str, typer.Option(help="Of data sets.")] = "train",
+    image_column: Annotated[str, typer.Option(help="Of data sets.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Of data sets.")] = "label",
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="With --model; 1, none, if not given.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(min=1, help="With --model; as usual if not given.")] = None,
+    labels: Annotated[str | None, typer.Option(help="With --model: random, balanced, or a file of them.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --model. [default: 0]")] = None,
+    num_seeds: Annotated[int | None, typer.Option(min=1, help="With --model: draw so often. [default: 1]")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="With --model. [default: float32]")] = None,
+) -> None:
+    """Measure samples or a model: FID, sFID, Inception score, precision, recall and others, from one pass."""
+    of_model = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "labels": labels}
+    of_model |= {"seed": seed, "num_seeds": num_seeds, "dtype": dtype}
+    of_model = {name: value for name, value in of_model.items() if value is not None}
+    if (samples is None) == (model is None):
+        raise ValueError("--samples and --model: give one of them")
+    if (reference is None) == (save_reference is None):
+        raise ValueError("--reference and --save-reference: give one of them")
+    if samples is not None:
+        _refuse({f"--{name.replace('_', '-')}": value for name, value in of_model.items()}, "is for --model")
+    if save_reference is not None:
+        compares = {"--model": model, "--output": output, "--card": card, "--metrics": metrics}
+        _refuse(compares, "is for comparing: leave out --save-reference")
+
+    from .evaluation import run
+
+    of_sources: dict[str, Any] = {"batch_size": batch_size, "resolution": resolution, "split": split}
+    of_sources |= {"image_column": image_column, "label_column": label_column}
+    accelerator, network = run.open_extractor(extractor, weights)
+    if save_reference is not None:
+        run.save_statistics(str(samples), save_reference, network, num_images, work_dir, of_sources)
+        accelerator.print(f"wrote {save_reference}")
+        return
+    names = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    settings = {"precision_recall_mode": precision_recall, "kid_subset_size": kid_subset_size}
+    how: dict[str, Any] = {"num_images": num_images, "metrics": names, "num_groups": num_groups, "work_dir": work_dir}
+    if model is None:
+        result = run.evaluate_source(str(samples), str(reference), network, settings, of_sources, **how)
+    else:
+        result = run.evaluate_model(model, str(reference), network, settings, of_sources, of_model, **how)
+    if accelerator.is_main_process:
+        typer.echo(result.table())
+        run.write(result, output, card)
 
 
 @app.command(epilog="Example: dit-hf flops DiT-XL/2 --sample-size 64 --guidance-scale 1.5")
