@@ -35,6 +35,15 @@ logger = logging.get_logger(__name__)
 # How many channels of epsilon guidance moves; None is all. The published numbers of DiT guide the first three of four.
 GUIDANCE_CHANNELS: dict[str, int | None] = {"first_three": 3, "all": None}
 
+# Those of diffusers' guiders that work on a conditional and an unconditional answer alone.
+GUIDERS = (
+    "ClassifierFreeGuidance",
+    "ClassifierFreeZeroStarGuidance",
+    "AdaptiveProjectedGuidance",
+    "AdaptiveProjectedMixGuidance",
+    "TangentialClassifierFreeGuidance",
+)
+
 
 class SchedulerTraits(NamedTuple):
     """What sampling has to know of a scheduler beyond its interface."""
@@ -77,7 +86,7 @@ class _Run(NamedTuple):
     ts: Tensor  # the timestep of each evaluation, in host memory
     labels: list[int] | list[None]
     guided: list[bool]  # which evaluations are guided
-    guidance: float | BaseGuidance
+    guidance: float | BaseGuidance  # scale, or guider
     num_channels: int  # of epsilon, that are guided
     guide_model: PreTrainedModel | None
     pos_embeds: list[Tensor | None]  # of the transformer and the guide, at another size than trained
@@ -235,12 +244,10 @@ class DiTPipeline(DiffusionPipeline):
         config = transformer.config
         if getattr(config, "model_type", None) != "dit":
             raise ValueError(f"{type(transformer).__name__} is not a DiTModel: convert it with dit_hf.conversion")
-        if vae is not None and vae.config.latent_channels != config.in_channels:
-            channels = f"latent_channels={vae.config.latent_channels} and in_channels={config.in_channels}"
-            raise ValueError(f"VAE and transformer have {channels}: they must be equal")
+        if vae is not None:
+            _check_vae(vae.config, config.in_channels)
         if vae is not None and scheduler.config.get("clip_sample"):
             logger.warning("The scheduler has clip_sample=True, which clips latents at +-1: set it to False.")
-        _check_scaling(vae)
         _check_guidance_channels(guidance_channels)
         prediction_type = _check_prediction(scheduler, prediction_type)
         _takes_variance(scheduler, config.learn_sigma)
@@ -337,7 +344,7 @@ class DiTPipeline(DiffusionPipeline):
         Args:
             class_labels: an id or a name, or a list in which both may stand; None for an unconditional model.
             guidance_scale: strength of classifier-free guidance; at 1 and below there is none, and no second pass. Or a
-                guider of diffusers that needs a conditional and an unconditional answer, with a strength of its own.
+                guider of diffusers, one of `GUIDERS`, with a strength of its own.
             num_inference_steps: 1..T; None takes the scheduler's usual number, see `SCHEDULERS`.
             generator: one, or one per image, which makes an image independent of its batch.
             latents: (B, C, H, W) standard normal noise to start from, instead of drawing it.
@@ -375,9 +382,8 @@ class DiTPipeline(DiffusionPipeline):
         step_kwargs = self._step_kwargs(generator, eta)
         _check_interval(guidance_interval, guidance_interval_unit)
         ts = self._set_timesteps(num_inference_steps, timesteps, sigmas, _source)  # in host memory
-        guided = [False] * len(ts)
-        if num_channels:
-            guided = self._guided_steps(ts, guidance_scale, guidance_interval, guidance_interval_unit)
+        within = self._guided_steps(ts, guidance_scale, guidance_interval, guidance_interval_unit)
+        guided = [num_channels > 0 and step for step in within]
         if self._cached is not None:
             importlib.import_module("dit_hf.caches").check(self._cached._cache_config, guided)
             CacheMixin._reset_stateful_cache(self._cached)
@@ -427,12 +433,8 @@ class DiTPipeline(DiffusionPipeline):
         """How many channels of epsilon are guided, 0 without guidance."""
         config = self.transformer.config
         if isinstance(guidance, BaseGuidance):
-            name = type(guidance).__name__
-            if guidance._input_predictions != ["pred_cond", "pred_uncond"] or name == "AutoGuidance":
-                raise ValueError(
-                    f"guidance_scale={name} hooks diffusers' own attention or blocks, and a DiT has none: pass one "
-                    "that needs two answers only, such as AdaptiveProjectedGuidance, or guide_model=..."
-                )
+            if (name := type(guidance).__name__) not in GUIDERS:
+                raise ValueError(f"guidance_scale={name} hooks parts that no DiT has: choose from {', '.join(GUIDERS)}")
         elif not isinstance(guidance, (int, float)) or not 0 <= guidance < math.inf:
             raise ValueError(f"guidance_scale={guidance!r}: pass a finite number from 0 on; 1 is no guidance")
         guidance_channels = guidance_channels or self.config.guidance_channels
@@ -454,10 +456,8 @@ class DiTPipeline(DiffusionPipeline):
         trained, unit = config.sample_height_width, factor * config.patch_size
         size = []
         for name, pixels, latent in (("height", height, trained[0]), ("width", width, trained[1])):
-            if pixels is not None:
-                _check_count(name, pixels)
-                if pixels % unit:
-                    raise ValueError(f"{name}={pixels}: pass a multiple of {unit}, the pixels of a patch")
+            if pixels is not None and (not isinstance(pixels, int) or pixels < unit or pixels % unit):
+                raise ValueError(f"{name}={pixels!r}: pass a multiple of {unit}, the pixels of a patch")
             size.append(latent if pixels is None else pixels // factor)
         if (*size,) == trained:
             return (batch, config.in_channels, *size), [None, None]
@@ -637,10 +637,9 @@ class DiTPipeline(DiffusionPipeline):
             ValueError: for a cache or a setting that would do nothing, or that a DiT cannot serve.
         """
         try:
-            caches = importlib.import_module("dit_hf.caches")
-        except ImportError as error:
+            importlib.import_module("dit_hf.caches").enable(self, config)
+        except ModuleNotFoundError as error:
             raise ImportError("enable_cache needs the package dit-hf: install it and try again") from error
-        caches.enable(self, config)
 
     def disable_cache(self) -> None:
         """Compute every step in full again."""
@@ -727,8 +726,7 @@ class DiTPipeline(DiffusionPipeline):
         Raises:
             ValueError: if the parts do not fit.
         """
-        settings = ("id2label", "guidance_channels", "prediction_type")
-        kept = {name: pipeline.config[name] for name in settings if name in pipeline.config}
+        kept = {name: pipeline.config.get(name) for name in ("id2label", "guidance_channels", "prediction_type")}
         return cls(**{**pipeline.components, **kept, **kwargs})
 
     @classmethod
@@ -925,7 +923,8 @@ class DiTImg2ImgPipeline(DiTPipeline):
 class DiTInpaintPipeline(DiTPipeline):
     """Inpainting: draw a masked part of an image anew; every other pixel stays what it was, to the byte.
 
-    It takes the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
+    What is known is put back after each step (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, without resampling). It takes
+    the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
     """
 
     def __call__(
@@ -948,8 +947,6 @@ class DiTInpaintPipeline(DiTPipeline):
         Raises:
             ValueError: as in `DiTPipeline`.
             FloatingPointError: as in `DiTPipeline`.
-
-        Source: Lugmayr et al. 2022 (RePaint, arXiv 2201.09865), eq. 8, without resampling.
         """
         return super().__call__(class_labels, _source=_Source(image, strength, mask_image), **arguments)
 
@@ -965,17 +962,17 @@ def _check_count(name: str, value: Any, limit: float = math.inf) -> None:
         raise ValueError(f"{name}={value!r}: pass a whole number of at least 1{most}")
 
 
-def _check_scaling(vae: ModelMixin | None) -> None:
-    if vae is None:
-        return
-    factor, channels = vae.config.get("scaling_factor"), vae.config.latent_channels
+def _check_vae(vae: Any, in_channels: int) -> None:
+    channels, factor = vae.latent_channels, vae.get("scaling_factor")
+    if channels != in_channels:
+        raise ValueError(
+            f"the VAE has latent_channels={channels} and in_channels={in_channels} is the model's: unequal"
+        )
     if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
         raise ValueError(f"the VAE has scaling_factor={factor!r}: set a positive number, 1 over its latents' deviation")
     for name in ("latents_mean", "latents_std"):
-        if vae.config.get(name) and len(vae.config.get(name)) != channels:
-            raise ValueError(
-                f"the VAE has {len(vae.config.get(name))} numbers in {name} for {channels} latent channels"
-            )
+        if vae.get(name) and len(vae[name]) != channels:
+            raise ValueError(f"the VAE has {len(vae[name])} numbers in {name} for {channels} latent channels")
 
 
 def _check_guide(weak: Any, config: Any) -> None:
