@@ -54,10 +54,27 @@ def _refuse(options: dict[str, Any], why: str) -> None:
         raise ValueError(f"{given[0]} {why}")
 
 
-def _save_grid(images: list[Any], columns: int, output: Path) -> None:
+def _place_of_many(output_dir: Path | None, npz: Path | None) -> Path | None:
+    if output_dir and npz:
+        raise ValueError("--output-dir and --npz are two forms of the same: give one of them")
+    if npz and npz.suffix != ".npz" or output_dir and output_dir.suffix == ".npz":
+        raise ValueError(f"{npz or output_dir}: the file of --npz must end in .npz, the folder must not")
+    return output_dir or npz
+
+
+def _check_format(output: Path) -> Path:
+    from PIL import Image
+
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
+    return output
+
+
+def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> None:
     from diffusers.utils import make_image_grid
     from PIL import Image
 
+    columns = num_images_per_label if num_images_per_label > 1 else math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     empty = Image.new("RGB", images[0].size, "white")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +103,12 @@ def generate(
         float | None,
         typer.Option(help="Strength of classifier-free guidance, 1 is none; 4 where the model has guidance.", min=0),
     ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="Guide only between these fractions of the steps: 0.25 0.75 is the middle half.", metavar="A B"
+        ),
+    ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the scheduler; its usual number when not given.")
     ] = None,
@@ -111,19 +134,15 @@ def generate(
     """
     import torch
     from accelerate import PartialState
-    from PIL import Image
 
-    if output_dir or npz:
-        _refuse({"--class-labels": class_labels, "--output": output}, "is for one file: use --labels and --output-dir")
-        _refuse({"--num-images-per-label": num_images_per_label}, "is for one file: use --num-images")
-        _refuse({"--npz": npz if output_dir else None}, "does the same as --output-dir: give one of them")
-        if npz and npz.suffix != ".npz" or output_dir and output_dir.suffix == ".npz":
-            raise ValueError(f"{npz or output_dir}: the file of --npz must end in .npz, the folder must not")
+    place = _place_of_many(output_dir, npz)
+    if place:
+        one = {"--class-labels": class_labels, "--output": output, "--num-images-per-label": num_images_per_label}
+        _refuse(one, "is for one file: with --output-dir or --npz use --labels and --num-images")
     else:
         _refuse({"--labels": labels, "--batch-size": batch_size}, "is for many images: give --output-dir or --npz too")
         _refuse({"--num-images": num_images if class_labels else None}, "counts all: use --num-images-per-label")
-        if (output or Path("out.png")).suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
+        output = _check_format(output or Path("out.png"))
 
     from .evaluation import generate_with_pipeline
     from .pipeline_dit import DiTPipeline
@@ -132,7 +151,7 @@ def generate(
     if guidance_scale is None:
         guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
     arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
-    place = output_dir or npz
+    arguments["guidance_interval"] = guidance_interval
     if place:
         arguments |= {"labels": labels, "seed": seed, "batch_size": batch_size or 32}
         written = generate_with_pipeline(pipeline, place, num_images, **arguments)
@@ -144,9 +163,8 @@ def generate(
         arguments |= {"class_labels": _parse_labels(class_labels), "num_images_per_label": num_images_per_label or 1}
     pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
     images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images
-    per_row = num_images_per_label or 1
-    output = output or Path("out.png")
-    _save_grid(images, per_row if per_row > 1 else math.ceil(math.sqrt(len(images))), output)
+    assert output is not None
+    _save_grid(images, num_images_per_label or 1, output)
     typer.echo(f"wrote {len(images)} images to {output}")
 
 
