@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
@@ -240,7 +240,6 @@ def tiny(tmp_path_factory):
     return {"pt": pt(state), "safetensors": save(state)}, state, tmp_path_factory.mktemp("fuzz") / "w"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_spoilt_bytes_give_our_error_or_the_same_weights(tiny, data):
     files, state, path = tiny

@@ -1,6 +1,7 @@
 """Pushing to a local Hub with the real clients: what arrives, what is sent again, and what goes wrong on the way."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -334,6 +335,22 @@ def test_cache_without_links_is_held_against_the_hub_where_it_can_be_asked(hub, 
         check_cached("user/dit")
     check_cached("user/dit", local_files_only=True)
     assert "nothing is compared without the network" in caplog.text
+
+
+def test_usual_arguments_choose_what_is_loaded(hub, saved, monkeypatch):
+    push_folder(saved, "user/dit", revision="v2")
+    token = os.environ["HF_TOKEN"]
+    monkeypatch.delenv("HF_TOKEN")
+    chosen = {"revision": "v2", "token": token, "cache_dir": constants.HF_HUB_CACHE}
+    half = DiTPipeline.from_pretrained("user/dit", dtype=torch.bfloat16, use_safetensors=True, **chosen)
+    assert {half.transformer.dtype, half.vae.dtype} == {torch.bfloat16}
+    with pytest.raises(HubError, match="it lacks a file"):
+        DiTPipeline.from_pretrained("user/dit", **{**chosen, "revision": "main"})
+    with pytest.raises(HubError, match="the token may not see it"):
+        DiTPipeline.from_pretrained("user/dit", **{**chosen, "token": False})
+    with pytest.raises(ValueError, match="variant=fp16"):
+        DiTPipeline.from_pretrained("user/dit", variant="fp16", **chosen)
+    DiTPipeline.from_pretrained("user/dit", local_files_only=True, **{**chosen, "token": None})
 
 
 def test_loading_offline_says_which_commit(hub, saved, caplog):

@@ -83,7 +83,8 @@ def _load_any_form(cls: Any, load: Callable[..., Any], source: str | os.PathLike
         placing = {name: arguments[name] for name in ("dtype", "torch_dtype", "device_map") if name in arguments}
         for name in placing.keys() - {"device_map"}:
             placing[name] = _dtype_of("vae", placing[name])
-        arguments["vae"] = AutoencoderKL.from_pretrained(arguments["vae"], **hub, **placing)
+        elsewhere = {name: value for name, value in hub.items() if name != "revision"}  # which is the source's
+        arguments["vae"] = AutoencoderKL.from_pretrained(arguments["vae"], **elsewhere, **placing)
     if Path(source).is_file():
         return _load_checkpoint(cls, Path(source), **arguments)
     if "transformer" in arguments or library_of_transformer(source, **hub) != "diffusers":

@@ -77,6 +77,7 @@ class BackgroundPush:
         try:
             commit = push_folder(folder, self.repo_id, private=self.private, commit_message=message)
         except (OSError, ValueError) as error:
-            logger.error(f"{message}: the push failed, the training does not: {error}. The files are in {folder}")
+            kept = f"The files stay in {folder.name}/"
+            logger.error(f"{message}: the push failed, the training does not: {error}. {kept}")
         else:
             logger.info(f"{message}: {commit.commit_url}")
