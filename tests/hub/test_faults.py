@@ -1,9 +1,9 @@
 """What goes wrong between here and the Hub, in one table: load, stream and push end well, or in one line with why.
 
-A row without a message must end well, whatever happened on the way. Nothing hangs, and nothing broken is kept.
+A row without a message must end well, whatever happened on the way. Nothing hangs, and nothing broken is kept. The
+training's own stream has such a table in `data/test_hub_stream.py`.
 """
 
-import contextlib
 import time
 
 import pytest
@@ -13,8 +13,6 @@ from huggingface_hub import close_session, constants, hf_api
 from safetensors.torch import load_file, save_file
 
 from dit_hf import DiTPipeline
-from dit_hf.data.sources import open_images
-from dit_hf.data.streaming import ImageStream
 from dit_hf.hub.push import push_folder
 
 WEIGHTS, INDEX, INFO, SHARD = "transformer/model.safetensors", "model_index.json", "api/models/user/dit", r"parquet$"
@@ -79,12 +77,6 @@ def stream(saved) -> None:
     assert [row["label"] for row in load_dataset("user/images", split="train", streaming=True)] == [0, 1] * 6
 
 
-def stream_for_training(saved) -> None:
-    with contextlib.closing(iter(ImageStream(open_images("user/images"), batch_size=4, resolution=8))) as batches:
-        labels = [label for _ in range(3) for label in next(batches).class_labels.tolist()]
-    assert sorted(labels) == [0] * 6 + [1] * 6
-
-
 def push(saved) -> None:
     weights = load_file(saved / WEIGHTS)
     save_file({key: weight + 1 for key, weight in weights.items()}, saved / WEIGHTS)
@@ -111,13 +103,6 @@ FAULTS = {
     "a shard is not there for a moment": (stream, fails(SHARD, 503, 2), ""),
     "too many requests for a shard": (stream, fails(SHARD, 429, 2), ""),
     "a shard is cut": (stream, cuts(SHARD, 100, 2), ""),
-    "a shard of a training is not there for a moment": (stream_for_training, fails(SHARD, 503, 2), ""),
-    "a shard of a training is cut": (stream_for_training, cuts(SHARD, 100, 2), ""),
-    "a shard of a training stays cut": (
-        stream_for_training,
-        cuts(SHARD, 100, FOR_EVER),
-        "cannot be read after 8 tries",
-    ),
     "streaming without a token": (stream, token_of(""), "doesn't exist on the Hub or cannot be accessed"),
     "too many requests at the commit": (push, fails("/commit/", 429, 2, "POST"), ""),
     "the Hub stays down at the commit": (push, fails("/commit/", 503, FOR_EVER, "POST"), LATER),
@@ -132,7 +117,7 @@ FAULTS = {
 
 @pytest.mark.parametrize(("what", "fault", "message"), FAULTS.values(), ids=FAULTS)
 def test_fault_ends_well_or_in_one_line(what, fault, message, hub, saved, request, monkeypatch):
-    if what in (stream, stream_for_training):
+    if what is stream:
         request.getfixturevalue("pushed_images")
     push_folder(saved, "user/dit")
     before = hub.repository("user/dit").files()
@@ -153,4 +138,4 @@ def test_fault_ends_well_or_in_one_line(what, fault, message, hub, saved, reques
 
 def test_table_has_the_faults_of_each_way():
     assert len(FAULTS) >= 25
-    assert {what for what, *_ in FAULTS.values()} == {load, stream, stream_for_training, push}
+    assert {what for what, *_ in FAULTS.values()} == {load, stream, push}
