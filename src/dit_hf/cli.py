@@ -206,9 +206,12 @@ def study(
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     deadline = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
-    told = {"dataset": dataset, "seeds": seeds and tuple(int(seed) for seed in seeds.split(","))}
     chosen = Recipe() if recipe is None else Recipe.read(recipe)
-    work = Study(replace(chosen, **{name: value for name, value in told.items() if value is not None}), folder)
+    if dataset is not None:
+        chosen = replace(chosen, dataset=dataset)
+    if seeds is not None:
+        chosen = replace(chosen, seeds=tuple(int(seed) for seed in seeds.split(",")))
+    work = Study(chosen, folder)
     typer.echo(work.plan())
     if not plan:
         work.run(deadline)

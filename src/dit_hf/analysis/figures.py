@@ -319,7 +319,7 @@ def sampling_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         _line(axis, scaled, model, SIZE_COLOURS[size], MARKERS[size])
         for row in group:
             axis.annotate(
-                row.num_steps,
+                str(row.num_steps),
                 (row.num_steps * row.gmacs, row.distance),
                 textcoords="offset points",
                 xytext=(0, 6),
@@ -347,7 +347,7 @@ def guidance(rows: Sequence[Row], quoted: bool) -> Figure | None:
         axis.set(xlabel="scale of guidance", ylabel=label)
     if quoted:
         for prefix, colour, marker in (("LDM-4", "#0072B2", "s"), ("DiT-XL/2", "#D55E00", "D")):
-            recalls = [result.recall for result in IMAGENET_256 if result.model.startswith(prefix)]
+            recalls = [result.recall or 0.0 for result in IMAGENET_256 if result.model.startswith(prefix)]
             axes[-1].plot([1, 1.25, 1.5], recalls, color=colour, marker=marker, label=prefix)
         axes[-1].set(title="quoted from the paper: ImageNet 256 px", xlabel="scale of guidance", ylabel="recall")
         axes[-1].title.set_fontsize(9)

@@ -59,8 +59,8 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
         raise ValueError(f"{source} has the columns {data.column_names}: a study needs image and label")
     data = data.cast_column("image", Image(decode=False))
     decoded = [np.array(resize_and_crop(decode_image(image_bytes(image)), side)) for image in data["image"]]
-    labels = torch.tensor(data["label"])
-    return LabelledImages(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), labels, int(labels.max()) + 1)
+    classes = torch.tensor(data["label"])
+    return LabelledImages(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), classes, int(classes.max()) + 1)
 
 
 def _read_idx(path: Path) -> np.ndarray:
