@@ -62,9 +62,7 @@ class Training:
             self.seconds, self.train_loss = saved.pop("seconds"), saved.pop("train_loss")
             fields = recipe.training_fields()
             if any(fields.get(name) != value for name, value in saved.items()):
-                raise ValueError(
-                    f"{folder} was trained with {saved}, not {fields}: choose a new folder"
-                )
+                raise ValueError(f"{folder} was trained with {saved}, not {fields}: choose a new folder")
 
     def _fresh(self) -> TrainingState:
         recipe = self.recipe
