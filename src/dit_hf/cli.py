@@ -235,6 +235,23 @@ def plot(
         typer.echo(f"no rows yet for {', '.join(lacking)}")
 
 
+@app.command(epilog="Example: dit-hf table evaluation.json --resolution 256")
+def table(
+    evaluations: Annotated[
+        list[Path] | None, typer.Argument(help="Files of dit-hf evaluate, each a row more.", show_default=False)
+    ] = None,
+    resolution: Annotated[int, typer.Option(help="256 for the paper's table 2, 512 for its table 3.")] = 256,
+) -> None:
+    """Print the paper's results on ImageNet, quoted, with one's own evaluations under them."""
+    import json
+
+    from .analysis import tables
+
+    files = evaluations or []
+    rows = [tables.result_of(file.stem, json.loads(file.read_text(encoding="utf-8"))["metrics"]) for file in files]
+    typer.echo(tables.format_results(resolution, rows))
+
+
 def main() -> None:
     """Run the command line; an error the user can put right is one line and exit status 1, without a traceback."""
     try:

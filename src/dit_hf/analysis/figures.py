@@ -260,19 +260,19 @@ def compute_and_distance(rows: Sequence[Row], quoted: bool) -> Figure | None:
 
 
 def compute_and_other_metrics(rows: Sequence[Row], quoted: bool) -> Figure | None:
-    """Figure 8 for the other metrics."""
+    """Figure 8 for the other metrics, and for the loss of the training."""
     del quoted  # the paper prints these for XL/2 only
     found = last_checkpoint(rows)
     models = by_model(found)
     if len(models) < 3:
         return None
-    names = list(METRICS)[1:]
-    figure, axes = _figure(len(names))
+    names = [*list(METRICS)[1:], "train_loss"]
+    figure, axes = _figure(2, 2)
     for axis, name in zip(axes, names, strict=True):
         means = {model: (group[0].gmacs, points(group, "images_seen", name)[0]) for model, group in models.items()}
         _scatter(axis, means)
         r = log_correlation([gmacs for gmacs, _ in means.values()], [point.y for _, point in means.values()])
-        axis.set(xlabel=GMACS, ylabel=METRICS[name], title=f"r = {r:.2f}")
+        axis.set(xlabel=GMACS, ylabel=METRICS.get(name, "mean squared error in training"), title=f"r = {r:.2f}")
     figure.suptitle(_subject(found))
     return figure
 
