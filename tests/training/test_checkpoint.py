@@ -1,13 +1,24 @@
 """Checkpoints: what comes back is what was saved, and nothing torn or damaged is ever picked."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dit_hf.training import checkpoint
-from dit_hf.training.checkpoint import Progress, TrainingState, find_checkpoints, load_latest, save_checkpoint
+from dit_hf.training.checkpoint import (
+    MANIFEST,
+    Progress,
+    TrainingState,
+    find_checkpoints,
+    find_damage,
+    load_latest,
+    save_checkpoint,
+)
 from dit_hf.training.ema import make_ema
 
 
@@ -118,3 +129,20 @@ def test_crash_anywhere_in_a_save_leaves_a_complete_checkpoint(tmp_path: Path, m
     assert renamed == (crash_point > 9)  # two weights, the optimiser, four files, manifest and folder, then the rename
     torch.testing.assert_close(weights(other), weights(state), rtol=0, atol=0)
     assert save_checkpoint(tmp_path, state, Progress(2), {}) in find_checkpoints(tmp_path)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["files", "w", "bytes"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=ANYTHING | ANYTHING.map(lambda inner: {"files": inner}) | st.binary(max_size=20))
+def test_manifest_of_anything_is_damage_and_no_crash(tmp_path, content):
+    (tmp_path / "w").write_bytes(b"weights")
+    (tmp_path / MANIFEST).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    damage = find_damage(tmp_path)
+    is_empty = isinstance(content, dict) and content.get("files") == {}
+    assert damage is None if is_empty else isinstance(damage, str)

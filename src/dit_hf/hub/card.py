@@ -24,7 +24,6 @@ PIPELINE_TAG = "unconditional-image-generation"  # the Hub's nearest: it has non
 
 # Settings of a training that a card tells -> how it calls them.
 RECIPE = {
-    "model": "size",
     "objective": "objective",
     "beta_schedule": "noise schedule",
     "num_train_timesteps": "timesteps",
@@ -258,6 +257,7 @@ def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
     config = pipeline.transformer.config
     height, width = config.sample_height_width
     return {
+        "size": config.paper_size or "none of the paper's",
         "conditioning of the blocks": config.block_type,
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
@@ -275,7 +275,7 @@ def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
 
 def _evaluation(results: Sequence[EvalResult]) -> str:
     if not results:
-        return "None was made."
+        return "No evaluation was made."
     rows = [
         f"| {result.metric_name or result.metric_type} | {result.metric_value} | {result.dataset_name} | "
         f"{', '.join(f'{name} {value}' for name, value in (result.metric_args or {}).items())} |"

@@ -113,13 +113,14 @@ def find_damage(path: Path) -> str | None:
     """The first file of a checkpoint that is not what its manifest says, or None."""
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-    except (ValueError, KeyError) as error:
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
-    for name, expected in files.items():
+    for name, (num_bytes, sha256) in expected.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != num_bytes or _sha256(file) != sha256:
             return f"{name} does not have the SHA-256 of the manifest"
     return None
 

@@ -26,11 +26,14 @@ from diffusers.optimization import get_scheduler
 from tqdm import tqdm
 
 from ..configuration_dit import DiTConfig
+from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
-from ..data.streaming import ImageStream, Position, open_images, select_classes
+from ..data.moments import check_latents
+from ..data.sources import Source, open_images
+from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
-from ..hub.background import BackgroundPush
+from ..hub.background import BackgroundPush, save_training_pipeline
 from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
@@ -39,7 +42,7 @@ from .ema import make_ema
 from .loop import KeyedDraws, LatentBatch, StepRecord, train_steps
 from .output import Meter, RunFolder, save_samples
 from .report import plot_losses
-from .settings import TrainSettings, changed_settings, parse_settings
+from .settings import TrainSettings, changed_settings, parse_settings, read_yaml
 
 logger = get_logger("dit_hf.training")
 
@@ -56,14 +59,19 @@ def run(settings: TrainSettings) -> Path:
     folder = RunFolder(Path(settings.output_dir), accelerator)
     push = start_push(settings, accelerator)
 
-    dataset = open_images(settings.dataset_name, settings.dataset_split, settings.image_column, settings.label_column)
-    class_names = dataset.features["label"].names
-    chosen = class_names
-    if settings.class_names_file:
-        chosen = [line for line in Path(settings.class_names_file).read_text().splitlines() if line]
+    source = open_source(settings)
+    class_names = source.classes.names
     vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
+    if source.latents:
+        check_latents(
+            source.latents,
+            vae,
+            resolution=settings.resolution,
+            random_flip=settings.random_flip,
+            num_jitters=settings.num_jitters,
+        )
     objective = make_objective(settings)
-    model = DiTModel(model_config(settings, vae, len(chosen)))
+    model = DiTModel(model_config(settings, vae, len(class_names)))
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     state, prepared = make_state(settings, accelerator, model)
@@ -73,8 +81,7 @@ def run(settings: TrainSettings) -> Path:
         logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
 
     stream = ImageStream(
-        dataset,
-        label_map=select_classes(class_names, chosen),
+        source,
         batch_size=settings.train_batch_size,
         resolution=settings.resolution,
         random_flip=settings.random_flip,
@@ -83,13 +90,15 @@ def run(settings: TrainSettings) -> Path:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         start=Position(progress.epoch, progress.offset),
+        num_workers=settings.dataloader_num_workers,
+        max_bad_images=settings.max_bad_images,
     )
     encoder = LatentEncoder(vae, settings.seed, settings.cache_latents)
     pipeline = DiTPipeline(
         transformer=state.ema.module,
         vae=vae,
         scheduler=make_scheduler(objective),
-        id2label=dict(enumerate(chosen)) if model.config.num_classes else None,
+        id2label=dict(enumerate(class_names)) if model.config.num_classes else None,
         prediction_type=objective.prediction_type,
     )
     records = train_steps(
@@ -98,7 +107,7 @@ def run(settings: TrainSettings) -> Path:
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, settings, conditional=model.config.num_classes > 0),
+        latent_batches(stream, encoder, accelerator.device, conditional=model.config.num_classes > 0),
         KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
         first_step=progress.step,
         images_seen=progress.images_seen,
@@ -173,6 +182,29 @@ def check_accelerator(settings: TrainSettings, accelerator: Accelerator) -> None
 def global_batch_size(settings: TrainSettings, accelerator: Accelerator) -> int:
     """Images of one optimiser step, over all processes."""
     return settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
+
+
+def open_source(settings: TrainSettings) -> Source:
+    """Open the data set, and write into the settings which version of it was found, so that a resumed run compares it.
+
+    A run that goes on takes the version that it began with, also where the Hub has a newer one.
+    """
+    before = Path(settings.output_dir) / "settings.yaml"
+    recorded = read_yaml(before) if before.exists() else {}
+    if settings.dataset_revision is None and recorded.get("dataset_name") == settings.dataset_name:
+        settings.dataset_revision = recorded.get("dataset_revision")
+    source = open_images(
+        settings.dataset_name,
+        settings.dataset_split,
+        settings.image_column,
+        settings.label_column,
+        config_name=settings.dataset_config_name,
+        revision=settings.dataset_revision,
+        class_names=read_names(settings.class_names_file),
+        label_map=read_map(settings.label_map_file),
+    )
+    settings.dataset_revision = source.revision
+    return source
 
 
 def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
@@ -301,17 +333,14 @@ def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> 
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, settings: TrainSettings, *, conditional: bool
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, *, conditional: bool
 ) -> Iterator[LatentBatch]:
-    """Endless latents of this process. The loader has a random generator of its own, as it draws from it."""
-    loader = torch.utils.data.DataLoader(
-        stream, batch_size=None, num_workers=settings.dataloader_num_workers, generator=torch.Generator()
-    )
-    for batch in loader:
+    """Endless latents of this process."""
+    for batch in stream:
         yield LatentBatch(
             x_0=encoder(batch).to(device),
             class_labels=batch.class_labels.to(device) if conditional else None,
-            positions=batch.positions,
+            positions=list(batch.positions),
             next_position=batch.next_position,
         )
 
@@ -368,7 +397,7 @@ def finish(settings: TrainSettings, folder: RunFolder, pipeline: DiTPipeline, pu
     """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push."""
     if push:
         push.wait()  # it reads the folder
-    pipeline.save_pretrained(folder.path / "pipeline")
+    save_training_pipeline(pipeline, folder.path, settings.hub_license)
     loaded = DiTPipeline.from_pretrained(folder.path / "pipeline").to(pipeline.device)
     save_samples(loaded, folder.path / "samples.png", settings)
     plot_losses(folder.path / "metrics.jsonl", folder.path / "loss.png")
