@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from ..data.images import decode_image, resize_and_crop
-from ..data.streaming import image_bytes
+from ..data.rows import encoded_bytes
 
 IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> how the files of MNIST and its kin begin
 
@@ -59,7 +59,7 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     if not {"image", "label"} <= set(data.column_names):
         raise ValueError(f"{source} has the columns {data.column_names}: a study needs image and label")
     data = data.cast_column("image", Image(decode=False))
-    decoded = np.stack([np.array(_fit(decode_image(image_bytes(image)), side)) for image in data["image"]])
+    decoded = np.stack([np.array(_fit(decode_image(encoded_bytes(image)), side)) for image in data["image"]])
     if (decoded == decoded[..., :1]).all():  # grey
         decoded = decoded[..., :1]
     classes = torch.tensor(data["label"])
