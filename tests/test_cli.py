@@ -1,5 +1,6 @@
 """The command line, run as a user runs it, on a tiny saved pipeline."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -137,3 +138,28 @@ def test_error_is_one_line_and_exit_status_1(
 
 def test_unknown_option_is_refused(model: str, monkeypatch: pytest.MonkeyPatch):
     assert run_main(monkeypatch, "generate", model, "--no-such-option") == 2
+
+
+def test_flops_prints_a_table_json_and_the_paper_s_models():
+    found = json.loads(CliRunner().invoke(cli.app, ["flops", "DiT-XL/2", "--json"]).output)
+    assert found["gmacs"] == pytest.approx(118.64, abs=0.02)
+    assert "118.621 GMACs" in CliRunner().invoke(cli.app, ["flops"]).output
+    assert len(json.loads(CliRunner().invoke(cli.app, ["flops", "--paper", "--json"]).output)) == 17
+
+
+def test_flops_of_a_saved_pipeline_are_those_of_its_model(model: str):
+    found = json.loads(CliRunner().invoke(cli.app, ["flops", model, "--num-steps", "3", "--json"]).output)
+    assert found["parameters"] == dit_hf.DiTPipeline.from_pretrained(model).transformer.num_parameters()
+    assert found["gmacs_of_a_sample"] == pytest.approx(3 * found["gmacs"])
+
+
+def test_table_puts_an_evaluation_under_the_paper_s(tmp_path: Path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"metrics": {"fid": 9.99, "inception_score": 1.5}}))
+    lines = CliRunner().invoke(cli.app, ["table", str(file)]).output.splitlines()
+    assert lines[-1].split() == ["mine", "9.99", "-", "1.50", "-", "-"]
+
+
+def test_plot_of_no_results_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    assert run_main(monkeypatch, "plot", str(tmp_path / "none.csv")) == 1
+    assert "run dit-hf study first" in capsys.readouterr().err

@@ -352,9 +352,12 @@ def study(
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     deadline = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
-    told = {"dataset": dataset, "seeds": seeds and tuple(int(seed) for seed in seeds.split(","))}
     chosen = Recipe() if recipe is None else Recipe.read(recipe)
-    work = Study(replace(chosen, **{name: value for name, value in told.items() if value is not None}), folder)
+    if dataset is not None:
+        chosen = replace(chosen, dataset=dataset)
+    if seeds is not None:
+        chosen = replace(chosen, seeds=tuple(int(seed) for seed in seeds.split(",")))
+    work = Study(chosen, folder)
     typer.echo(work.plan())
     if not plan:
         work.run(deadline)
@@ -376,6 +379,23 @@ def plot(
     typer.echo("\n".join(f"wrote {path}" for path in written))
     if lacking:
         typer.echo(f"no rows yet for {', '.join(lacking)}")
+
+
+@app.command(epilog="Example: dit-hf table evaluation.json --resolution 256")
+def table(
+    evaluations: Annotated[
+        list[Path] | None, typer.Argument(help="Files of dit-hf evaluate, each a row more.", show_default=False)
+    ] = None,
+    resolution: Annotated[int, typer.Option(help="256 for the paper's table 2, 512 for its table 3.")] = 256,
+) -> None:
+    """Print the paper's results on ImageNet, quoted, with one's own evaluations under them."""
+    import json
+
+    from .analysis import tables
+
+    files = evaluations or []
+    rows = [tables.result_of(file.stem, json.loads(file.read_text(encoding="utf-8"))["metrics"]) for file in files]
+    typer.echo(tables.format_results(resolution, rows))
 
 
 def main() -> None:
