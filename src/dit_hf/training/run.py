@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ from .output import Distance, Meter, PreviewStopped, RunFolder, draw_samples, sa
 from .report import plot_losses
 from .resume import resume
 from .settings import TrainSettings, parse_settings
-from .signals import EXIT_CODE, Preempted, StopRequest, ignore_signals
+from .signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, shield_worker
 from .state import TrainingState
 from .throughput import count_training_flops, device_peak
 from .work import Work
@@ -255,7 +256,7 @@ def latent_batches(
         batch_size=None,
         num_workers=settings.dataloader_num_workers,
         generator=torch.Generator(),
-        worker_init_fn=ignore_signals,
+        worker_init_fn=shield_worker,
     )
     for batch in loader:
         yield LatentBatch(
@@ -325,7 +326,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments))
     except Preempted as stopped:
-        ignore_signals()
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # a second one comes too late
         logger.info(f"{stopped}; exit code {EXIT_CODE}")
         leave(EXIT_CODE)
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
