@@ -31,7 +31,9 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path: Path):
     with pytest.raises(ValueError, match=f"process {process.pid}"):
         FolderLock(tmp_path).__enter__()
     process.kill()  # a zombie until it is waited for
-    time.sleep(0.1)
+    deadline = time.monotonic() + 10
+    while process_start(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
     with FolderLock(tmp_path):
         pass
     process.join()

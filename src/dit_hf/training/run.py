@@ -27,11 +27,14 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
 
 from ..configuration_dit import DiTConfig
+from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
-from ..data.streaming import ImageStream, Position, open_images, select_classes
+from ..data.moments import check_latents
+from ..data.sources import Source, open_images
+from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
-from ..hub.background import BackgroundPush
+from ..hub.background import BackgroundPush, save_training_pipeline
 from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
@@ -42,7 +45,7 @@ from .loop import KeyedDraws, LatentBatch, train_steps
 from .output import Distance, Meter, PreviewStopped, RunFolder, draw_samples, save_grid
 from .report import plot_losses
 from .resume import resume
-from .settings import TrainSettings, parse_settings
+from .settings import TrainSettings, parse_settings, read_yaml
 from .signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, shield_worker
 from .state import TrainingState
 from .throughput import count_training_flops, device_peak
@@ -83,14 +86,19 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     distance = load_distance(settings)
     push = start_push(settings, accelerator)
 
-    dataset = open_images(settings.dataset_name, settings.dataset_split, settings.image_column, settings.label_column)
-    class_names = dataset.features["label"].names
-    chosen = class_names
-    if settings.class_names_file:
-        chosen = [line for line in Path(settings.class_names_file).read_text().splitlines() if line]
+    source = open_source(settings)
+    class_names = source.classes.names
     vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
+    if source.latents:
+        check_latents(
+            source.latents,
+            vae,
+            resolution=settings.resolution,
+            random_flip=settings.random_flip,
+            num_jitters=settings.num_jitters,
+        )
     objective = make_objective(settings)
-    model = DiTModel(model_config(settings, vae, len(chosen)))
+    model = DiTModel(model_config(settings, vae, len(class_names)))
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     sampler = copy.deepcopy(model) if accelerator.distributed_type == DistributedType.FSDP else None
@@ -102,8 +110,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
 
     stream = ImageStream(
-        dataset,
-        label_map=select_classes(class_names, chosen),
+        source,
         batch_size=settings.train_batch_size,
         resolution=settings.resolution,
         random_flip=settings.random_flip,
@@ -112,6 +119,9 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         start=Position(progress.epoch, progress.offset),
+        num_workers=settings.dataloader_num_workers,
+        max_bad_images=settings.max_bad_images,
+        worker_init=shield_worker,
     )
     encoder = LatentEncoder(vae, settings.seed, settings.cache_latents)
     pipeline = None
@@ -120,7 +130,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
             transformer=sampler.eval().to(accelerator.device) if sampler else state.ema.module,
             vae=vae,
             scheduler=make_scheduler(objective),
-            id2label=dict(enumerate(chosen)) if model.config.num_classes else None,
+            id2label=dict(enumerate(class_names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
         )
     records = train_steps(
@@ -129,7 +139,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, settings, conditional=model.config.num_classes > 0),
+        latent_batches(stream, encoder, accelerator.device, conditional=model.config.num_classes > 0),
         KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
         first_step=progress.step,
         images_seen=progress.images_seen,
@@ -141,6 +151,29 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     if pipeline is not None:
         finish(work, pipeline)
     return folder.path / "pipeline"
+
+
+def open_source(settings: TrainSettings) -> Source:
+    """Open the data set, and write into the settings which version of it was found, so that a resumed run compares it.
+
+    A run that goes on takes the version that it began with, also where the Hub has a newer one.
+    """
+    before = Path(settings.output_dir) / "settings.yaml"
+    recorded = read_yaml(before) if before.exists() else {}
+    if settings.dataset_revision is None and recorded.get("dataset_name") == settings.dataset_name:
+        settings.dataset_revision = recorded.get("dataset_revision")
+    source = open_images(
+        settings.dataset_name,
+        settings.dataset_split,
+        settings.image_column,
+        settings.label_column,
+        config_name=settings.dataset_config_name,
+        revision=settings.dataset_revision,
+        class_names=read_names(settings.class_names_file),
+        label_map=read_map(settings.label_map_file),
+    )
+    settings.dataset_revision = source.revision
+    return source
 
 
 def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
@@ -248,21 +281,14 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, settings: TrainSettings, *, conditional: bool
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, *, conditional: bool
 ) -> Iterator[LatentBatch]:
-    """Endless latents of this process. The loader has a random generator of its own, as it draws from it."""
-    loader = torch.utils.data.DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=settings.dataloader_num_workers,
-        generator=torch.Generator(),
-        worker_init_fn=shield_worker,
-    )
-    for batch in loader:
+    """Endless latents of this process."""
+    for batch in stream:
         yield LatentBatch(
             x_0=encoder(batch).to(device),
             class_labels=batch.class_labels.to(device) if conditional else None,
-            positions=batch.positions,
+            positions=list(batch.positions),
             next_position=batch.next_position,
         )
 
@@ -304,7 +330,7 @@ def finish(work: Work, pipeline: DiTPipeline) -> None:
     """
     settings, path, push = work.settings, work.folder.path, work.push
     work.wait_for_push()  # it reads the folder
-    pipeline.save_pretrained(path / "pipeline")
+    save_training_pipeline(pipeline, path, settings.hub_license)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
         save_grid(draw_samples(loaded, settings, lambda: bool(work.stop)), path / "samples.png")
