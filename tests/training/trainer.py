@@ -73,9 +73,11 @@ def train(journal: str, phase: str, arguments: list[str], environment: dict[str,
     run.main(arguments)
 
 
-def start(journal: Path, arguments: list[str], phase: str = "", rank: int = 0, port: int | None = None) -> Any:
+def start(
+    journal: Path, arguments: list[str], phase: str = "", rank: int = 0, port: int | None = None, **environment: str
+) -> Any:
     """Fork a trainer from the process that has imported everything; with a port, as one of two."""
-    environment = {"OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1", **environment}
     if port is not None:
         world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), **world}

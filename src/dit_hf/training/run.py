@@ -242,6 +242,7 @@ def make_state(
     model.to(accelerator.device).train()
     is_split = accelerator.distributed_type == DistributedType.FSDP
     ema = None if is_split else EMA(model, settings.ema_decays)  # before Accelerate changes the model's forward
+    model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses the names of designs that it lacks
     if settings.torch_compile:
         for block in model.blocks:
             block.compile()
