@@ -18,7 +18,7 @@ PACKAGE = "dit_hf"
 
 ROOMS = {
     "configuration_dit", "modeling_dit", "pipeline_dit", "diffusion", "data", "evaluation", "analysis", "conversion",
-    "training", "training.run", "hub",
+    "finetuning", "training", "training.run", "hub",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": set(),
     "analysis": {"configuration_dit"},
     "conversion": {"configuration_dit", "modeling_dit"},
+    "finetuning": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
     "training": {"diffusion"},
     "training.run": ROOMS | {PACKAGE},
     "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "analysis"},

@@ -25,11 +25,12 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
 from tqdm import tqdm
 
-from ..configuration_dit import DiTConfig
+from ..configuration_dit import DiTConfig, PaperSize
 from ..data.latents import LatentEncoder
 from ..data.streaming import ImageStream, Position, open_images, select_classes
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
+from ..finetuning import Start, check_origin, load_origin, merged, save_lora, start_from
 from ..hub.background import BackgroundPush
 from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
@@ -63,7 +64,8 @@ def run(settings: TrainSettings) -> Path:
         chosen = [line for line in Path(settings.class_names_file).read_text().splitlines() if line]
     vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
     objective = make_objective(settings)
-    model = DiTModel(model_config(settings, vae, len(chosen)))
+    start = make_model(settings, vae, objective, chosen)
+    model = start.model
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     state, prepared = make_state(settings, accelerator, model)
@@ -74,7 +76,7 @@ def run(settings: TrainSettings) -> Path:
 
     stream = ImageStream(
         dataset,
-        label_map=select_classes(class_names, chosen),
+        label_map={label: start.places[k] for label, k in select_classes(class_names, chosen).items()},
         batch_size=settings.train_batch_size,
         resolution=settings.resolution,
         random_flip=settings.random_flip,
@@ -89,7 +91,7 @@ def run(settings: TrainSettings) -> Path:
         transformer=state.ema.module,
         vae=vae,
         scheduler=make_scheduler(objective),
-        id2label=dict(enumerate(chosen)) if model.config.num_classes else None,
+        id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
         prediction_type=objective.prediction_type,
     )
     records = train_steps(
@@ -226,6 +228,38 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
     return DiTConfig.from_name(settings.model, **{**fitted, **overrides})
 
 
+def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective, names: list[str]) -> Start:
+    """A fresh model, or the one of `init_from` with the classes of the data.
+
+    Raises:
+        ValueError: if `init_from` is not the model that the other settings describe.
+    """
+    config = model_config(settings, vae, len(names))
+    if not settings.init_from:
+        return Start(DiTModel(config), names, list(range(len(names))))
+    origin = load_origin(settings.init_from)
+    by_name = PaperSize._fields[:4] if settings.model != TrainSettings.model else ()
+    fields = {"in_channels", "learn_sigma", *by_name, *json.loads(settings.model_overrides)}
+    scheduler = objective.scheduler_config()
+    names_of_betas = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+    check_origin(
+        origin,
+        {field: getattr(config, field) for field in sorted(fields)},
+        {name: scheduler[name] for name in names_of_betas if name in scheduler}
+        | {"prediction_type": objective.prediction_type, "scaling_factor": vae.config.scaling_factor},
+    )
+    return start_from(
+        origin,
+        names if config.num_classes else [],
+        sample_size=config.sample_size,
+        keep_classes=settings.keep_classes,
+        position_embedding=settings.position_embedding,
+        last_blocks=settings.last_blocks,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+    )
+
+
 def make_state(
     settings: TrainSettings, accelerator: Accelerator, model: DiTModel
 ) -> tuple[TrainingState, tuple[torch.nn.Module, torch.optim.Optimizer]]:
@@ -356,7 +390,7 @@ def train_and_write(
         if record.step % settings.checkpointing_steps == 0 or done:
             folder.checkpoint(state, progress, settings)
             if push and not done:
-                push.push_checkpoint(pipeline, folder.path, record.step, settings.hub_license)
+                push.push_checkpoint(merged(pipeline), folder.path, record.step, settings.hub_license)
         if record.step % settings.validation_steps == 0 or done:
             folder.preview(pipeline, record.step, settings)
         if record.step % settings.checkpointing_steps == 0 or record.step % settings.validation_steps == 0:
@@ -368,6 +402,9 @@ def finish(settings: TrainSettings, folder: RunFolder, pipeline: DiTPipeline, pu
     """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push."""
     if push:
         push.wait()  # it reads the folder
+    if settings.lora_rank:
+        save_lora(pipeline.transformer, folder.path / "adapter", pipeline.config.id2label, settings.init_from)
+    pipeline = merged(pipeline)
     pipeline.save_pretrained(folder.path / "pipeline")
     loaded = DiTPipeline.from_pretrained(folder.path / "pipeline").to(pipeline.device)
     save_samples(loaded, folder.path / "samples.png", settings)
