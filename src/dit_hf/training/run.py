@@ -76,7 +76,7 @@ def run(settings: TrainSettings) -> Path:
 
     stream = ImageStream(
         dataset,
-        label_map={label: start.places[k] for label, k in select_classes(class_names, chosen).items()},
+        label_map=select_classes(class_names, chosen),
         batch_size=settings.train_batch_size,
         resolution=settings.resolution,
         random_flip=settings.random_flip,
@@ -100,7 +100,9 @@ def run(settings: TrainSettings) -> Path:
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, settings, conditional=model.config.num_classes > 0),
+        latent_batches(
+            stream, encoder, accelerator.device, settings, start.places if model.config.num_classes else None
+        ),
         KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
         first_step=progress.step,
         images_seen=progress.images_seen,
@@ -335,16 +337,19 @@ def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> 
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, settings: TrainSettings, *, conditional: bool
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, settings: TrainSettings, places: list[int] | None
 ) -> Iterator[LatentBatch]:
-    """Endless latents of this process. The loader has a random generator of its own, as it draws from it."""
+    """Endless latents of this process. The loader has a random generator of its own, as it draws from it.
+
+    `places` are those of the data's classes among the model's; None for a model without classes.
+    """
     loader = torch.utils.data.DataLoader(
         stream, batch_size=None, num_workers=settings.dataloader_num_workers, generator=torch.Generator()
     )
     for batch in loader:
         yield LatentBatch(
             x_0=encoder(batch).to(device),
-            class_labels=batch.class_labels.to(device) if conditional else None,
+            class_labels=torch.tensor(places)[batch.class_labels].to(device) if places else None,
             positions=batch.positions,
             next_position=batch.next_position,
         )
