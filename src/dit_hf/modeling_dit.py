@@ -174,21 +174,14 @@ def unpatchify(tokens: Tensor, config: DiTConfig) -> Tensor:
     return x.reshape(-1, config.out_channels, rows * p, columns * p)  # (B, C, H, W)
 
 
-def position_embedding(
-    grid_height_width: tuple[int, int], hidden_size: int, scale: tuple[float, float] = (1.0, 1.0)
-) -> Tensor:
+def position_embedding(grid_height_width: tuple[int, int], hidden_size: int) -> Tensor:
     """The fixed sine-cosine embedding (1, N, D): the column in the first half of the channels, the row in the second.
-
-    Args:
-        grid_height_width: Rows and columns.
-        hidden_size: Width D.
-        scale: By what row and column numbers are multiplied.
 
     Source: Vaswani et al. 2017, in two dimensions as in He et al. 2021 (MAE).
     """
     quarter = hidden_size // 4
     omega = 10000 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)                    # (D/4,)
-    axes = [torch.arange(n, dtype=torch.float64) * s for n, s in zip(grid_height_width, scale, strict=True)]
+    axes = [torch.arange(length, dtype=torch.float64) for length in grid_height_width]
     row, column = torch.meshgrid(*axes, indexing="ij")                                          # (H/p, W/p)
     angles = torch.stack([column, row], dim=-1).reshape(-1, 2, 1) * omega                       # (N, 2, D/4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(1, -1, hidden_size).float()  # (1, N, D)
