@@ -61,7 +61,7 @@ PACKAGE_IMPORT = re.compile(rf"^[ \t>#]*((?:from|import)[ \t]+(?:\.\S*|{PACKAGE}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "pyarrow": "datasets"}
 
 MAX_FILE_LINES = 450
-MAX_TRAVELLING_LINES = 600  # the Hub's loaders fetch each of these alone, so none can be split
+MAX_TRAVELLING_LINES = 950  # the Hub's loaders fetch each of these alone, so none can be split
 MAX_FUNCTION_LINES = 80  # without its docstring
 FORBIDDEN_FILES = {"utils", "helpers", "common"}
 FORBIDDEN_FOLDERS = {"dit", "datasets", "transformers", "diffusers", "accelerate"}  # diffusers resolves names by folder
@@ -207,7 +207,7 @@ BAD_TREE = [
     ("modeling_dit.py", '"""\n>>> import dit_hf\n"""', "modeling_dit.py:2: a travelling file may not say"),
     ("configuration_dit.py", "# from dit_hf import DiTConfig", "configuration_dit.py:1: a travelling file may not say"),
     ("analysis/macs.py", "x = 1\n" * 451, "451 lines, over 450"),
-    ("pipeline_dit.py", "x = 1\n" * 601, "601 lines, over 600"),
+    ("pipeline_dit.py", "x = 1\n" * 951, "951 lines, over 950"),
     ("analysis/plots.py", "def f():\n" + "    x = 1\n" * 80, "f has 81 lines, over 80"),
     ("conversion/utils.py", "", "'utils' is none"),
     ("data/datasets/images.py", "", "folder named 'datasets'"),

@@ -15,9 +15,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.diffusion import OBJECTIVES, FlowLoss
+from dit_hf.modeling_dit import DiTConditioning
 from dit_hf.pipeline_dit import SCHEDULERS, guide, model_sources
 
 ROOT = Path(__file__).parents[1]
@@ -123,13 +127,192 @@ def test_guidance_channels_differ_only_where_they_are_named():
 # --- what runs, and how often ------------------------------------------------------------------------------------
 
 
+def count_rows(pipe) -> list[int]:
+    """Rows of each pass of the transformer, as they come."""
+    rows = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    return rows
+
+
 @pytest.mark.parametrize(("scale", "batch"), [(1.0, 2), (0.5, 2), (1.1, 4)])
 def test_unconditional_pass_runs_in_the_same_batch_and_only_where_it_guides(scale, batch):
     pipe = tiny_pipeline()
-    seen = []
-    pipe.transformer.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), args[2].tolist())))
+    rows = count_rows(pipe)
     pipe([7, 2], guidance_scale=scale, num_inference_steps=3, output_type="latent")
-    assert seen == [(batch, [7, 2] + [10, 10] * (scale > 1))] * 3
+    assert rows == [batch] * 3
+
+
+@pytest.mark.parametrize(
+    ("interval", "unit", "guided"),
+    [
+        ((0.0, 0.5), "steps", [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]),
+        ((0.3, 0.6), "steps", [0, 0, 0, 1, 1, 1, 0, 0, 0, 0]),
+        ((0.0, 1.0), "steps", [1] * 10),
+        ((0.35, 3.2), "sigma", [0, 0, 0, 0, 0, 1, 1, 1, 0, 0]),  # of 157 59 25 11.6 6.2 3.7 2.4 1.6 ...: see below
+    ],
+)
+def test_guidance_interval_skips_the_unconditional_pass_outside(interval, unit, guided):
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="leading")
+    pipe = tiny_pipeline(scheduler=scheduler)
+    if unit == "sigma":  # from the scheduler's table, by hand
+        sigma = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()[torch.arange(900, -1, -100)]
+        guided = [int(interval[0] < level <= interval[1]) for level in sigma]
+        assert 1 <= sum(guided) <= 8
+    rows = count_rows(pipe)
+    arguments = {"num_inference_steps": 10, "guidance_interval": interval, "guidance_interval_unit": unit}
+    pipe(7, output_type="latent", **arguments)
+    assert rows == [1 + step for step in guided]
+
+
+def test_outside_the_interval_a_step_is_the_unguided_one():
+    pipe = tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False))
+    arguments = {"latents": torch.randn(1, 4, 8, 8, generator=seeded(0)), "num_inference_steps": 5}
+    x = {}
+    for interval, scale in (((0.4, 1.0), 4.0), (None, 1.0), (None, 4.0)):
+        states = []
+        keep = lambda pipe, step, t, tensors, states=states: states.append(tensors["latents"])  # noqa: E731
+        pipe(7, scale, guidance_interval=interval, callback_on_step_end=keep, output_type="latent", **arguments)
+        x[interval, scale] = states
+    # two rows in one product may be summed in another order than one
+    torch.testing.assert_close(x[(0.4, 1.0), 4.0][1], x[None, 1.0][1], rtol=1e-5, atol=1e-4)
+    assert (x[(0.4, 1.0), 4.0][2] - x[None, 1.0][2]).abs().max() > 1e-2
+    assert (x[(0.4, 1.0), 4.0][2] - x[None, 4.0][2]).abs().max() > 1e-2
+
+
+def test_noise_levels_of_flow_matching_are_its_times():
+    pipe = tiny_pipeline(
+        tiny_model(learn_sigma=False), FlowMatchEulerDiscreteScheduler(), prediction_type="flow_prediction"
+    )
+    rows = count_rows(pipe)
+    arguments = {"guidance_interval": (0.3, 0.7), "guidance_interval_unit": "sigma", "output_type": "latent"}
+    pipe(7, num_inference_steps=10, **arguments)
+    levels = pipe.scheduler.timesteps / 1000
+    assert rows == [2 if 0.3 < level <= 0.7 else 1 for level in levels]
+    assert 2 < sum(rows) - 10 < 6
+
+
+# --- what is computed once -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def plain_loop(pipe, labels, latents, steps, scale) -> torch.Tensor:
+    """Sampling without anything computed beforehand."""
+    model, scheduler = pipe.transformer, pipe.scheduler
+    scheduler.set_timesteps(steps)
+    ids = torch.tensor([*labels, *[model.config.num_classes] * len(labels)])
+    x = latents
+    for t in scheduler.timesteps:
+        answer = guide(*model(torch.cat([x, x]), t.expand(len(ids)), ids).sample.chunk(2), scale, 4)
+        x = scheduler.step(answer[:, :4], t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("block_type", ["adaln_zero", "adaln", "cross_attention", "in_context"])
+@pytest.mark.parametrize("labels", [[3], [3, 3, 1]])
+def test_precomputed_conditionings_change_nothing(block_type, labels):
+    pipe = tiny_pipeline(tiny_model(block_type=block_type), DDIMScheduler(clip_sample=False))
+    latents = torch.randn(len(labels), 4, 8, 8, generator=seeded(0))
+    expected = plain_loop(pipe, labels, latents, 8, 4.0)
+    for window in (1, 3, 8):
+        rows = 2 if len(labels) == 1 else 3
+        pipe.conditioning_bytes = 2 * window * rows * 6 * 48 * 3 * 4
+        final = pipe(labels, 4.0, 8, latents=latents, output_type="latent").images
+        error = (final - expected).norm() / expected.norm()
+        assert error < 1e-5
+        if window == 1 and len(labels) == 1:  # at the step's own batch shape there is no other rounding
+            assert torch.equal(final, expected)
+
+
+def test_conditioning_is_computed_once_for_each_timestep_and_distinct_label():
+    pipe = tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False))
+    calls, in_steps = [], []
+    model = pipe.transformer
+    condition = model.condition
+
+    def counted(timestep, class_labels, drop_labels):
+        calls.append((timestep.tolist(), class_labels.tolist()))
+        return condition(timestep, class_labels, drop_labels)
+
+    model.condition = counted
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv2d):
+            size = sum(parameter.nbytes for parameter in module.parameters())
+            module.register_forward_pre_hook(lambda *_, size=size: in_steps.append(size))
+    starts = []
+    model.register_forward_pre_hook(lambda *_: starts.append(len(in_steps)))
+    pipe([3, 3, 1], num_inference_steps=4, output_type="latent")
+    assert calls == [([750] * 3 + [500] * 3 + [250] * 3 + [0] * 3, [3, 1, 10] * 4)]
+    # parameter bytes that each step reads: those of neither adaLN nor the embedders
+    ends = [*starts[1:], len(in_steps)]
+    spared = sum(p.nbytes for name, p in model.named_parameters() if "adaLN" in name or "embedder." in name[1:])
+    spared -= sum(p.nbytes for p in model.x_embedder.parameters())
+    every = sum(p.nbytes for p in model.parameters()) - model.pos_embed.nbytes
+    assert [sum(in_steps[a:b]) for a, b in zip(starts, ends, strict=True)] == [every - spared] * 4
+    assert spared > 0.3 * every
+
+
+def test_memory_of_the_conditionings_is_bounded():
+    pipe = tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False))
+    rows, held = [], []
+    condition = pipe.transformer.condition
+
+    def measured(*args, **kwargs):
+        table = condition(*args, **kwargs)
+        rows.append(len(table.embedding))
+        held.append(sum(part.nbytes for part in (table.embedding, table.final, *table.blocks)))
+        return table
+
+    pipe.transformer.condition = measured
+    row = 6 * 48 * (2 + 1) * 4  # 6D for each of two blocks, and once more, of float32
+    pipe.conditioning_bytes = 2 * 7 * 2 * row
+    pipe(3, num_inference_steps=20, output_type="latent")
+    assert rows == [14, 14, 12]
+    assert max(held) <= pipe.conditioning_bytes / 2
+    assert max(held) > pipe.conditioning_bytes / 3
+    pipe.conditioning_bytes = 0  # one step at a time is the least
+    pipe(3, num_inference_steps=2, output_type="latent")
+    assert rows[3:] == [2, 2]
+
+
+class ScalarReads(TorchDispatchMode):
+    """Counts the reads of a value that was computed from the latents or the weights: on a GPU each stops the loop."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.device = WeakIdKeyDictionary(dict.fromkeys(tensors, True))
+        self.reads = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        on_device = any(isinstance(x, torch.Tensor) and x in self.device for x in tree_leaves((args, kwargs)))
+        if on_device and func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"):
+            self.reads.append(str(func))
+        for x in tree_leaves(result) if on_device else []:
+            if isinstance(x, torch.Tensor):
+                self.device[x] = True
+        return result
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_loop_never_waits_for_the_device(name):
+    flow = SCHEDULERS[name].flow
+    model = tiny_model(num_hidden_layers=1, hidden_size=16, learn_sigma=name == "DDPMScheduler")
+    scheduler = DDPMScheduler(**PAPER) if name == "DDPMScheduler" else scheduler_by_name(name)
+    pipe = tiny_pipeline(model, scheduler, prediction_type="flow_prediction" if flow else None)
+    reads = ScalarReads([*model.parameters()])
+    seen = []
+
+    def boundary(pipe, step, t, tensors):
+        seen.append(len(reads.reads))
+        reads.device[tensors["latents"]] = True
+
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    reads.device[latents] = True
+    with reads:
+        pipe(1, num_inference_steps=6, latents=latents, callback_on_step_end=boundary, output_type="latent")
+    assert len(seen) >= 6
+    assert seen == [0] * len(seen)
+    assert reads.reads == ["aten._local_scalar_dense.default"]  # after the loop: were the latents finite?
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -187,8 +370,11 @@ class ExactDenoiser(DiTModel):
     MEAN, STD = 0.7, 0.5
     objective = None
 
-    def forward(self, hidden_states, timestep=None, class_labels=None, **_):
-        t = timestep.to(torch.float64).reshape(-1, 1, 1, 1)
+    def condition(self, timestep, class_labels=None, drop_labels=None):
+        return DiTConditioning(embedding=timestep)
+
+    def forward(self, hidden_states, conditioning):
+        t = conditioning.embedding.to(torch.float64).reshape(-1, 1, 1, 1)
         if isinstance(self.objective, FlowLoss):
             a, b = 1 - t / 1000, t / 1000
         else:  # fractional timesteps, as the Euler family has them, lie between the tables' entries
@@ -257,19 +443,22 @@ def test_names_synonyms_and_ids_mix():
 
 def test_training_mode_drops_no_label():
     pipe = tiny_pipeline()
-    # unguarded, one of 128 labels would be dropped with probability 1 - 1e-6
-    arguments = {"class_labels": [7] * 64, "guidance_scale": 1, "num_inference_steps": 2, "output_type": "latent"}
+    # unguarded, one of 200 labels would be dropped with probability 1 - 1e-9
+    arguments = {"class_labels": [*range(10)], "guidance_scale": 1, "num_inference_steps": 20, "output_type": "latent"}
     expected = pipe(**arguments, generator=seeded(0)).images
     pipe.transformer.train()
     torch.testing.assert_close(pipe(**arguments, generator=seeded(0)).images, expected, rtol=0, atol=0)
 
 
 def test_images_of_one_label_stand_next_to_each_other():
-    pipe = tiny_pipeline()
-    seen = []
-    pipe.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[2].tolist()))
-    pipe([7, 2], num_images_per_label=2, guidance_scale=1, num_inference_steps=1, output_type="latent")
-    assert seen == [[7, 7, 2, 2]]
+    pipe = tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False))
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(0)).expand(4, 4, 8, 8)
+    arguments = {"guidance_scale": 1, "num_inference_steps": 3, "output_type": "latent"}
+    images = pipe([7, 2], num_images_per_label=2, latents=latents, **arguments).images
+    alone = pipe(2, latents=latents[:1], **arguments).images
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
+    torch.testing.assert_close(images[2:], alone.expand(2, 4, 8, 8), rtol=1e-5, atol=1e-4)
+    assert (images[0] - images[2]).abs().max() > 1e-2
 
 
 def test_unconditional_model_takes_a_number_of_images():

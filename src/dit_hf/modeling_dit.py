@@ -11,7 +11,7 @@ adaLN's arithmetic stay in float32; matrix products and attention run in the low
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -165,23 +165,34 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2)                # (B, N, D)
 
 
-def unpatchify(tokens: Tensor, config: DiTConfig) -> Tensor:
+def unpatchify(tokens: Tensor, config: DiTConfig, grid_height_width: tuple[int, int] | None = None) -> Tensor:
     """Lay predicted patches (B, N, p*p*C) into a latent (B, C, H, W); the channel is the fastest index of a patch."""
     p = config.patch_size
-    rows, columns = config.grid_height_width
+    rows, columns = grid_height_width or config.grid_height_width
     x = tokens.reshape(-1, rows, columns, p, p, config.out_channels)  # (B, H/p, W/p, p, p, C)
     x = x.permute(0, 5, 1, 3, 2, 4)                                   # (B, C, H/p, p, W/p, p)
     return x.reshape(-1, config.out_channels, rows * p, columns * p)  # (B, C, H, W)
 
 
-def position_embedding(grid_height_width: tuple[int, int], hidden_size: int) -> Tensor:
+def position_embedding(
+    grid_height_width: tuple[int, int], hidden_size: int, trained_height_width: tuple[int, int] | None = None
+) -> Tensor:
     """The fixed sine-cosine embedding (1, N, D): the column in the first half of the channels, the row in the second.
+
+    Args:
+        grid_height_width: Rows and columns of patches.
+        hidden_size: D.
+        trained_height_width: Rows and columns to stretch the grid over, each patch at its centre; the grid itself if
+            not given.
 
     Source: Vaswani et al. 2017, in two dimensions as in He et al. 2021 (MAE).
     """
     quarter = hidden_size // 4
     omega = 10000 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)                    # (D/4,)
-    axes = [torch.arange(length, dtype=torch.float64) for length in grid_height_width]
+    axes = []
+    for length, trained in zip(grid_height_width, trained_height_width or grid_height_width, strict=True):
+        centre = torch.arange(length, dtype=torch.float64) + 0.5
+        axes.append(centre * (trained / length) - 0.5)
     row, column = torch.meshgrid(*axes, indexing="ij")                                          # (H/p, W/p)
     angles = torch.stack([column, row], dim=-1).reshape(-1, 2, 1) * omega                       # (N, 2, D/4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(1, -1, hidden_size).float()  # (1, N, D)
@@ -490,6 +501,42 @@ class DiTModel(PreTrainedModel):
         blocks = tuple(block.condition(embedding) for block in self.blocks)  # type: ignore[operator]
         return DiTConditioning(embedding, blocks, self.final_layer.condition(embedding))
 
+    def resize_pos_embed(self, height: int, width: int, policy: Literal["extend", "interpolate"]) -> Tensor:
+        """Make a position embedding for latents of another size, for `forward(..., pos_embed=...)`.
+
+        Args:
+            height: Of the latents, in latent pixels.
+            width: Likewise.
+            policy: "extend" counts on beyond the trained rows and columns, so that a patch keeps its size and place;
+                "interpolate" stretches the trained ones over the image, so that the whole keeps its layout.
+
+        Raises:
+            ValueError: If the policy is unknown or the size no multiple of the patch size.
+        """
+        if policy not in ("extend", "interpolate"):
+            raise ValueError(f"policy={policy!r}: choose from extend, interpolate")
+        p, trained = self.config.patch_size, self.config.grid_height_width
+        if height < p or width < p or height % p or width % p:
+            raise ValueError(f"latents of {height} x {width}: pass multiples of patch_size={p}")
+        grid = (height // p, width // p)
+        if policy == "interpolate":
+            return position_embedding(grid, self.config.hidden_size, trained).to(self.pos_embed.device)
+        table = position_embedding(grid, self.config.hidden_size).unflatten(1, grid).to(self.pos_embed.device)
+        rows, columns = min(grid[0], trained[0]), min(grid[1], trained[1])
+        # what is stored may have drifted in training
+        table[:, :rows, :columns] = self.pos_embed.unflatten(1, trained)[:, :rows, :columns].float()
+        return table.flatten(1, 2)
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compile each block in place; they share one graph, so that it takes a fraction of the whole model's time.
+
+        Args:
+            *args: As in `torch.compile`.
+            **kwargs: As in `torch.compile`.
+        """
+        for block in self.blocks:
+            block.compile(*args, **kwargs)
+
     @capture_outputs  # answers output_hidden_states, output_attentions and return_dict
     def forward(
         self,
@@ -499,6 +546,7 @@ class DiTModel(PreTrainedModel):
         *,
         drop_labels: Tensor | None = None,
         conditioning: DiTConditioning | None = None,
+        pos_embed: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -512,6 +560,7 @@ class DiTModel(PreTrainedModel):
             drop_labels: Which labels become the null class, bool (B,), in any mode. None: drawn with
                 `config.class_dropout_prob` in training mode, none in evaluation mode.
             conditioning: The result of `condition`, instead of the three above.
+            pos_embed: The result of `resize_pos_embed`, for latents of another size than the configuration's.
             output_hidden_states: Whether to return the tokens around each block.
             output_attentions: Whether to return the attention weights, which only "eager" attention has.
             return_dict: False for a tuple.
@@ -519,7 +568,7 @@ class DiTModel(PreTrainedModel):
         Raises:
             ValueError: If the latents don't fit the configuration, or timestep and labels don't fit the latents.
         """
-        self._check(hidden_states, output_attentions)
+        self._check(hidden_states, pos_embed, output_attentions)
         if conditioning is None:
             conditioning = DiTConditioning(self._embed(timestep, class_labels, drop_labels))
         elif not (timestep is None and class_labels is None and drop_labels is None):
@@ -528,14 +577,17 @@ class DiTModel(PreTrainedModel):
         if len(embedding) not in (1, len(hidden_states)):
             raise ValueError(f"timesteps or labels for {len(embedding)} don't fit {len(hidden_states)} latents")
 
-        x = self.x_embedder(hidden_states).float() + self.pos_embed.float()      # (B, N, D)
+        positions = self.pos_embed if pos_embed is None else pos_embed           # (1, N, D)
+        x = self.x_embedder(hidden_states).float() + positions.float()           # (B, N, D)
         num_patches = x.shape[1]
         if BLOCKS[self.config.block_type].extends_sequence:
             x = torch.cat([x, embedding.float().expand(len(x), -1, -1)], dim=1)  # (B, N + K, D)
         for block, block_derived in zip(self.blocks, derived or [None] * len(self.blocks), strict=True):
             x = block(x, embedding, block_derived)                               # (B, S, D)
         x = self.final_layer(x[:, :num_patches], embedding, derived_final)       # (B, N, p*p*C)
-        return DiTModelOutput(sample=unpatchify(x, self.config))                 # (B, C, H, W)
+        height, width = hidden_states.shape[-2:]
+        grid = height // self.config.patch_size, width // self.config.patch_size
+        return DiTModelOutput(sample=unpatchify(x, self.config, grid))           # (B, C, H, W)
 
     def _embed(
         self, timestep: Tensor | float | None, class_labels: Tensor | None, drop_labels: Tensor | None
@@ -555,14 +607,19 @@ class DiTModel(PreTrainedModel):
         tokens = torch.stack(torch.broadcast_tensors(*embeddings), dim=1)  # (B, K, D)
         return tokens.sum(dim=1) if BLOCKS[self.config.block_type].sums_embeddings else tokens
 
-    def _check(self, latents: Tensor, output_attentions: bool | None) -> None:
+    def _check(self, latents: Tensor, pos_embed: Tensor | None, output_attentions: bool | None) -> None:
         config = self.config
-        expected = (config.in_channels, *config.sample_height_width)
+        expected = (config.in_channels, *(config.sample_height_width if pos_embed is None else latents.shape[2:]))
         if latents.ndim != 4 or latents.shape[1:] != expected:
             raise ValueError(
                 f"latents of shape {tuple(latents.shape)}: in_channels={config.in_channels} and "
-                f"sample_size={config.sample_size} take (B, {', '.join(map(str, expected))})"
+                f"sample_size={config.sample_size} take (B, {', '.join(map(str, expected))}), or another size with "
+                "pos_embed=model.resize_pos_embed(height, width, policy)"
             )
+        height, width = latents.shape[2:]
+        p = config.patch_size
+        if pos_embed is not None and (height % p or width % p or pos_embed.shape[1] != height * width // p**2):
+            raise ValueError(f"pos_embed for {pos_embed.shape[1]} patches does not fit latents of {height} x {width}")
         if output_attentions and config._attn_implementation != "eager":
             raise ValueError(
                 f"{config._attn_implementation!r} attention has no weights to return: call "

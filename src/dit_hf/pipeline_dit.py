@@ -11,11 +11,12 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
@@ -163,6 +164,10 @@ class DiTPipeline(DiffusionPipeline):
     _optional_components = ["vae"]
     _transformer_module = "dit_hf.modeling_dit"  # where `from_pretrained` finds DiTModel
 
+    # What bounds the memory, on any pipeline: bytes of precomputed modulations, and images decoded at once.
+    conditioning_bytes = 2**29
+    decode_batch_size = 16
+
     def __init__(
         self,
         transformer: PreTrainedModel,
@@ -256,6 +261,11 @@ class DiTPipeline(DiffusionPipeline):
         guidance_channels: Literal["first_three", "all"] | None = None,
         eta: float = 0.0,
         callback_on_step_end: Callable[["DiTPipeline", int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        *,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval_unit: Literal["steps", "sigma"] = "steps",
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of the given classes.
 
@@ -273,6 +283,12 @@ class DiTPipeline(DiffusionPipeline):
             eta: share of noise in [0, 1], for DDIM only.
             callback_on_step_end: called as `(pipeline, step, timestep, {"latents": latents})` after each step; it may
                 return a dictionary with other latents.
+            guidance_interval: guide only from the first to the second of these; outside there is no second pass.
+            guidance_interval_unit: "steps", in fractions of them from 0 (the start) to 1, the end left out; or "sigma",
+                in noise levels, the lower left out: the noise's deviation over the data's factor, in flow matching t.
+            timesteps: whole numbers of the training schedule, falling, instead of `num_inference_steps`, where the
+                scheduler takes them.
+            sigmas: noise levels in the scheduler's own terms, falling, where it takes them.
 
         Raises:
             ValueError: for an argument outside its limits, before any work.
@@ -282,35 +298,31 @@ class DiTPipeline(DiffusionPipeline):
         """
         labels = self._label_batch(class_labels, num_images_per_label, num_images)
         num_channels = self._num_guided_channels(guidance_scale, guidance_channels)
-        num_steps = num_inference_steps
-        if num_steps is None:
-            num_steps = min(_traits(self.scheduler).num_steps, self.scheduler.config.num_train_timesteps)
-        config = self.transformer.config
+        config, device = self.transformer.config, self._execution_device
         shape = (len(labels), config.in_channels, *config.sample_height_width)  # (B, C, H, W)
-        self._check_call(shape, num_steps, generator, latents, output_type)
+        self._check_call(shape, generator, latents, output_type)
         generator = list(generator) if isinstance(generator, tuple) else generator
         step_kwargs = self._step_kwargs(generator, eta)
-        device = self._execution_device
-        self.scheduler.set_timesteps(num_steps, device=device)
-        class_ids = None
-        if config.num_classes > 0:
-            nulls = [config.null_class_id] * len(labels) if num_channels else []
-            class_ids = torch.tensor([*labels, *nulls], device=device)  # (B,), or (2B,) where guided
+        _check_interval(guidance_interval, guidance_interval_unit)
+        ts = self._set_timesteps(num_inference_steps, timesteps, sigmas)  # (T,), in host memory
+        guided = self._guided_steps(ts, guidance_interval, guidance_interval_unit)
         if latents is None:
             latents = randn_tensor(shape, generator, device, torch.float32)
         # float32 whatever the model computes in; flow matching schedulers start at scale 1 and have no such field
         latents = latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        first_bad = torch.full((), len(self.scheduler.timesteps), device=device)
-        for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            answer = self._denoise(latents, t, class_ids, guidance_scale, num_channels)  # (B, C or 2C, H, W)
-            latents = self.scheduler.step(answer, t, latents, **step_kwargs).prev_sample
+        guided = [within and num_channels > 0 for within in guided]
+        conditionings = self._conditionings(self.transformer, ts, labels, guided)
+        first_bad = torch.full((), len(ts), device=device)
+        for step, (t, conditioning) in enumerate(zip(self.progress_bar(ts), conditionings, strict=True)):
+            answer = self._denoise(latents, t, conditioning, guidance_scale, num_channels * guided[step])
+            latents = self.scheduler.step(answer, t, latents, **step_kwargs).prev_sample  # (B, C, H, W)
             # kept on the device, so that the loop never waits for it
             first_bad = torch.where(torch.isfinite(latents).all(), first_bad, first_bad.clamp(max=step))
             if callback_on_step_end is not None:
                 latents = (callback_on_step_end(self, step, t, {"latents": latents}) or {}).get("latents", latents)
-        if first_bad < len(self.scheduler.timesteps):
+        if first_bad < len(ts):
             raise FloatingPointError(
-                f"latents are not finite after step {first_bad} (t = {self.scheduler.timesteps[first_bad]:g}): lower "
+                f"latents are not finite after step {first_bad} (t = {ts[first_bad]:g}): lower "
                 "guidance_scale, use bfloat16 or float32, or look at the weights"
             )
         images = latents if output_type == "latent" else self._decode(latents, output_type)
@@ -348,17 +360,52 @@ class DiTPipeline(DiffusionPipeline):
             )
         return min(GUIDANCE_CHANNELS[guidance_channels] or config.in_channels, config.in_channels)
 
-    def _check_call(self, shape: tuple, num_steps: Any, generator: Any, latents: Any, output_type: str) -> None:
+    def _check_call(self, shape: tuple, generator: Any, latents: Any, output_type: str) -> None:
         _check_prediction(self.scheduler, self.config.prediction_type)
         _takes_variance(self.scheduler, self.transformer.config.learn_sigma)
-        _check_count("num_inference_steps", num_steps, self.scheduler.config.num_train_timesteps)
-        _check_spacing(self.scheduler, num_steps)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose from pil, np, pt, latent")
         if isinstance(generator, (list, tuple)) and len(generator) != shape[0]:
             raise ValueError(f"{len(generator)} generators for {shape[0]} images: pass one, or one per image")
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have the shape {tuple(latents.shape)}, these images need {shape}")
+
+    def _set_timesteps(self, num_steps: int | None, timesteps: Any, sigmas: Any) -> Tensor:
+        """Set the scheduler to these steps, and return the timestep of each evaluation of the model."""
+        name, num_train = type(self.scheduler).__name__, self.scheduler.config.num_train_timesteps
+        own = {"num_inference_steps": num_steps, "timesteps": timesteps, "sigmas": sigmas}
+        given = {argument: value for argument, value in own.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} each say which steps to take: pass one of them")
+        for argument in given.keys() - inspect.signature(self.scheduler.set_timesteps).parameters.keys():
+            raise ValueError(f"{name} takes no {argument}: pass num_inference_steps, or another scheduler")
+        if timesteps is not None:
+            given["timesteps"] = _falling("timesteps", timesteps, operator.index, 0, num_train - 1)
+        elif sigmas is not None:
+            given["sigmas"] = _falling("sigmas", sigmas, float, 0.0, math.inf)
+        else:
+            num_steps = min(_traits(self.scheduler).num_steps, num_train) if num_steps is None else num_steps
+            _check_count("num_inference_steps", num_steps, num_train)
+            _check_spacing(self.scheduler, num_steps)
+            given["num_inference_steps"] = num_steps
+        # in host memory: schedulers branch on them and index with them, for which a loop on a GPU would stop and wait
+        self.scheduler.set_timesteps(**given, device="cpu")
+        return self.scheduler.timesteps
+
+    def _guided_steps(self, ts: Tensor, interval: tuple[float, float] | None, unit: str) -> list[bool]:
+        """Which evaluations are guided (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+        if interval is None:
+            return [True] * len(ts)
+        if unit == "steps":
+            return [interval[0] <= step / len(ts) < interval[1] for step in range(len(ts))]
+        return [interval[0] < sigma <= interval[1] for sigma in self._noise_levels(ts)]
+
+    def _noise_levels(self, ts: Tensor) -> np.ndarray:
+        """The deviation of noise added to x_0 at each timestep; in flow matching t of (1 - t) x_0 + t noise."""
+        if _check_prediction(self.scheduler, self.config.prediction_type) == "flow_prediction":
+            return ts.numpy() / self.scheduler.config.num_train_timesteps
+        log_alpha_bar = self.scheduler.alphas_cumprod.double().log().numpy()
+        return np.sqrt(np.expm1(-np.interp(ts.numpy(), np.arange(len(log_alpha_bar)), log_alpha_bar)))
 
     def _step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:
         parameters = inspect.signature(self.scheduler.step).parameters
@@ -368,7 +415,40 @@ class DiTPipeline(DiffusionPipeline):
             raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} has none, leave it at 0 or use DDIMScheduler")
         return {name: value for name, value in {"generator": generator, "eta": eta}.items() if name in parameters}
 
-    def _denoise(self, latents: Tensor, t: Tensor, class_ids: Tensor | None, scale: float, num_channels: int) -> Tensor:
+    def _conditionings(
+        self, model: PreTrainedModel, ts: Tensor, labels: Sequence[int | None], guided: list[bool]
+    ) -> Iterator[Any]:
+        """For each step what the model derives from its timestep and labels, where guided for twice the batch.
+
+        It is computed once for each timestep and distinct label, for as many steps at once as memory allows, so that
+        the loop reads none of the parameters that serve it: a third of the model in adaLN-Zero.
+        """
+        config, device = model.config, self._execution_device
+        distinct = [*dict.fromkeys(labels), *([config.null_class_id] if any(guided) else [])]  # L labels
+        plain = torch.tensor([distinct.index(label) for label in labels], device=device)  # (B,)
+        both = torch.cat([plain, torch.full_like(plain, len(distinct) - 1)])  # (2B,)
+        ids = None if config.num_classes == 0 else torch.tensor(distinct, device=device)
+        # an upper bound: 6D for each block, and 3D for the final layer and the embedding
+        step_bytes = 6 * config.hidden_size * (config.num_hidden_layers + 1) * len(distinct) * model.dtype.itemsize
+        window = max(1, self.conditioning_bytes // 2 // step_bytes)  # half, as two live while one follows the other
+        for begin in range(0, len(ts), window):
+            t = ts[begin : begin + window].to(device)  # (W,)
+            arguments = {"timestep": t.repeat_interleave(len(distinct))}  # (W L,)
+            if ids is not None:
+                arguments["class_labels"] = ids.repeat(len(t))
+            if config.has_null_class:  # no label is dropped, also where the model is in training mode
+                arguments["drop_labels"] = torch.zeros(len(t) * len(distinct), dtype=torch.bool, device=device)
+            if hasattr(model, "_hf_hook"):  # an offloaded model: only its forward would bring it back by itself
+                model._hf_hook.pre_forward(model)
+            table = model.condition(**arguments)  # (W L, ...)
+            for step in range(len(t)):
+                rows = (both if guided[begin + step] else plain) + step * len(distinct)
+                # copies, not views: a compiled model would be compiled again for a view's offset
+                blocks = tuple(None if block is None else block[rows] for block in table.blocks)
+                final = None if table.final is None else table.final[rows]
+                yield table._replace(embedding=table.embedding[rows], blocks=blocks, final=final)
+
+    def _denoise(self, latents: Tensor, t: Tensor, conditioning: Any, scale: float, num_channels: int) -> Tensor:
         """What the scheduler's step takes: guided epsilon, with the variance where it uses one; float32."""
         x = latents  # the scheduler's step takes these, unscaled
         if hasattr(self.scheduler, "scale_model_input"):
@@ -376,9 +456,7 @@ class DiTPipeline(DiffusionPipeline):
         if num_channels:
             x = torch.cat([x, x])  # (2B, C, H, W)
         model = self.transformer
-        # no label is dropped, also where the model is in training mode
-        drop = torch.zeros(len(x), dtype=torch.bool, device=x.device) if model.config.has_null_class else None
-        answer = model(x.to(model.dtype), t.expand(len(x)), class_ids, drop_labels=drop).sample.float()
+        answer = model(x.to(model.dtype), conditioning=conditioning).sample.float()
         if num_channels:
             cond, uncond = answer.chunk(2)  # (B, C or 2C, H, W)
             answer = guide(cond, uncond, scale, num_channels)
@@ -397,7 +475,8 @@ class DiTPipeline(DiffusionPipeline):
         overflows = dtype == torch.float16 and config.get("force_upcast")  # the VAE says so itself
         if overflows:
             self.vae.to(torch.float32)
-        images = self.vae.decode(latents.to(self.vae.dtype)).sample.float()  # (B, 3, height, width)
+        chunks = latents.to(self.vae.dtype).split(self.decode_batch_size)
+        images = torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])  # (B, 3, height, width)
         if overflows:
             self.vae.to(dtype)
         if not torch.isfinite(images).all():
@@ -572,6 +651,29 @@ def _check_count(name: str, value: Any, limit: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
         most = "" if limit == math.inf else f" and at most {limit}"
         raise ValueError(f"{name}={value!r}: pass a whole number of at least 1{most}")
+
+
+def _check_interval(interval: Any, unit: str) -> None:
+    if unit not in ("steps", "sigma"):
+        raise ValueError(f"guidance_interval_unit={unit!r}: choose from steps, sigma")
+    if interval is None:
+        return
+    most = 1 if unit == "steps" else math.inf
+    ok = isinstance(interval, (tuple, list)) and len(interval) == 2 and all(isinstance(end, Real) for end in interval)
+    if not (ok and 0 <= interval[0] < interval[1] <= most):
+        raise ValueError(f"guidance_interval={interval!r}: pass (low, high) with 0 <= low < high <= {most}, in {unit}")
+
+
+def _falling(name: str, values: Any, convert: Callable, least: float, most: float) -> list:
+    values = values.tolist() if hasattr(values, "tolist") else values
+    try:
+        falling = [convert(value) for value in values]
+    except TypeError as error:
+        raise ValueError(f"{name}={values!r}: pass a list of numbers") from error
+    inside = all(least <= value <= most and value < math.inf for value in falling)
+    if not falling or not inside or any(a <= b for a, b in zip(falling, falling[1:], strict=False)):
+        raise ValueError(f"{name}={values!r}: pass falling numbers in {least:g}..{most:g}, at least one")
+    return falling
 
 
 def _update_json(file: Path, **fields: Any) -> None:
