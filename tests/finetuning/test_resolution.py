@@ -2,22 +2,21 @@
 
 import pytest
 import torch
-from diffusers.models.embeddings import get_2d_sincos_pos_embed
+from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 
 from dit_hf import DiTModel
 from dit_hf.finetuning import resize_positions
 
 
-def theirs(side: int, base: int) -> torch.Tensor:
-    """diffusers' embedding, whose positions are i * base / side."""
-    return get_2d_sincos_pos_embed(32, side, base_size=base, output_type="pt").reshape(1, side**2, 32).float()
-
-
-@pytest.mark.parametrize(("policy", "base"), [("extend", 8), ("interpolate", 4)])
-def test_positions_are_those_of_diffusers(build, policy: str, base: int):
-    model = build()  # 4 x 4 tokens
+@pytest.mark.parametrize(("policy", "positions"), [("extend", torch.arange(8.0)), ("interpolate", None)])
+def test_positions_are_those_of_diffusers(build, policy: str, positions: torch.Tensor | None):
+    """4 x 4 tokens become 8 x 8; interpolated, two of them share the place of one: -0.25, 0.25, 0.75 ..."""
+    positions = torch.arange(8.0) / 2 - 0.25 if positions is None else positions
+    model = build()
     resize_positions(model, 16, policy)
-    torch.testing.assert_close(model.pos_embed.data, theirs(8, base), rtol=1e-5, atol=1e-5)  # float32 sines there
+    grid = torch.stack(torch.meshgrid(positions, positions, indexing="xy")).double()
+    theirs = get_2d_sincos_pos_embed_from_grid(32, grid.reshape(2, 1, 8, 8), output_type="pt")
+    torch.testing.assert_close(model.pos_embed[0], theirs.float(), rtol=1e-5, atol=1e-5)  # float32 sines
     assert not model.pos_embed.requires_grad
     assert model(torch.randn(1, 4, 16, 16), 3, torch.tensor([0])).sample.shape == (1, 8, 16, 16)
 
@@ -27,13 +26,6 @@ def test_extend_keeps_the_tokens_that_were_there(build):
     resize_positions(model, 16, "extend")
     corner = model.pos_embed.unflatten(1, (8, 8))[:, :4, :4].flatten(1, 2)
     torch.testing.assert_close(corner, before.pos_embed, rtol=0, atol=0)
-
-
-def test_interpolate_keeps_every_second_token_of_twice_the_side(build):
-    model, before = build(), build()
-    resize_positions(model, 16, "interpolate")
-    coarse = model.pos_embed.unflatten(1, (8, 8))[:, ::2, ::2].flatten(1, 2)
-    torch.testing.assert_close(coarse, before.pos_embed, rtol=0, atol=0)
 
 
 def test_a_resized_model_saves_and_loads_as_what_it_is(build, tmp_path):
@@ -46,7 +38,7 @@ def test_a_resized_model_saves_and_loads_as_what_it_is(build, tmp_path):
 
 
 def test_unknown_policies_and_sizes_are_refused(build):
-    with pytest.raises(ValueError, match="position_embedding='stretch': choose from extend, interpolate"):
+    with pytest.raises(ValueError, match="policy='stretch': choose from extend, interpolate"):
         resize_positions(build(), 16, "stretch")
     with pytest.raises(ValueError, match="sample_size=9 is not valid"):
         resize_positions(build(), 9, "extend")

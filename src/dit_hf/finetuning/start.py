@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffusers import AutoencoderKL
 
@@ -172,7 +172,7 @@ def start_from(
     *,
     sample_size: int | tuple[int, int] | list[int],
     keep_classes: bool = False,
-    position_embedding: str = "extend",
+    position_embedding: Literal["extend", "interpolate"] = "extend",
     last_blocks: int | None = None,
     lora_rank: int | None = None,
     lora_alpha: float | None = None,

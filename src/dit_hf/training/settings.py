@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser
@@ -46,7 +46,7 @@ class TrainSettings:
     # fine-tuning
     init_from: str | None = _setting(None, "start from this model: a pipeline's folder or id, or an original .pt")
     keep_classes: bool = _setting(False, "keep the classes of init_from beside those of the data")
-    position_embedding: str = _setting("extend", "at another resolution than init_from's: extend or interpolate")
+    position_embedding: Literal["extend", "interpolate"] = _setting("extend", "at another resolution than init_from's")
     last_blocks: int | None = _setting(None, "train that many last blocks, final layer and labels; freeze the rest")
     lora_rank: int | None = _setting(None, "train a LoRA adapter of this rank and the labels; freeze the rest")
     lora_alpha: float | None = _setting(None, "scale of the adapter times its rank; the rank unless given")
