@@ -394,8 +394,8 @@ def train_and_write(
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", images_per_second=f"{metrics['images_per_second']:.1f}")
         if record.step % settings.checkpointing_steps == 0 or done:
             folder.checkpoint(state, progress, settings)
-            if push and not done:
-                push.push_checkpoint(merged(pipeline), folder.path, record.step, settings.hub_license)
+            if push and not done and not settings.lora_rank:  # an adapter is pushed at the end
+                push.push_checkpoint(pipeline, folder.path, record.step, settings.hub_license)
         if record.step % settings.validation_steps == 0 or done:
             folder.preview(pipeline, record.step, settings)
         if record.step % settings.checkpointing_steps == 0 or record.step % settings.validation_steps == 0:
@@ -416,7 +416,7 @@ def finish(settings: TrainSettings, folder: RunFolder, pipeline: DiTPipeline, pu
     plot_losses(folder.path / "metrics.jsonl", folder.path / "loss.png")
     write_training_card(pipeline, folder.path / "pipeline", folder.path, settings.hub_license)
     if push:
-        push.start(folder.path / "pipeline", "End of training")
+        push.start(folder.path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
         push.wait()
     folder.write_status("finished")
     logger.info(f"wrote {folder.path / 'pipeline'}")
