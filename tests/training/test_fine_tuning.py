@@ -99,6 +99,17 @@ def test_a_part_is_trained_averaged_and_goes_on_bit_for_bit(
     assert lags
 
 
+def test_gradient_checkpointing_changes_nothing_in_the_training_of_an_adapter(tiny: Path, tmp_path: Path, base: Path):
+    flags = ("--init_from", str(base), "--lora_rank", "2", "--max_train_steps", "4", "--ema_decay", "0.1")
+    train(tiny, tmp_path / "plain", *flags)
+    train(tiny, tmp_path / "saving", *flags, "--gradient_checkpointing")
+    weights = [
+        load_file(tmp_path / name / "checkpoints" / "step-00000004" / "model.safetensors")
+        for name in ("plain", "saving")
+    ]
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)  # sums in another order
+
+
 def test_an_adapter_is_written_loads_and_gives_what_the_merged_pipeline_gives(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--keep_classes", "--lora_rank", "2", "--learning_rate", "0.05")
     merged = load(train(tiny, tmp_path, *flags))
