@@ -24,7 +24,7 @@ from dit_hf.data.references import load_references
 from dit_hf.evaluation import nearest_class
 from dit_hf.finetuning import load_origin, start_from
 from dit_hf.training.run import run
-from dit_hf.training.settings import TrainSettings, parse_settings
+from dit_hf.training.settings import parse_settings
 
 EXAMPLES = Path(__file__).parent
 EMOJI, SHIPPED = EXAMPLES / "assets" / "emoji", EXAMPLES / "assets" / "dit-emoji"
@@ -46,9 +46,8 @@ def write_new_images(folder: Path, names: Sequence[str]) -> None:
                 image.save(folder / wanted[label] / f"{number}-{copy}.png")
 
 
-def write_own_images(folder: Path, pipeline: DiTPipeline) -> None:
-    """One drawing by the model of each class that it knows."""
-    names = [pipeline.config.id2label[k] for k in range(pipeline.transformer.config.num_classes)]
+def write_own_images(folder: Path, pipeline: DiTPipeline, names: Sequence[str]) -> None:
+    """One drawing by the model of each of some classes that it knows."""
     for name, image in zip(names, sample(pipeline, names, seed=1), strict=True):
         (folder / name).mkdir(parents=True, exist_ok=True)
         image.save(folder / name / "own.png")
@@ -68,38 +67,40 @@ def recognised(images: Sequence[Image.Image], labels: Sequence[str], names: list
     return int((nearest == [names.index(label) for label in labels]).sum())
 
 
-def before(settings: TrainSettings) -> DiTPipeline:
+def before(new_classes: Sequence[str]) -> DiTPipeline:
     """The model as the training finds it: the new classes all start at the mean of the known ones."""
     pipeline = DiTPipeline.from_pretrained(SHIPPED)
-    start = start_from(load_origin(str(SHIPPED)), NEW_CLASSES, sample_size=16, keep_classes=True)
+    start = start_from(load_origin(str(SHIPPED)), new_classes, sample_size=16, keep_classes=True)
     return DiTPipeline(start.model.eval(), pipeline.vae, pipeline.scheduler, dict(enumerate(start.names)))
 
 
-def main(arguments: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
-    """Train, and return how many of the samples of new and old classes are right, before and after."""
+def main(
+    arguments: Sequence[str] = (), new_classes: Sequence[str] = NEW_CLASSES, num_old: int = 100
+) -> dict[str, tuple[int, int]]:
+    """Train, and count the right samples of the new and of the first `num_old` old classes, before and after."""
     settings = parse_settings([str(CONFIG), *arguments])
     output_dir = Path(settings.output_dir)
     settings.dataset_name = str(output_dir / "images")
     known = DiTPipeline.from_pretrained(SHIPPED)
+    old_classes = [known.config.id2label[k] for k in range(num_old)]
     if not Path(settings.dataset_name).exists():
         partial = output_dir / "images.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        write_new_images(partial, NEW_CLASSES)
-        write_own_images(partial, known)
+        write_new_images(partial, new_classes)
+        write_own_images(partial, known, old_classes)
         partial.rename(settings.dataset_name)
     run(settings)
 
-    old = list(known.labels)
-    new_labels, old_labels = 5 * NEW_CLASSES, old
-    pipelines = [before(settings), DiTPipeline.from_pretrained(output_dir / "pipeline")]
+    pipelines = [before(new_classes), DiTPipeline.from_pretrained(output_dir / "pipeline")]
+    new_labels = 5 * list(new_classes)
     new_images = [sample(pipeline, new_labels) for pipeline in pipelines]
-    old_images = [sample(pipeline, old_labels) for pipeline in pipelines]
-    names = [*old, *NEW_CLASSES]
+    old_images = [sample(pipeline, old_classes) for pipeline in pipelines]
+    names = [*known.config.id2label.values(), *new_classes]
     scores = {}
-    for what, images, labels in (("new", new_images, new_labels), ("old", old_images, old_labels)):
+    for what, images, labels in (("new", new_images, new_labels), ("old", old_images, old_classes)):
         scores[what] = tuple(recognised(each, labels, names) for each in images)
         print(f"{what} classes: {scores[what][0]} of {len(labels)} samples right before, {scores[what][1]} after")
-    columns = len(NEW_CLASSES)
+    columns = len(new_classes)
     rows = [*new_images[0][:columns], *new_images[1][: 2 * columns], *old_images[0][:columns], *old_images[1][:columns]]
     make_image_grid(rows, rows=5, cols=columns).save(output_dir / "before_after.png")
     print(f"wrote {output_dir / 'before_after.png'}: before; after, twice; old classes before; after")

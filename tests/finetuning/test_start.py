@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from dit_hf import DiTPipeline
 from dit_hf.conversion import to_original
@@ -37,6 +37,16 @@ def test_a_pipelines_folder_tells_classes_schedule_and_scaling(build, tmp_path: 
         "scaling_factor": 0.5,
     }
     torch.testing.assert_close(origin.model.state_dict(), build().state_dict(), rtol=0, atol=0)
+
+
+def test_a_folder_of_diffusers_own_pipeline_will_do(build, tmp_path: Path):
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing="leading", clip_sample=False)
+    names = {class_id: f"class {class_id}" for class_id in range(1000)}
+    pipeline = DiTPipeline(build(num_classes=1000, timestep_freq_shift=1.0), tiny_vae(), scheduler, id2label=names)
+    pipeline.save_pretrained(tmp_path, format="diffusers")
+    origin = load_origin(str(tmp_path))
+    assert (origin.id2label, origin.trained["beta_end"], origin.trained["scaling_factor"]) == (names, 0.02, 0.5)
+    torch.testing.assert_close(origin.model.state_dict(), pipeline.transformer.state_dict())
 
 
 def test_a_flow_model_has_no_betas_and_one_of_pixels_no_scaling(build, tmp_path: Path):
