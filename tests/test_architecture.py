@@ -18,7 +18,7 @@ PACKAGE = "dit_hf"
 
 ROOMS = {
     "configuration_dit", "modeling_dit", "pipeline_dit", "diffusion", "data", "evaluation", "analysis", "conversion",
-    "finetuning", "training", "training.run", "hub",
+    "finetuning", "training", "training.run", "hub", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -35,6 +35,17 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"diffusion"},
     "training.run": ROOMS | {PACKAGE},
     "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "analysis"},
+    "study": {
+        "configuration_dit",
+        "modeling_dit",
+        "pipeline_dit",
+        "diffusion",
+        "data",
+        "training",
+        "evaluation",
+        "analysis",
+        PACKAGE,
+    },
     "cli": ROOMS | {PACKAGE},
     PACKAGE: ROOMS,  # __init__.py: the public names
 }
@@ -44,8 +55,8 @@ PACKAGES_ALLOWED: dict[str, set[str]] = {
     "configuration_dit": {"transformers"},
     "modeling_dit": {"torch", "transformers", "safetensors"},
     "diffusion": {"torch"},
-    "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "diffusers", "huggingface_hub", "accelerate"},
-    "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm"},
+    "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "fsspec", "diffusers", "huggingface_hub", "accelerate"},
+    "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm", "transformers"},  # transformers: DINOv2
 }
 
 # These files are copied beside the weights, where transformers and diffusers find their imports by regular expression,
@@ -58,7 +69,13 @@ TRAVELLING: dict[str, set[str]] = {
 PACKAGE_IMPORT = re.compile(rf"^[ \t>#]*((?:from|import)[ \t]+(?:\.\S*|{PACKAGE}\b\S*)(?:[ \t]+import)?)", re.MULTILINE)
 
 # Module -> the distribution that setup.py must name, where the two differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "pyarrow": "datasets"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "huggingface_hub": "huggingface-hub",
+    "pyarrow": "datasets",
+    "fsspec": "datasets",
+}
 
 MAX_FILE_LINES = 450
 MAX_TRAVELLING_LINES = 950  # the Hub's loaders fetch each of these alone, so none can be split
@@ -171,11 +188,28 @@ def declared_distributions(setup: Path) -> set[str]:
     return {re.match(r"[\w-]+", name)[0].lower() for name in ranges}
 
 
+# What runs the code of a file, or trusts one that nobody vouches for.
+DANGEROUS_CALLS = {"eval", "exec", "compile", "pickle.load", "pickle.loads", "os.system", "subprocess.Popen"}
+DANGEROUS_ARGUMENTS = {("trust_remote_code", True), ("weights_only", False), ("allow_pickle", True), ("shell", True)}
+
+
+def dangerous_calls(source: Source) -> Iterator[str]:
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        arguments = {(word.arg, getattr(word.value, "value", None)) for word in node.keywords}
+        if name in DANGEROUS_CALLS or DANGEROUS_ARGUMENTS & arguments:
+            yield f"{source.path}:{node.lineno}: {ast.unparse(node)} may run what a file says"
+        if name == "torch.load" and ("weights_only", True) not in arguments:
+            yield f"{source.path}:{node.lineno}: torch.load needs weights_only=True, written out"
+
+
 def violations(src: Path, setup: Path) -> list[str]:
     declared = declared_distributions(setup)
     found: list[str] = []
     for source in read(src):
-        for rule in (wrong_directions, bound_travellers, too_long, forbidden_names):
+        for rule in (wrong_directions, bound_travellers, too_long, forbidden_names, dangerous_calls):
             found += rule(source)
         found += undeclared_packages(source, declared)
     return found
@@ -210,6 +244,11 @@ BAD_TREE = [
     ("pipeline_dit.py", "x = 1\n" * 951, "951 lines, over 950"),
     ("analysis/plots.py", "def f():\n" + "    x = 1\n" * 80, "f has 81 lines, over 80"),
     ("conversion/utils.py", "", "'utils' is none"),
+    ("conversion/read.py", "import pickle\npickle.load(file)", "pickle.load(file) may run what a file says"),
+    ("data/read.py", "eval(text)", "eval(text) may run what a file says"),
+    ("hub/load.py", "load(name, trust_remote_code=True)", "trust_remote_code=True) may run what a file says"),
+    ("training/read.py", "import torch\ntorch.load(path)", "torch.load needs weights_only=True"),
+    ("training/reads.py", "import torch\ntorch.load(path, weights_only=False)", "may run what a file says"),
     ("data/datasets/images.py", "", "folder named 'datasets'"),
 ]
 

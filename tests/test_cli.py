@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import dit_hf
 from dit_hf import cli
+from dit_hf.evaluation.generate import image_seed
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_labels_are_ids_and_names():
     [
         (["--class-labels", "cat"], (8, 8)),
         (["--class-labels", "cat,1,sea cow"], (16, 16)),  # three samples, one place stays white
-        (["--class-labels", "cat,1", "--num-images", "3"], (24, 16)),  # one row a class
+        (["--class-labels", "cat,1", "--num_images_per_label", "3"], (24, 16)),  # one row a class
     ],
 )
 def test_generate_writes_one_image(model: str, tmp_path: Path, arguments: list[str], size: tuple[int, int]):
@@ -72,6 +73,27 @@ def test_generate_writes_one_image(model: str, tmp_path: Path, arguments: list[s
     result = CliRunner().invoke(cli.app, ["generate", model, *arguments, *steps])
     assert result.exit_code == 0, result.output
     assert Image.open(output).size == size
+
+
+def test_generate_draws_many_images_of_labels_in_a_file(model: str, tmp_path: Path):
+    import numpy as np
+    import torch
+
+    (tmp_path / "labels.txt").write_text("cat\n1\nsea cow\n")
+    arguments = ["--labels", str(tmp_path / "labels.txt"), "--num_inference_steps", "2", "--batch_size", "2"]
+    result = CliRunner().invoke(cli.app, ["generate", model, *arguments, "--output_dir", str(tmp_path / "many")])
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(cli.app, ["generate", model, *arguments, "--npz", str(tmp_path / "many.npz")])
+    assert result.exit_code == 0, result.output
+    arrays = np.load(tmp_path / "many.npz")
+    assert arrays["arr_1"].tolist() == [0, 1, 2]
+    pipeline = dit_hf.DiTPipeline.from_pretrained(model)
+    generators = [torch.Generator().manual_seed(image_seed(0, index)) for index in range(3)]
+    expected = pipeline([0, 1], num_inference_steps=2, generator=generators[:2]).images
+    expected += pipeline([2], num_inference_steps=2, generator=generators[2:]).images
+    for index, image in enumerate(expected):
+        assert Image.open(tmp_path / "many" / f"{index:06d}.png").tobytes() == image.tobytes()
+        assert arrays["arr_0"][index].tobytes() == image.tobytes()
 
 
 def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path):
@@ -92,6 +114,13 @@ def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path)
         (["MODEL", "--class-labels", "unicorn"], "unicorn"),
         (["MODEL", "--class-labels", "3"], "outside 0..2"),
         (["MODEL", "--class-labels", "0", "--output", "out.xyz"], "no image format"),
+        (["MODEL", "--class-labels", "0", "--num-images", "2"], "--num-images counts all: use --num-images-per-label"),
+        (["MODEL", "--labels", "random"], "give --output-dir or --npz too"),
+        (["MODEL", "--npz", "a.npz", "--output", "a.png"], "--output is for one file"),
+        (["MODEL", "--npz", "a.npz", "--output-dir", "a"], "give one of them"),
+        (["MODEL", "--npz", "folder", "--num-images", "2"], "must end in .npz"),
+        (["MODEL", "--npz", "a.npz"], "num_images is missing"),
+        (["MODEL", "--npz", "a.npz", "--labels", "no-such-file"], "choose from random, balanced, or a text file"),
     ],
 )
 def test_error_is_one_line_and_exit_status_1(

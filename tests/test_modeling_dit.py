@@ -688,7 +688,9 @@ def edit_weights(folder, change) -> None:
 
 
 WRONG_WEIGHTS = {
-    "1 weights are missing: blocks.1.mlp.fc1.bias": lambda weights: weights.pop("blocks.1.mlp.fc1.bias"),
+    "model.safetensors of .*: 1 weights are missing: blocks.1.mlp": lambda weights: weights.pop(
+        "blocks.1.mlp.fc1.bias"
+    ),
     "1 weights are left over: blocks.9.mlp.fc1.bias": lambda weights: weights.update(
         {"blocks.9.mlp.fc1.bias": torch.zeros(3)}
     ),
@@ -713,6 +715,20 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     with pytest.raises(ValueError, match="1 weights are of another shape: final_layer.linear.bias"):
         DiTModel.from_pretrained(tmp_path)
     assert isinstance(DiTModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True), DiTModel)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
+@pytest.mark.parametrize("safe", [True, False])
+def test_whole_numbers_are_refused_as_weights_by_file_and_key(tmp_path, dtype, safe):
+    DiTModel(tiny_config()).save_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda weights: weights.update(pos_embed=weights["pos_embed"].to(dtype)))
+    file = tmp_path / "model.safetensors"
+    if not safe:
+        torch.save(load_file(file), tmp_path / "pytorch_model.bin")
+        file.unlink()
+        file = tmp_path / "pytorch_model.bin"
+    with pytest.raises(ValueError, match=f"{file}: pos_embed is {dtype}, weights are floating point numbers"):
+        DiTModel.from_pretrained(tmp_path)
 
 
 def test_folder_without_configuration_is_refused(tmp_path):

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from huggingface_hub.errors import HTTPError
 
 from . import __version__
 
 Form = Literal["dit_hf", "original", "diffusers"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+MANY = "Many images"
 
 app = typer.Typer(
     name="dit-hf",
@@ -17,6 +20,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # `main` says it in one line
+    # --num_images, as the examples have it, is --num-images
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 
 
@@ -41,14 +46,41 @@ def _parse_labels(text: str) -> list[int | str]:
     return [int(label) if label.isdecimal() else label for label in labels if label]
 
 
-@app.command(epilog='Example: dit-hf generate examples/assets/dit-emoji --class-labels "cat face, 7" --output cats.png')
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """Refuse options that would be ignored."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} {why}")
+
+
+def _save_grid(images: list[Any], columns: int, output: Path) -> None:
+    from diffusers.utils import make_image_grid
+    from PIL import Image
+
+    rows = math.ceil(len(images) / columns)
+    empty = Image.new("RGB", images[0].size, "white")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    make_image_grid(images + [empty] * (rows * columns - len(images)), rows, columns).save(output)
+
+
+@app.command(
+    epilog='Example: dit-hf generate examples/assets/dit-emoji --class-labels "cat face, 7" --output cats.png; '
+    "or many: torchrun --nproc-per-node 2 --no-python dit-hf generate MODEL --num-images 50000 --npz samples.npz"
+)
 def generate(
     model: Annotated[str, typer.Argument(help="A pipeline's folder, or its id on the Hub.", show_default=False)],
     class_labels: Annotated[
         str | None, typer.Option(help="Ids or names of classes, separated by commas; none for an unconditional model.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="The image to write; several samples become a grid.")] = Path("out.png"),
-    num_images: Annotated[int, typer.Option(min=1, help="Images of each class: one row of the grid.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="The one image to write; several samples become a grid. [default: out.png]")
+    ] = None,
+    num_images_per_label: Annotated[
+        int | None, typer.Option(min=1, help="Images of each class: one row of the grid. [default: 1]")
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option(min=1, help="How many in all: of many, or of an unconditional model.")
+    ] = None,
     guidance_scale: Annotated[
         float | None,
         typer.Option(help="Strength of classifier-free guidance, 1 is none; 4 where the model has guidance.", min=0),
@@ -56,35 +88,64 @@ def generate(
     num_inference_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the scheduler; its usual number when not given.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, and of random labels.")] = 0,
+    dtype: Annotated[Dtype, typer.Option(help="What the model computes in; bfloat16 suits newer GPUs.")] = "float32",
+    output_dir: Annotated[
+        Path | None, typer.Option(rich_help_panel=MANY, help="A new folder for a PNG of each, and their labels.")
+    ] = None,
+    npz: Annotated[
+        Path | None, typer.Option(rich_help_panel=MANY, help="Instead, one file in ADM's form: arr_0, N x H x W x 3.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=MANY, help="random (if not given), balanced, or a file with one on each line."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(rich_help_panel=MANY, min=1, help="At once on each process. [default: 32]")
+    ] = None,
 ) -> None:
-    """Sample images of the given classes into one file."""
+    """Sample images of the given classes into one file; or many, on any number of processes, into a folder or an npz.
+
+    Of many images, each depends on the seed and its number alone, and the same command goes on after a kill.
+    """
     import torch
-    from diffusers.utils import make_image_grid
+    from accelerate import PartialState
     from PIL import Image
 
+    if output_dir or npz:
+        _refuse({"--class-labels": class_labels, "--output": output}, "is for one file: use --labels and --output-dir")
+        _refuse({"--num-images-per-label": num_images_per_label}, "is for one file: use --num-images")
+        _refuse({"--npz": npz if output_dir else None}, "does the same as --output-dir: give one of them")
+        if npz and npz.suffix != ".npz" or output_dir and output_dir.suffix == ".npz":
+            raise ValueError(f"{npz or output_dir}: the file of --npz must end in .npz, the folder must not")
+    else:
+        _refuse({"--labels": labels, "--batch-size": batch_size}, "is for many images: give --output-dir or --npz too")
+        _refuse({"--num-images": num_images if class_labels else None}, "counts all: use --num-images-per-label")
+        if (output or Path("out.png")).suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
+
+    from .evaluation import generate_with_pipeline
     from .pipeline_dit import DiTPipeline
 
-    if output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    pipeline = DiTPipeline.from_pretrained(model).to(device)
-    has_null_class = pipeline.transformer.config.has_null_class
-    count = {"num_images": num_images}
-    if class_labels is not None:
-        count = {"num_images_per_label": num_images}
-    images = pipeline(
-        class_labels=None if class_labels is None else _parse_labels(class_labels),
-        guidance_scale=(4.0 if has_null_class else 1.0) if guidance_scale is None else guidance_scale,
-        num_inference_steps=num_inference_steps,
-        generator=torch.Generator().manual_seed(seed),
-        **count,
-    ).images
-    columns = num_images if class_labels is not None and num_images > 1 else math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    empty = Image.new("RGB", images[0].size, "white")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    make_image_grid(images + [empty] * (rows * columns - len(images)), rows, columns).save(output)
+    pipeline = DiTPipeline.from_pretrained(model).to(getattr(torch, dtype))
+    if guidance_scale is None:
+        guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
+    arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+    place = output_dir or npz
+    if place:
+        arguments |= {"labels": labels, "seed": seed, "batch_size": batch_size or 32}
+        written = generate_with_pipeline(pipeline, place, num_images, **arguments)
+        PartialState().print(f"wrote {written}")  # once for all processes
+        return
+    if class_labels is None:
+        arguments["num_images"] = num_images
+    else:
+        arguments |= {"class_labels": _parse_labels(class_labels), "num_images_per_label": num_images_per_label or 1}
+    pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
+    images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images
+    per_row = num_images_per_label or 1
+    output = output or Path("out.png")
+    _save_grid(images, per_row if per_row > 1 else math.ceil(math.sqrt(len(images))), output)
     typer.echo(f"wrote {len(images)} images to {output}")
 
 
@@ -115,7 +176,7 @@ def convert(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of the source on the Hub.")] = None,
     license: Annotated[
-        str | None, typer.Option(help="For the card; cc-by-nc-4.0, that of the original weights.")
+        str | None, typer.Option(help="For the card, as the Hub names it; what the source says when not given.")
     ] = None,
 ) -> None:
     """Convert a checkpoint or a pipeline to a complete folder that loads, or back to the original's checkpoint."""
@@ -136,10 +197,77 @@ def convert(
     typer.echo(f"wrote {destination}")
 
 
+@app.command(epilog="Example: dit-hf flops DiT-XL/2 --sample-size 64 --guidance-scale 1.5")
+def flops(
+    model: Annotated[
+        str, typer.Argument(help="One of the paper's sizes, or a pipeline's or a model's folder.")
+    ] = "DiT-XL/2",
+    sample_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the latents; of the paper's sizes 32, which is 256 px.")
+    ] = None,
+    block_type: Annotated[
+        str | None, typer.Option(help="in_context, cross_attention, adaln or adaln_zero; the model's if not given.")
+    ] = None,
+    num_steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 250,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="Above 1 each step takes two forwards.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step of training.")] = 256,
+    train_steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 400_000,
+    vae: Annotated[
+        str | None, typer.Option(help="Count an autoencoder too: its folder, or sd for the paper's.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's models, counted and as printed, instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Count what a model computes and holds: multiply-adds (the paper's Gflops), parameters, memory, training."""
+    import json
+
+    from .analysis import tables
+
+    if paper:
+        rows = tables.paper_rows()
+        typer.echo(json.dumps(rows, indent=2) if as_json else tables.format_paper_rows(rows))
+        return
+    overrides = {"sample_size": sample_size, "block_type": block_type}
+    found = tables.costs(
+        tables.read_config(model, **{name: value for name, value in overrides.items() if value is not None}),
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        train_steps=train_steps,
+        vae_config=None if vae is None else tables.read_vae_config(vae),
+    )
+    typer.echo(json.dumps(found, indent=2) if as_json else tables.format_costs(found))
+
+
+@app.command(epilog="Example: dit-hf study out/study --budget-minutes 60")
+def study(
+    folder: Annotated[Path, typer.Argument(help="For results.csv, checkpoints and samples; a rerun goes on in it.")],
+    dataset: Annotated[
+        str, typer.Option(help="A folder of IDX files, or an image data set's folder or id on the Hub.")
+    ] = "/usr/share/datasets/fashion-mnist",
+    budget_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after this time; the same command goes on.")
+    ] = None,
+) -> None:
+    """Train and measure miniatures of the paper's twelve models and four blocks; a rerun does only what is missing."""
+    import logging
+    import time
+
+    from .study.recipe import Recipe
+    from .study.run import Study
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("dit_hf").setLevel(logging.INFO)
+    deadline = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    Study(Recipe(dataset=dataset), folder).run(deadline)
+
+
 def main() -> None:
     """Run the command line; an error the user can put right is one line and exit status 1, without a traceback."""
     try:
         app()
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, HTTPError) as error:
         typer.echo(f"dit-hf: {' '.join(str(error).split())}", err=True)
         sys.exit(1)

@@ -1,5 +1,7 @@
 """The architecture of a DiT, and the paper's twelve sizes (Peebles & Xie 2022, arXiv 2212.09748, table 1)."""
 
+import json
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 from transformers import PreTrainedConfig
@@ -41,6 +43,8 @@ TRANSFORMERS_FIELDS = {
     "per_layer_config",
     "quantization_config",
 }
+
+MAX_LABELS = 2**20  # transformers makes a name for each
 
 # The attention that a file may ask for; any other name is a repository of code that transformers would fetch and run.
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -106,6 +110,8 @@ class DiTConfig(PreTrainedConfig):
         self.block_type = block_type
         self.timestep_freq_shift = timestep_freq_shift
         self.mlp_norm_eps = mlp_norm_eps
+        if "num_labels" in kwargs and not _is_int(kwargs["num_labels"], at_least=0, at_most=MAX_LABELS):
+            raise ValueError(f"num_labels={kwargs['num_labels']!r}: leave it out, DiT's classes are num_classes")
         if unknown:
             raise ValueError(f"unknown field {unknown[0]!r}: the fields of DiTConfig are {', '.join(vars(self))}")
         self.check()
@@ -140,15 +146,36 @@ class DiTConfig(PreTrainedConfig):
             **kwargs: Fields that differ from it.
 
         Raises:
-            ValueError: As the constructor, or if a file names an attention that would be fetched from the Hub and run.
+            ValueError: As the constructor, or if a file names an attention that would be fetched from the Hub and run,
+                or gives one of transformers' fields a value that it cannot read.
         """
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"the configuration is a {type(config_dict).__name__}, not an object of names and values")
         for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
             if config_dict.get(name) not in (None, *ATTENTIONS):
                 raise ValueError(
                     f"the configuration asks for {name}={config_dict[name]!r}, none of {', '.join(ATTENTIONS)}: take "
                     "it out of config.json, and pass attn_implementation=... if you want that code"
                 )
-        return super().from_dict(config_dict, **kwargs)
+        if isinstance(config_dict.get("dtype"), (int, float, list)):  # transformers fails on it when it saves
+            raise ValueError(f"the configuration has dtype={config_dict['dtype']!r}: it is a name, such as 'float32'")
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"the configuration has a field that transformers cannot read: {error}") from error
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> Any:
+        with open(json_file, encoding="utf-8") as file:
+            if not isinstance(json.load(file), dict):  # of which transformers would ask for keys
+                raise ValueError(f"{json_file} holds no object of names and values: fetch config.json again")
+        return super()._dict_from_json_file(json_file)
+
+    @property
+    def paper_size(self) -> str | None:
+        """Name of the paper's size that has these layers, width, heads and patches, whatever else differs."""
+        mine = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.patch_size)
+        return next((name for name, size in PAPER_SIZES.items() if size[:4] == mine), None)
 
     @property
     def out_channels(self) -> int:
@@ -218,8 +245,8 @@ class DiTConfig(PreTrainedConfig):
             raise ValueError(f"{name}={getattr(self, name)!r} is not valid: set {name} to {limit}")
 
 
-def _is_int(value: Any, at_least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+def _is_int(value: Any, at_least: int, at_most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= at_most
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:

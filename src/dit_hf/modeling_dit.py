@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
@@ -451,17 +451,15 @@ class DiTModel(PreTrainedModel):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: If the weights do not make the model whole, naming them.
+            ValueError: If the weights do not make the model whole or are whole numbers, naming file and key.
         """
         folder = Path(source or ".", kwargs.get("subfolder") or "")
         if folder.is_dir() and source and "config" not in kwargs and not (folder / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json, and the default one would be a guess: pass config=...")
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
-        try:
-            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"the weights of {source} are cut short or no safetensors file: {error}") from error
+        model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        files = model.__dict__.pop("_read_from", ())
         model.pos_embed.requires_grad_(False)  # transformers loads every weight as a trainable one
         if strict:
             finite = {key: bool(weight.is_meta or weight.isfinite().all()) for key, weight in model.named_parameters()}
@@ -475,10 +473,27 @@ class DiTModel(PreTrainedModel):
                 if keys:
                     first = ", ".join(sorted(map(str, keys))[:3])
                     raise ValueError(
-                        f"{source}: {len(keys)} weights are {fault}: {first}{' ...' if len(keys) > 3 else ''}. "
-                        "Fetch or convert the model again, or load what there is with strict=False"
+                        f"{', '.join(files)} of {source}: {len(keys)} weights are {fault}: {first}"
+                        f"{' ...' if len(keys) > 3 else ''}. Fetch or convert the model again, or load what there is "
+                        "with strict=False"
                     )
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: "DiTModel", state_dict: Any, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Refuse files that are damaged or hold whole numbers, which transformers would cast without a word."""
+        for file in checkpoint_files or ():
+            try:
+                weights = load_state_dict(file, map_location="meta")  # types and shapes only
+            except SafetensorError as error:
+                raise ValueError(f"{file} is cut short or no safetensors file: {error}") from error
+            whole = sorted(key for key, weight in weights.items() if not weight.is_floating_point())
+            if whole and getattr(model.config, "quantization_config", None) is None:
+                raise ValueError(f"{file}: {whole[0]} is {weights[whole[0]].dtype}, weights are floating point numbers")
+        model._read_from = [Path(file).name for file in checkpoint_files or ()]
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
         """Push the model alone as transformers does, into a private repository unless told otherwise."""

@@ -5,6 +5,7 @@ Legend: B images, C latent channels, H and W latent height and width.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -503,11 +504,15 @@ class DiTPipeline(DiffusionPipeline):
         source, load = pretrained_model_name_or_path, super().from_pretrained
         if not cls.__module__.startswith("dit_hf."):
             return load(source, **kwargs)
-        pipeline = importlib.import_module("dit_hf.conversion").load_pipeline(cls, load, source, **kwargs)
-        if not Path(source).exists():
-            names = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
-            hub = {name: kwargs[name] for name in names if kwargs[name] is not None}
-            importlib.import_module("dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
+        load_pipeline = importlib.import_module("dit_hf.conversion").load_pipeline
+        if Path(source).exists():
+            return load_pipeline(cls, load, source, **kwargs)
+        call = functools.partial(load_pipeline, cls, load, source, **kwargs)
+        names = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
+        hub = {name: kwargs[name] for name in names if kwargs[name] is not None}
+        load_from_hub = importlib.import_module("dit_hf.hub.errors").load_from_hub
+        pipeline = load_from_hub(str(source), call, **hub)
+        importlib.import_module("dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
 
     def save_pretrained(
@@ -558,9 +563,9 @@ class DiTPipeline(DiffusionPipeline):
             _update_json(config_file, **({"auto_map": AUTO_MAP} if config_file.parent.name == "transformer" else {}))
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
         """Read the index so that the package's own classes are taken, never the code that lies beside the weights."""
-        index = super()._dict_from_json_file(json_file)
+        index = super()._dict_from_json_file(json_file, **kwargs)
         installed = cls.__module__.startswith("dit_hf.")  # else this file came as remote code, and so may the model
         if installed and index.get("transformer") == ["modeling_dit", "DiTModel"]:
             importlib.import_module("dit_hf.modeling_dit")  # diffusers takes classes from imported modules only

@@ -221,3 +221,22 @@ def test_other_sizes_go_there_and_back(make_model):
     again = from_diffusers(to_diffusers(model))
     assert same_weights(model, again)
     assert again.config.to_diff_dict() == model.config.to_diff_dict()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{}", "has no weight_map"),
+        ('{"weight_map": 3}', "has no weight_map"),
+        ('{"weight_map": {"a": 1}}', "has no weight_map"),
+        ("[]", "holds a list, not an object"),
+        ("{", "is no JSON file"),
+        ('{"weight_map": {"a": "../none.safetensors"}}', r"lacks none\.safetensors, which its index names"),
+    ],
+)
+def test_index_of_shards_that_is_damaged_is_refused(index, message, published):
+    folder = published / "transformer"
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=message):
+        from_diffusers(folder)

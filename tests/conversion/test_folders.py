@@ -49,17 +49,28 @@ def test_checkpoint_becomes_a_folder_and_comes_back_bit_for_bit(sources, tmp_pat
 def test_card_names_licence_and_origin_and_no_path(sources, tmp_path):
     run(sources / "DiT-P-2.pt", tmp_path / "dit", "--vae", sources / "vae", *HEADS)
     card = ModelCard.load(tmp_path / "dit" / "README.md")
-    assert card.data.license == "cc-by-nc-4.0"
-    assert card.data.library_name == "dit-hf"
+    assert card.data.license is None
+    assert "does not say it" in card.text
+    assert card.data.library_name == "diffusers"
+    assert "None of the sizes of the paper: 2 layers of width 48" in card.text
     assert "`DiT-P-2.pt`" in card.text
     assert str(sources) not in card.content
     assert str(tmp_path) not in card.content
-    assert "CC-BY-NC" in card.text
     run(tmp_path / "dit", tmp_path / "mine", "--license", "apache-2.0", "--scheduler", "DDIMScheduler")
     assert ModelCard.load(tmp_path / "mine" / "README.md").data.license == "apache-2.0"
     assert type(DiTPipeline.from_pretrained(tmp_path / "mine").scheduler) is DDIMScheduler
     run(tmp_path / "dit", tmp_path / "silent")
     assert ModelCard.load(tmp_path / "silent" / "README.md").data.license is None
+    run(tmp_path / "mine", tmp_path / "copy")
+    assert ModelCard.load(tmp_path / "copy" / "README.md").data.license == "apache-2.0"
+
+
+def test_weights_of_the_published_size_get_the_original_s_licence(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr("dit_hf.conversion.folders._has_published_size", lambda config: True)
+    run(sources / "DiT-P-2.pt", tmp_path / "dit", "--vae", sources / "vae", *HEADS)
+    card = ModelCard.load(tmp_path / "dit" / "README.md")
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "CC-BY-NC 4.0: not for commercial use" in card.text
 
 
 def test_checkpoint_needs_no_vae_to_become_another_checkpoint(sources, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import diffusers
@@ -224,8 +225,8 @@ def thousand(make_model):
 
 
 STOCK = """
-import json, sys
-sys.modules["dit_hf"] = None
+import importlib.util, json, sys
+assert importlib.util.find_spec("dit_hf") is None
 import numpy as np, torch
 from diffusers import DiTPipeline
 FOLDER = sys.argv[1]
@@ -246,8 +247,9 @@ def test_stock_pipeline_gives_the_same_images_without_the_package(shift, thousan
     pipe.save_pretrained(tmp_path / "stock", format="diffusers")
     np.save(tmp_path / "image.npy", image(pipe))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    command = [sys.executable, "-c", STOCK, str(tmp_path / "stock")]
+    # without `site` no .pth file is read, so the libraries are there and a package installed for development is not
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": sysconfig.get_path("purelib")}
+    command = [sys.executable, "-S", "-c", STOCK, str(tmp_path / "stock")]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "not expected" not in result.stderr
@@ -308,3 +310,34 @@ def test_unknown_format_and_a_model_of_pixels_are_refused(tmp_path):
         pipe.save_pretrained(tmp_path, format="onnx")
     with pytest.raises(ValueError, match="vae=None"):
         pipe.save_pretrained(tmp_path, format="diffusers")
+
+
+def test_folder_that_diffusers_saved_again_comes_back_and_goes_every_way_again(thousand, tmp_path):
+    pipe = thousand()
+    pipe.save_pretrained(tmp_path / "stock", format="diffusers")
+    diffusers.DiTPipeline.from_pretrained(tmp_path / "stock").save_pretrained(tmp_path / "stock again")
+    loaded = DiTPipeline.from_pretrained(tmp_path / "stock again")
+    pipe.save_pretrained(tmp_path / "ours")
+    loaded.save_pretrained(tmp_path / "ours again")
+    for part in ("transformer/model.safetensors", "transformer/modeling_dit.py", "pipeline_dit.py"):
+        assert (tmp_path / "ours again" / part).read_bytes() == (tmp_path / "ours" / part).read_bytes()
+    np.testing.assert_array_equal(image(DiTPipeline.from_pretrained(tmp_path / "ours again")), image(pipe))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (["os", "system"], "cannot be loaded"),
+        (["subprocess", "Popen"], "cannot be loaded"),
+        (["somebody_s_library", "DiTModel"], "is not one of the libraries"),
+        (["modeling_other", "DiTModel"], "contains custom code in modeling_other.py"),
+    ],
+)
+def test_index_that_names_code_of_others_is_refused(golden_pipe, tmp_path, entry, message):
+    golden_pipe.save_pretrained(tmp_path)
+    file = tmp_path / "model_index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "scheduler": entry}))
+    (tmp_path / "scheduler" / "modeling_other.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    with pytest.raises(ValueError, match=message):
+        DiTPipeline.from_pretrained(tmp_path)
+    assert not (tmp_path / "canary").exists()

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -109,14 +110,84 @@ HOSTILE = {
     ),
     "safetensors of whole numbers": (lambda c: save({KEY: torch.ones(3, dtype=torch.int8)}), f"{KEY} has the type I8"),
 }
+# More of the same: code by every pickle protocol in every place, other callables, headers that lie, spoilt weights.
+MODULES = {"builtins": "eval", "subprocess": "Popen", "runpy": "run_path", "shutil": "rmtree", "webbrowser": "open"}
+HEADERS = {
+    "no JSON": b"{]",
+    "a list": b'{"a":[]}',
+    "a type that is not": b'{"a":{"dtype":"F1","shape":[4],"data_offsets":[0,16]}}',
+    "a negative side": b'{"a":{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}}',
+    "a shape that overflows": b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,16]}}',
+    "offsets the wrong way": b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}',
+    "tensors that overlap": b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},'
+    b'"b":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+    "a hole": b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}',
+    "fewer bytes than the shape": b'{"a":{"dtype":"F32","shape":[5],"data_offsets":[0,16]}}',
+    "deep nesting": b'{"a":' + b"[" * 100_000,
+}
+SHAPE = (4, 1, 2, 2)
+SPOILT = {
+    "NaN": (torch.full(SHAPE, float("nan")), f"{KEY} holds values that are not finite"),
+    "infinity": (torch.full(SHAPE, float("inf")), f"{KEY} holds values that are not finite"),
+    "whole numbers": (torch.ones(SHAPE, dtype=torch.int64), f"{KEY} has the type torch.int64"),
+    "truth values": (torch.ones(SHAPE, dtype=torch.bool), f"{KEY} has the type torch.bool"),
+    "complex numbers": (torch.ones(SHAPE, dtype=torch.complex64), "asks for torch.ComplexFloatStorage"),
+    "no side": (torch.zeros(0, 1, 2, 2), f"{KEY} has the shape"),
+    "no shape": (torch.tensor(1.0), f"{KEY} has the shape"),
+    "quantised numbers": (torch.quantize_per_tensor(torch.ones(SHAPE), 0.1, 0, torch.qint8), "asks for torch"),
+}
+TINY = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "sample_size": 2, "in_channels": 1}
+
+
+def calling(module: str, name: str, canary: Path) -> bytes:
+    """A pickle in protocol 2 that calls anything with the canary's path."""
+    path = str(canary).encode()
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"X" + struct.pack("<I", len(path)) + path + b"\x85R."
+
+
+for protocol in range(6):
+    HOSTILE[f"code in a pickle of protocol {protocol}"] = (
+        lambda c, protocol=protocol: rezip(pt(WEIGHTS), data_pkl=pickle.dumps({"ema": Attack(c)}, protocol)),
+        "asks for (posix|nt).system|uses STACK_GLOBAL|is damaged",
+    )
+    HOSTILE[f"a bare pickle of protocol {protocol}"] = (
+        lambda c, protocol=protocol: pickle.dumps(Attack(c), protocol),
+        "neither a safetensors file",
+    )
+for module, name in MODULES.items():
+    HOSTILE[f"{module}.{name}"] = (
+        lambda c, module=module, name=name: rezip(pt(WEIGHTS), data_pkl=calling(module, name, c)),
+        f"asks for {module}.{name}, which no weights need; nothing was executed",
+    )
+for name, header in HEADERS.items():
+    HOSTILE[f"a safetensors header with {name}"] = (
+        lambda canary, header=header: safetensors_header(header),
+        "is damaged|has the type",
+    )
+for name, (tensor, message) in SPOILT.items():
+    HOSTILE[f"weights of {name}"] = (
+        lambda canary, tensor=tensor: pt({**to_original(DiTModel(DiTConfig(**TINY, num_classes=2))), KEY: tensor}),
+        message,
+    )
+HOSTILE["half an archive"] = (lambda canary: pt(WEIGHTS)[:700], "is damaged")
+HOSTILE["an archive without its start"] = (lambda canary: pt(WEIGHTS)[100:], "neither a safetensors file")
+HOSTILE["an archive without its last byte"] = (lambda canary: pt(WEIGHTS)[:-1], "is damaged")
+HOSTILE["an archive with a comment"] = (lambda c: rezip(pt(WEIGHTS))[:-2] + b"\x04\x00note", "or it has a comment")
+
+
+def test_corpus_has_sixty_files():
+    assert len(HOSTILE) >= 60
 
 
 @pytest.mark.parametrize(("attack", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_file_is_refused_and_nothing_runs(attack, message, tmp_path):
     canary = tmp_path / "canary"
     (tmp_path / "w.pt").write_bytes(attack(canary))
-    with pytest.raises(CheckpointError, match=message):
-        from_original(tmp_path / "w.pt")
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match=message) as error:
+        from_original(tmp_path / "w.pt", num_attention_heads=1)
+    assert time.process_time() - started < 5
+    assert "\n" not in str(error.value)
     assert not canary.exists()
 
 

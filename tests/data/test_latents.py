@@ -10,7 +10,8 @@ from diffusers.image_processor import VaeImageProcessor
 
 from dit_hf import DiTPipeline
 from dit_hf.data.latents import LatentEncoder
-from dit_hf.data.streaming import ImageBatch, ImageStream, open_images
+from dit_hf.data.sources import open_images
+from dit_hf.data.streaming import ImageBatch, ImageStream
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,7 @@ def test_draw_depends_on_seed_and_position_alone(vae):
 
 def test_cache_changes_no_latent_and_saves_the_encoder_s_work(vae, colours, monkeypatch):
     def batches():
-        dataset = open_images(str(colours), "train", "image", "label")
-        stream = ImageStream(dataset, label_map={k: k for k in range(4)}, batch_size=5, resolution=8, num_jitters=2)
-        return islice(stream, 40)
+        return islice(ImageStream(open_images(str(colours)), batch_size=5, resolution=8, num_jitters=2), 40)
 
     encoded = []
     encode = vae.encode

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from dit_hf.evaluation import frechet_distance
+from dit_hf.evaluation import class_frechet_distances, frechet_distance, frechet_distance_of_rows
 
 RNG = np.random.default_rng(0)
 
@@ -44,3 +44,35 @@ def test_frechet_distance_refuses_what_does_not_fit():
         frechet_distance(mean, covariance, mean[:3], covariance[:3, :3])
     with pytest.raises(ValueError, match="not finite"):
         frechet_distance(mean * np.nan, covariance, mean, covariance)
+
+
+def by_moments(x: np.ndarray, y: np.ndarray) -> float:
+    return frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 3), (20, 30), (500, 400)])
+def test_distance_of_rows_is_that_of_their_moments(n, m):
+    x, y = RNG.normal(size=(n, 40)), RNG.normal(size=(m, 40)) * 1.3 + 0.2
+    assert frechet_distance_of_rows(x, y) == pytest.approx(by_moments(x, y), rel=1e-6)
+
+
+def test_distance_of_few_rows_to_themselves_is_zero():
+    x = RNG.normal(size=(10, 2048)).astype(np.float32)
+    assert frechet_distance_of_rows(x, x[::-1]) < 1e-6
+
+
+def test_class_distances_are_those_within_each_class():
+    x, y = RNG.normal(size=(60, 8)), RNG.normal(size=(90, 8)) + 1
+    labels_x, labels_y = np.arange(60) % 3, np.arange(90) % 3
+    found = class_frechet_distances(x, labels_x, y, labels_y)
+    assert list(found) == [0, 1, 2]
+    for label, distance in found.items():
+        assert distance == pytest.approx(by_moments(x[labels_x == label], y[labels_y == label]), rel=1e-6)
+
+
+def test_classes_that_differ_and_single_rows_are_refused():
+    x = RNG.normal(size=(4, 3))
+    with pytest.raises(ValueError, match="class 7 is in one of the two"):
+        class_frechet_distances(x, np.array([0, 0, 7, 7]), x, np.array([0, 0, 0, 0]))
+    with pytest.raises(ValueError, match="at least 2"):
+        frechet_distance_of_rows(x, x[:1])

@@ -1,6 +1,7 @@
 """A local Hub that the clients in this process are turned to, and a pipeline small enough to push."""
 
 import importlib.util
+import io
 import os
 import sys
 import time
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from diffusers import AutoencoderKL, DDPMScheduler
 from huggingface_hub import constants, hf_api
+from PIL import Image as PILImage
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 
@@ -79,3 +82,20 @@ def hub_environment(hub: "LocalHub", tmp_path: Path) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "HF_"))}
     ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     return environment | ours | {"HF_TOKEN": os.environ["HF_TOKEN"], "OMP_NUM_THREADS": "1"}
+
+
+def png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pushed_images(hub: "LocalHub", monkeypatch: pytest.MonkeyPatch):
+    """Twelve images of two classes in two shards, pushed by datasets."""
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    rows = [{"image": {"bytes": png(20 * k), "path": None}, "label": k % 2} for k in range(12)]
+    images = Dataset.from_list(rows, features=features)
+    DatasetDict(train=images).push_to_hub("user/images", num_shards={"train": 2}, private=True)
+    return hub.repository("user/images", "datasets")

@@ -1,9 +1,7 @@
 """The local Hub itself, driven by huggingface_hub, transformers and datasets as they are."""
 
-import io
-
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import load_dataset
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -12,14 +10,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from PIL import Image as PILImage
 from transformers import AutoModel
-
-
-def png(shade: int) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -100,17 +91,6 @@ def test_save_that_would_push_publicly_is_refused(hub, pipeline, tmp_path):
     with pytest.raises(ValueError, match="call the method push_to_hub instead"):
         pipeline.save_pretrained(tmp_path, push_to_hub=True)
     assert hub.log == []
-
-
-@pytest.fixture
-def pushed_images(hub, monkeypatch):
-    """Twelve images of two classes in two shards, pushed by datasets."""
-    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
-    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
-    rows = [{"image": {"bytes": png(20 * k), "path": None}, "label": k % 2} for k in range(12)]
-    images = Dataset.from_list(rows, features=features)
-    DatasetDict(train=images).push_to_hub("user/images", num_shards={"train": 2}, private=True)
-    return hub.repository("user/images", "datasets")
 
 
 def test_pushed_data_set_is_streamed_through_faults(hub, pushed_images):

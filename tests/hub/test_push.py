@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
 from dit_hf import DiTPipeline
-from dit_hf.hub.background import BackgroundPush
+from dit_hf.hub.background import BackgroundPush, save_training_pipeline
 from dit_hf.hub.errors import HubError
 from dit_hf.hub.push import check_push, push_folder
 from dit_hf.hub.verify import check_cached, verify_snapshot
@@ -376,3 +376,17 @@ def test_failed_push_beside_a_training_is_logged_and_the_next_one_arrives(hub, s
     push.start(saved, "Step 20")
     push.wait()
     assert hub.repository("user/dit").refs["main"].message == "Step 20"
+
+
+def test_pipeline_of_a_training_is_replaced_whole(pipeline, tmp_path, monkeypatch):
+    card = lambda pipeline, folder, *_: (folder / "README.md").write_text("card")  # noqa: E731
+    monkeypatch.setattr("dit_hf.hub.background.write_training_card", card)
+    save_training_pipeline(pipeline, tmp_path)
+    first = contents(tmp_path)
+    monkeypatch.setattr("dit_hf.hub.background.write_training_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_training_pipeline(pipeline, tmp_path)  # killed before it is complete
+    assert {name: content for name, content in contents(tmp_path).items() if ".partial/" not in name} == first
+    monkeypatch.setattr("dit_hf.hub.background.write_training_card", card)
+    save_training_pipeline(pipeline, tmp_path)
+    assert contents(tmp_path).keys() == first.keys()

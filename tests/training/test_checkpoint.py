@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dit_hf.training import checkpoint
 from dit_hf.training.checkpoint import (
+    MANIFEST,
     Progress,
     abandon_after,
     find_checkpoints,
+    find_damage,
     newest_whole,
     prune,
     read_record,
@@ -232,21 +236,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk_at_any_twentieth_of_a_save_loses_nothing_and_the_next_save_works(small_disk: Path, caplog):
     state = make_state(0, width=20_000)  # a checkpoint of about 1 MB
-    settings = TrainSettings(checkpoints_total_limit=3)
+    three = TrainSettings(checkpoints_total_limit=3)
     folder = RunFolder(small_disk, Accelerator(cpu=True))
-    folder.checkpoint(state, Progress(1), settings)
+    folder.checkpoint(state, Progress(1), three)
     num_bytes = sum(file.stat().st_size for file in find_checkpoints(folder.checkpoints)[0].iterdir())
     ballast = small_disk / "ballast"
     for twentieth in range(20):
         step = 2 * twentieth + 2
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
         ballast.write_bytes(bytes(free - num_bytes * twentieth // 20))
-        folder.checkpoint(state, Progress(step), settings)
+        folder.checkpoint(state, Progress(step), three)
         assert f"checkpoint {step} failed: no space in {folder.checkpoints}, need " in caplog.text
         assert load_latest(folder.checkpoints, make_state(1, width=20_000)).step == step - 1
         assert not list(folder.checkpoints.glob(".*"))
         ballast.unlink()
-        folder.checkpoint(state, Progress(step + 1), settings)
+        folder.checkpoint(state, Progress(step + 1), three)
         assert load_latest(folder.checkpoints, make_state(1, width=20_000)).step == step + 1
 
 
@@ -263,3 +267,20 @@ def test_full_disk_ends_the_run_where_the_settings_say_so(tmp_path: Path, monkey
 def test_manifest_says_which_versions_wrote_it(tmp_path: Path):
     versions = json.loads((save(tmp_path, make_state(0), Progress(1)) / "manifest.json").read_text())["versions"]
     assert versions["torch"] == torch.__version__
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["files", "w", "bytes"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=ANYTHING | ANYTHING.map(lambda inner: {"files": inner}) | st.binary(max_size=20))
+def test_manifest_of_anything_is_damage_and_no_crash(tmp_path, content):
+    (tmp_path / "w").write_bytes(b"weights")
+    (tmp_path / MANIFEST).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    damage = find_damage(tmp_path)
+    is_empty = isinstance(content, dict) and content.get("files") == {}
+    assert damage is None if is_empty else isinstance(damage, str)

@@ -106,7 +106,7 @@ def from_diffusers(
         theirs = {key: stored(tensor) for key, tensor in source.state_dict().items()}
     else:
         folder = model_folder(source, subfolder, variant, use_safetensors, hub)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         theirs = _read_weights(folder, variant, use_safetensors)
     numbers = {"timestep_freq_shift": timestep_freq_shift, "mlp_norm_eps": mlp_norm_eps}
     ours = _our_config(config, theirs, numbers)
@@ -298,6 +298,21 @@ def model_folder(
     raise CheckpointError(f"{source} holds no diffusers model: there is no {inner[0]}/config.json")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        CheckpointError: If it holds none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is no JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name} holds a {type(content).__name__}, not an object of names and values")
+    return content
+
+
 def _download(repository: str, folders: list[str], suffixes: list[str], hub: Mapping[str, Any]) -> Path:
     names = ["config.json", *(f"{WEIGHTS}*.{suffix}" for suffix in suffixes), f"{WEIGHTS}*.index*.json"]
     patterns = [f"{folder}/{name}".removeprefix("/") for folder in folders for name in names]
@@ -313,8 +328,10 @@ def _weight_files(folder: Path, variant: str | None, use_safetensors: bool | Non
             if whole.is_file():
                 return [whole]
             if index.is_file():
-                names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-                return [folder / Path(name).name for name in sorted(names)]  # none outside the folder
+                names = read_json(index).get("weight_map")
+                if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                    raise CheckpointError(f"{index.name} has no weight_map from keys to names of files")
+                return [folder / Path(name).name for name in sorted(set(names.values()))]  # none outside the folder
     return []
 
 
@@ -323,6 +340,9 @@ def _read_weights(folder: Path, variant: str | None, use_safetensors: bool | Non
     if not files:
         kinds = {None: "safetensors or .bin", True: "safetensors", False: ".bin"}[use_safetensors]
         raise CheckpointError(f"{folder.name} has a configuration and no weights in {WEIGHTS} files of {kinds}")
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{folder.name} lacks {file.name}, which its index names")
     tensors = {key: value for file in files for key, value in read_checkpoint(file).items()}
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, StoredTensor):

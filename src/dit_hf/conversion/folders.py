@@ -7,31 +7,45 @@ from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
+from transformers.utils import logging
+from yaml import YAMLError
 
+from ..configuration_dit import DiTConfig
+from ..modeling_dit import DiTModel
 from .diffusers_format import HUB_ARGUMENTS
 from .original import to_original
 from .pipelines import library_of_transformer, scheduler_of
 
+logger = logging.get_logger(__name__)
+
 ORIGINAL_LICENSE = "cc-by-nc-4.0"
 FORMS = ("dit_hf", "original", "diffusers")
-LOADING = {
-    "dit_hf": "from dit_hf import DiTPipeline\n\npipe = DiTPipeline.from_pretrained(folder)",
-    "diffusers": "from diffusers import DiTPipeline\n\npipe = DiTPipeline.from_pretrained(folder)",
-}
 TEXT = """# {name}
 
 A Diffusion Transformer (DiT, [Peebles & Xie 2022](https://arxiv.org/abs/2212.09748)), converted by dit-hf from
-`{origin}`. The weights are those of the source, bit for bit.
+{origin}. The weights are those of the source, bit for bit.
+
+{architecture}
 
 ```python
-{loading}
+import torch
+from {package} import DiTPipeline
+
+pipeline = DiTPipeline.from_pretrained(".")
+image = pipeline({call}, generator=torch.Generator().manual_seed(0)).images[0]
+image.save("sample.png")
 ```
-{licence}"""
-LICENCE_TEXT = """
-The [original weights](https://github.com/facebookresearch/DiT) are licensed CC-BY-NC 4.0: not for commercial use.
+
+## Licence
+
+{licence}
 """
+ORIGINAL_LICENSE_TEXT = (
+    "The [original weights](https://github.com/facebookresearch/DiT) are licensed CC-BY-NC 4.0: not for commercial use."
+)
 
 
 def convert(
@@ -51,7 +65,8 @@ def convert(
         destination: A new folder; for the original's form a new file that ends with .pt or .safetensors.
         to: The form.
         scheduler: The name of diffusers' scheduler; None keeps the source's, and is the paper's for a checkpoint.
-        license: For the card; None is the original weights' `cc-by-nc-4.0`, unless the source has this project's form.
+        license: For the card; None takes what the source's card says, `cc-by-nc-4.0` for weights of the original's
+            published size in others' forms, and else says that it is not known.
         **arguments: For `from_pretrained`.
 
     Raises:
@@ -67,6 +82,10 @@ def convert(
     if to == "original" and os.path.isfile(source):
         arguments.setdefault("vae", None)  # only the transformer is wanted
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
+    commit = None
+    if not os.path.exists(source):
+        commit = Path(hf_hub_download(source, "model_index.json", **hub)).parent.name
+        hub["revision"] = arguments["revision"] = commit  # what the card names is what is loaded
     others = os.path.isfile(source) or library_of_transformer(source, **hub) == "diffusers"
     pipeline = cls.from_pretrained(source, **arguments)
     if scheduler is not None:
@@ -74,8 +93,17 @@ def convert(
     if to == "original":
         _write_checkpoint(to_original(pipeline.transformer), destination)
         return
+    said = {"license": license} if license else _said_license(source, hub)
+    text = "The source does not say it: ask its author before you use or share the weights."
+    if said:
+        text = f"`{said.get('license_name', said.get('license'))}`."
+    if not said and others and _has_published_size(pipeline.transformer.config):
+        said, text = {"license": ORIGINAL_LICENSE}, ORIGINAL_LICENSE_TEXT
+    elif not said:
+        logger.warning(f"{source} does not say its licence, and so the card says: pass --license where you know it")
     pipeline.save_pretrained(destination, format=to)
-    _write_card(destination, source, to, license or (ORIGINAL_LICENSE if others else None))
+    card = _make_card(pipeline.transformer, destination.resolve().name, source, commit, to, said, text)
+    card.save(destination / "README.md")
 
 
 def _write_checkpoint(state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -86,16 +114,58 @@ def _write_checkpoint(state: Mapping[str, torch.Tensor], path: Path) -> None:
         save_file(dict(state), path)
 
 
-def _write_card(folder: Path, source: str, to: str, license: str | None) -> None:
+def _said_license(source: str, hub: Mapping[str, Any]) -> dict[str, str]:
+    """What the source's card says of its licence; nothing where there is no card, or none that can be read."""
+    if os.path.isfile(source):
+        return {}
+    try:
+        file = Path(source, "README.md") if os.path.isdir(source) else hf_hub_download(source, "README.md", **hub)
+        data = ModelCard.load(file).data.to_dict() if Path(file).is_file() else {}
+    except EntryNotFoundError:  # offline, one that was not fetched before is not there either
+        return {}
+    except (ValueError, YAMLError) as error:
+        logger.warning(f"The card of {source} cannot be read, so its licence is not known: {error}")
+        return {}
+    names = ("license", "license_name", "license_link")
+    return {name: data[name] for name in names if isinstance(data.get(name), str)}
+
+
+def _has_published_size(config: DiTConfig) -> bool:
+    """Whether the original's authors published weights of this size: DiT-XL/2 of ImageNet at 256 and 512 px."""
+    is_theirs = config.block_type == "adaln_zero" and config.learn_sigma and config.num_classes == 1000
+    return is_theirs and config.paper_size == "DiT-XL/2" and config.sample_size in (32, 64)
+
+
+def _make_card(
+    model: DiTModel, name: str, source: str, commit: str | None, to: str, said: Mapping[str, str], licence: str
+) -> ModelCard:
     """A card with licence and origin; of a local source it names the last part only."""
-    origin = Path(source).name if os.path.exists(source) else source
+    config = model.config
+    conditional = ["class-conditional-image-generation"] if config.num_classes else []
     data = ModelCardData(
-        license=license,
-        library_name="dit-hf" if to == "dit_hf" else "diffusers",
+        library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
-        tags=["dit", "diffusion-transformer", "class-conditional-image-generation"],
-        base_model=None if os.path.exists(source) else source,
+        tags=["dit", "diffusion", *(["dit-hf"] if to == "dit_hf" else []), *conditional],
+        base_model=source if commit else None,
     )
-    licence = LICENCE_TEXT if license == ORIGINAL_LICENSE else ""
-    text = TEXT.format(name=folder.resolve().name, origin=origin, loading=LOADING[to], licence=licence)
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+    for field, value in said.items():
+        data[field] = value
+    text = TEXT.format(
+        name=name,
+        origin=f"`{source}` at commit `{commit}`" if commit else f"`{Path(source).name}`",
+        architecture=_architecture(config, model.num_parameters()),
+        package="dit_hf" if to == "dit_hf" else "diffusers",
+        call=f"class_labels=[{config.num_classes // 2}]" if config.num_classes else "num_images=1",
+        licence=licence,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _architecture(config: DiTConfig, num_parameters: int) -> str:
+    height, width = config.sample_height_width
+    return (
+        f"{config.paper_size or 'None of the sizes of the paper'}: {config.num_hidden_layers} layers of width "
+        f"{config.hidden_size} with {config.num_attention_heads} heads, patch {config.patch_size} on latents of "
+        f"{config.in_channels} x {height} x {width}, {config.num_classes or 'no'} classes, {config.block_type} blocks; "
+        f"{num_parameters:,} parameters."
+    )

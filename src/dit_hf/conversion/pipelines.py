@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from transformers.utils import logging
 
 from ..configuration_dit import DiTConfig
-from .diffusers_format import HUB_ARGUMENTS, THEIRS, TRAINED_AS, from_diffusers, to_diffusers
+from .diffusers_format import HUB_ARGUMENTS, THEIRS, TRAINED_AS, from_diffusers, read_json, to_diffusers
 from .original import from_original
 
 logger = logging.get_logger(__name__)
@@ -93,11 +93,12 @@ def _load_diffusers_form(
     folder = Path(source) if os.path.isdir(source) else Path(cls.download(str(source), **hub, **files))
     numbers = {name: arguments.pop(name) for name in THEIRS if name in arguments}
     model = from_diffusers(folder, subfolder="transformer", **numbers, **files)
-    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "transformer" / "config.json")
     # weights trained by the original come without our note; their published numbers guide three channels
     original = TRAINED_AS not in config and model.config.timestep_freq_shift == 0
-    note = config.get(TRAINED_AS) or {}
-    arguments.setdefault("guidance_channels", note.get("guidance_channels", "first_three" if original else "all"))
+    note = config.get(TRAINED_AS)
+    noted = note if isinstance(note, dict) else {}
+    arguments.setdefault("guidance_channels", noted.get("guidance_channels", "first_three" if original else "all"))
     model = _placed(model, arguments)
     pipeline = load(folder, transformer=model, **{k: v for k, v in arguments.items() if k not in hub})
     pipeline.register_to_config(_name_or_path=str(source))
@@ -171,6 +172,10 @@ def save_for_diffusers(pipeline: Any, folder: str | os.PathLike, *options: Any, 
     if pipeline.config.id2label:
         stock.register_to_config(id2label=pipeline.config.id2label)  # which it takes, and does not keep
     stock.save_pretrained(folder, *options, **arguments)
+    for file in [Path(folder, "model_index.json"), *Path(folder).glob("*/*config.json")]:
+        content = read_json(file)
+        if content.pop("_name_or_path", None):  # where something was loaded from is nobody's business
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_stock(pipeline: Any) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from .images import decode_image, jitter, resize_and_crop
-from .streaming import image_bytes, open_images, select_classes
+from .sources import open_images
 
 
 def load_references(
@@ -39,16 +39,15 @@ def load_references(
     Raises:
         ValueError: if a class has no image, or not as many as the others.
     """
-    dataset = open_images(name, split, image_column, label_column)
-    label_map = select_classes(dataset.features["label"].names, class_names)
+    source = open_images(name, split, image_column, label_column, class_names=class_names)
     drawings: list[list[NDArray[np.uint8]]] = [[] for _ in class_names]
     rng = np.random.default_rng(seed)
-    for row in dataset:
-        if row["label"] in label_map:
-            image = resize_and_crop(decode_image(image_bytes(row["image"])), resolution)
+    for rows in (rows for part in range(source.num_parts) for rows in source.read_part(part)):
+        for row, label in enumerate(rows.labels):
+            image = resize_and_crop(decode_image(rows.read(row)), resolution)
             variants = [image, *(jitter(image, rng) for _ in range(num_jitters))]
             both_ways = [*variants, *(ImageOps.mirror(variant) for variant in variants)]
-            drawings[label_map[row["label"]]] += [np.array(variant) for variant in both_ways]
+            drawings[label] += [np.array(variant) for variant in both_ways]
     counts = {class_name: len(each) for class_name, each in zip(class_names, drawings, strict=True)}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f"the classes need the same number of images, at least one; they have {counts}")

@@ -1,6 +1,7 @@
 """Pushes beside a training: one at a time, in a thread, and a failed one is logged, never raised."""
 
 import logging
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -11,6 +12,22 @@ from .card import write_training_card
 from .push import check_push, push_folder
 
 logger = logging.getLogger("dit_hf.training")
+
+
+def save_training_pipeline(pipeline: DiTPipeline, output_dir: Path, license: str | None = None) -> None:
+    """Save the pipeline and its card to `output_dir/pipeline`: written beside it and renamed, so never half of one."""
+    folder, partial = output_dir / "pipeline", output_dir / "pipeline.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.save_pretrained(partial)
+    write_training_card(pipeline, partial, output_dir, license)
+    if folder.exists():
+        old = output_dir / "pipeline.old"
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old)
+    else:
+        partial.rename(folder)
 
 
 class BackgroundPush:
@@ -40,8 +57,7 @@ class BackgroundPush:
         if self.is_busy:
             logger.info(f"step {step} is not pushed: the push before it still runs")
             return
-        pipeline.save_pretrained(output_dir / "pipeline")
-        write_training_card(pipeline, output_dir / "pipeline", output_dir, license)
+        save_training_pipeline(pipeline, output_dir, license)
         self.start(output_dir / "pipeline", f"Step {step}")
 
     def start(self, folder: Path, message: str) -> None:

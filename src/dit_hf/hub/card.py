@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..analysis import count_gmacs
 from ..configuration_dit import DiTConfig
-from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .files import find_secret
 
@@ -26,7 +24,6 @@ PIPELINE_TAG = "unconditional-image-generation"  # the Hub's nearest: it has non
 
 # Settings of a training that a card tells -> how it calls them.
 RECIPE = {
-    "model": "size",
     "objective": "objective",
     "beta_schedule": "noise schedule",
     "num_train_timesteps": "timesteps",
@@ -124,17 +121,6 @@ not meant to pass as photographs."""
 IMAGENET_LIMITS = """ \
 ImageNet was gathered from the internet through English nouns: its pictures show some regions, cultures and kinds of
 people far more than others, people are in it without their consent, and its terms allow research only."""
-
-
-def count_gmacs(config: DiTConfig) -> float:
-    """Multiply-adds of one forward of one image, in units of 10^9; the paper prints these as "Gflops"."""
-    with torch.device("meta"):
-        model = DiTModel(config).eval()
-        latents = torch.empty(1, config.in_channels, *config.sample_height_width)
-        labels = torch.zeros(1, dtype=torch.long) if config.num_classes else None
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(latents, 0, labels)
-    return counter.get_total_flops() / 2e9
 
 
 def make_card(
@@ -271,6 +257,7 @@ def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
     config = pipeline.transformer.config
     height, width = config.sample_height_width
     return {
+        "size": config.paper_size or "none of the paper's",
         "conditioning of the blocks": config.block_type,
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
@@ -288,7 +275,7 @@ def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
 
 def _evaluation(results: Sequence[EvalResult]) -> str:
     if not results:
-        return "None was made."
+        return "No evaluation was made."
     rows = [
         f"| {result.metric_name or result.metric_type} | {result.metric_value} | {result.dataset_name} | "
         f"{', '.join(f'{name} {value}' for name, value in (result.metric_args or {}).items())} |"

@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -14,6 +15,7 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 TRIES = 4
 MAX_WAIT_SECONDS = 60.0
+LOAD_SECONDS = 30.0  # in which another try of a load begins: huggingface_hub tries some of its requests for 23 s
 TIMEOUT_SECONDS = 120.0  # without a byte
 PASSING = {408, 429, 500, 502, 503, 504}  # statuses that another try may not meet
 
@@ -31,38 +34,51 @@ class HubError(OSError):
     """The Hub could not be used; the message says why and what to do, in one line."""
 
 
-# From the most special class to the most general: an error is explained by the first that fits.
+# An error, or what it came from, is explained by the first class that fits.
 REMEDIES: dict[type[Exception], str] = {
     LocalTokenNotFoundError: "there is no token: log in with `hf auth login`, or set HF_TOKEN",
     OfflineModeIsEnabled: "HF_HUB_OFFLINE is set: unset it, only what is in the cache can be used without the network",
-    ConnectionError: "no connection: check the network, then run the same again, only what is missing is sent",
     HFValidationError: "this is no repository id: write it as `user/name`",
     GatedRepoError: "it is gated: ask for access on its page, and log in with `hf auth login`",
     RevisionNotFoundError: "it has no such revision: name a branch, tag or commit of it",
     RepositoryNotFoundError: "there is no such repository, or the token may not see it: check its name and the token",
+    RemoteEntryNotFoundError: "it lacks a file that a pipeline has: look whether it is one",
 }
+NO_CONNECTION = "no connection: check the network, then run the same again, only what is missing is sent"
 REMEDIES_BY_STATUS: dict[int, str] = {
     401: "the token is not valid: log in again with `hf auth login`, or set HF_TOKEN",
     402: "the Hub asks for a payment: look at the account's settings",
     403: "the token has no right to do this: use one with write access to this repository (huggingface.co/settings)",
+    404: "there is no such repository or file: check its name",
     412: "it was changed at the same time: run the same again",
     429: "the Hub asks for fewer requests: wait some minutes and run the same again, only what is missing is sent",
 }
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from: the libraries wrap what the Hub said."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def status_of(error: Exception) -> int | None:
     """The status of the Hub's answer, or None where there was none."""
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    answers = (each.response.status_code for each in _chain(error) if isinstance(each, HfHubHTTPError))
+    return next(answers, None)
 
 
-def explain(error: Exception) -> str:
-    """One line: what happened, and what to do."""
+def explain(error: Exception) -> str | None:
+    """One line, what happened and what to do; None where the Hub has no part in it."""
+    chain = list(_chain(error))
+    for cls, text in REMEDIES.items():
+        if any(isinstance(each, cls) for each in chain):
+            return text
     status = status_of(error)
-    special = next((text for cls, text in REMEDIES.items() if isinstance(error, cls)), None)
-    if special is None and status is None:
-        special = REMEDIES[ConnectionError]
-    default = f"the Hub answered {status}: run the same again later, only what is missing is sent"
-    return special or REMEDIES_BY_STATUS.get(status or 0, default)
+    if status is not None:
+        default = f"the Hub answered {status}: run the same again later, only what is missing is sent"
+        return REMEDIES_BY_STATUS.get(status, default)
+    return NO_CONNECTION if any(isinstance(each, HTTPError) for each in chain) else None
 
 
 @contextlib.contextmanager
@@ -73,33 +89,36 @@ def one_line_errors(repo_id: str) -> Iterator[None]:
         yield
     except HubError:
         raise
-    except (HTTPError, OSError, HFValidationError) as error:
-        local = isinstance(error, OSError) and error.filename is not None  # a full disk, an unreadable file
-        if local:
+    except (HTTPError, OSError, HFValidationError, RuntimeError) as error:  # the last from a lost upload
+        explanation = explain(error)
+        if explanation is None:  # a full disk, an unreadable file
             raise
-        raise HubError(f"{repo_id} at {constants.ENDPOINT}: {explain(error)}") from error
+        raise HubError(f"{repo_id} at {constants.ENDPOINT}: {explanation}") from error
 
 
-def retried(call: Callable[[], T], *, only: set[int] | None = None) -> T:
+def retried(call: Callable[[], T], *, only: set[int] | None = None, seconds: float = math.inf) -> T:
     """Call again, at most `TRIES` times, where the network or the Hub fails for a moment; waits as the Hub asks.
 
     Args:
         call: without arguments; calling it twice must do no more than once.
         only: statuses to retry, where a lost answer must not be; None for all passing ones and lost connections.
+        seconds: after which no other try begins, where the call itself tries for long.
 
     Raises:
         HTTPError: the last error, when it does not pass or the Hub asks for more than a minute.
     """
+    started = time.monotonic()
     for attempt in range(1, TRIES):
         try:
             return call()
         except OfflineModeIsEnabled:
             raise
-        except HTTPError as error:
+        except (HTTPError, OSError) as error:
             status = status_of(error)
-            worth_it = status in (PASSING if only is None else only) or (status is None and only is None)
+            lost = explain(error) == NO_CONNECTION
+            worth_it = status in (PASSING if only is None else only) or (lost and only is None)
             wait = _seconds_to_wait(error, attempt)
-            if not worth_it or wait > MAX_WAIT_SECONDS:
+            if not worth_it or wait > MAX_WAIT_SECONDS or time.monotonic() - started > seconds:
                 raise
             logger.warning(f"the Hub: {status or type(error).__name__}; try {attempt + 1} of {TRIES} in {wait:g} s")
             time.sleep(wait)
@@ -115,5 +134,39 @@ def _bound_waiting() -> None:
 
 
 def _seconds_to_wait(error: Exception, attempt: int) -> float:
-    asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    answers = (each.response for each in _chain(error) if isinstance(each, HfHubHTTPError))
+    asked = next((answer.headers.get("Retry-After", "") for answer in answers), "")
     return float(asked) if asked.isdecimal() else 2.0 ** (attempt - 1)
+
+
+def load_from_hub(repo_id: str, load: Callable[[], T], *, local_files_only: bool = False, **hub: Any) -> T:
+    """Load from the Hub, with passing errors retried and others in one line.
+
+    The Hub is asked for the repository first, since diffusers takes any error there for a lost network, and would go on
+    with what of it lies in the cache.
+
+    Args:
+        repo_id: what is loaded.
+        load: without arguments; what it fetched before lies in the cache when it is called again.
+        local_files_only: whether the network may not be asked.
+        **hub: `revision` and `token`; others are for the load itself.
+
+    Raises:
+        HubError: if the Hub cannot be used, and the cache does not hold all.
+    """
+    unreachable = None
+    with one_line_errors(repo_id):
+        if not (local_files_only or constants.HF_HUB_OFFLINE):
+            api = HfApi(token=hub.get("token"))
+            try:
+                retried(lambda: api.model_info(repo_id, revision=hub.get("revision")), only=PASSING)
+            except (HTTPError, OSError) as error:
+                if status_of(error) not in (None, *PASSING):
+                    raise
+                unreachable = error
+        try:
+            return retried(load, seconds=LOAD_SECONDS)
+        except (OSError, ValueError):
+            if unreachable is None:
+                raise
+            raise unreachable from None

@@ -188,7 +188,7 @@ def find_damage(path: Path) -> str | None:
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error!r}"
     for name, (num_bytes, sha256) in expected.items():
         file = path / name

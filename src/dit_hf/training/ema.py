@@ -1,6 +1,7 @@
 """Exponential moving averages of the weights: constant decay from the first step, started as a copy (section 4)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class EMA:
         self.averages = {decay: make_ema(LocalShards(model) if self.is_sharded else model, decay) for decay in decays}
 
     @property
-    def module(self) -> torch.nn.Module:
+    def module(self) -> Any:
         """The first average as a model, which a model that is split does not have."""
         assert not self.is_sharded
         return next(iter(self.averages.values())).module

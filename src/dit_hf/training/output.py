@@ -221,6 +221,8 @@ class RunFolder:
                 images = draw_samples(pipeline, settings, is_stopped)
             except PreviewStopped:
                 logger.info(f"no preview of step {step}: the run was asked to stop")
+            except FloatingPointError as error:
+                logger.error(f"no preview of step {step}: {error}. The training goes on")
             else:
                 with self.tolerating(f"preview of step {step}"):
                     save_grid(images, self.path / "previews" / f"step-{step:08d}.png")

@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,12 +27,15 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
 
 from ..configuration_dit import DiTConfig, PaperSize
+from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
-from ..data.streaming import ImageStream, Position, open_images, select_classes
+from ..data.moments import check_latents
+from ..data.sources import Source, open_images
+from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
 from ..finetuning import Start, check_origin, load_origin, merged, save_lora, start_from
-from ..hub.background import BackgroundPush
+from ..hub.background import BackgroundPush, save_training_pipeline
 from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
@@ -42,8 +46,8 @@ from .loop import KeyedDraws, LatentBatch, train_steps
 from .output import Distance, Meter, PreviewStopped, RunFolder, draw_samples, save_grid
 from .report import plot_losses
 from .resume import resume
-from .settings import TrainSettings, parse_settings
-from .signals import EXIT_CODE, Preempted, StopRequest, ignore_signals
+from .settings import TrainSettings, parse_settings, read_yaml
+from .signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, shield_worker
 from .state import TrainingState
 from .throughput import count_training_flops, device_peak
 from .work import Work
@@ -83,14 +87,19 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     distance = load_distance(settings)
     push = start_push(settings, accelerator)
 
-    dataset = open_images(settings.dataset_name, settings.dataset_split, settings.image_column, settings.label_column)
-    class_names = dataset.features["label"].names
-    chosen = class_names
-    if settings.class_names_file:
-        chosen = [line for line in Path(settings.class_names_file).read_text().splitlines() if line]
+    source = open_source(settings)
+    class_names = source.classes.names
     vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
+    if source.latents:
+        check_latents(
+            source.latents,
+            vae,
+            resolution=settings.resolution,
+            random_flip=settings.random_flip,
+            num_jitters=settings.num_jitters,
+        )
     objective = make_objective(settings)
-    start = make_model(settings, vae, objective, chosen)
+    start = make_model(settings, vae, objective, class_names)
     model = start.model
     if settings.lora_rank and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("lora_rank: adapters are trained whole on each process, launch without FSDP")
@@ -105,8 +114,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
 
     stream = ImageStream(
-        dataset,
-        label_map=select_classes(class_names, chosen),
+        source,
         batch_size=settings.train_batch_size,
         resolution=settings.resolution,
         random_flip=settings.random_flip,
@@ -115,6 +123,9 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         start=Position(progress.epoch, progress.offset),
+        num_workers=settings.dataloader_num_workers,
+        max_bad_images=settings.max_bad_images,
+        worker_init=shield_worker,
     )
     encoder = LatentEncoder(vae, settings.seed, settings.cache_latents)
     pipeline = None
@@ -132,9 +143,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(
-            stream, encoder, accelerator.device, settings, start.places if model.config.num_classes else None
-        ),
+        latent_batches(stream, encoder, accelerator.device, start.places if model.config.num_classes else None),
         KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
         first_step=progress.step,
         images_seen=progress.images_seen,
@@ -146,6 +155,29 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     if pipeline is not None:
         finish(work, pipeline)
     return folder.path / "pipeline"
+
+
+def open_source(settings: TrainSettings) -> Source:
+    """Open the data set, and write into the settings which version of it was found, so that a resumed run compares it.
+
+    A run that goes on takes the version that it began with, also where the Hub has a newer one.
+    """
+    before = Path(settings.output_dir) / "settings.yaml"
+    recorded = read_yaml(before) if before.exists() else {}
+    if settings.dataset_revision is None and recorded.get("dataset_name") == settings.dataset_name:
+        settings.dataset_revision = recorded.get("dataset_revision")
+    source = open_images(
+        settings.dataset_name,
+        settings.dataset_split,
+        settings.image_column,
+        settings.label_column,
+        config_name=settings.dataset_config_name,
+        revision=settings.dataset_revision,
+        class_names=read_names(settings.class_names_file),
+        label_map=read_map(settings.label_map_file),
+    )
+    settings.dataset_revision = source.revision
+    return source
 
 
 def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
@@ -246,6 +278,7 @@ def make_state(
     model.to(accelerator.device).train()
     is_split = accelerator.distributed_type == DistributedType.FSDP
     ema = None if is_split else EMA(model, settings.ema_decays)  # before Accelerate changes the model's forward
+    model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses the names of designs that it lacks
     if settings.torch_compile:
         for block in model.blocks:
             block.compile()
@@ -285,24 +318,14 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, settings: TrainSettings, places: list[int] | None
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, places: list[int] | None
 ) -> Iterator[LatentBatch]:
-    """Endless latents of this process. The loader has a random generator of its own, as it draws from it.
-
-    `places` are those of the data's classes among the model's; None for a model without classes.
-    """
-    loader = torch.utils.data.DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=settings.dataloader_num_workers,
-        generator=torch.Generator(),
-        worker_init_fn=ignore_signals,
-    )
-    for batch in loader:
+    """Endless latents of this process; `places` has the model's class of each of the data's, None without classes."""
+    for batch in stream:
         yield LatentBatch(
             x_0=encoder(batch).to(device),
             class_labels=torch.tensor(places)[batch.class_labels].to(device) if places else None,
-            positions=batch.positions,
+            positions=list(batch.positions),
             next_position=batch.next_position,
         )
 
@@ -347,7 +370,7 @@ def finish(work: Work, pipeline: DiTPipeline) -> None:
     if settings.lora_rank:
         save_lora(pipeline.transformer, path / "adapter", pipeline.config.id2label, settings.init_from)
     pipeline = merged(pipeline)
-    pipeline.save_pretrained(path / "pipeline")
+    save_training_pipeline(pipeline, path, settings.hub_license)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
         save_grid(draw_samples(loaded, settings, lambda: bool(work.stop)), path / "samples.png")
@@ -369,7 +392,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments))
     except Preempted as stopped:
-        ignore_signals()
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # a second one comes too late
         logger.info(f"{stopped}; exit code {EXIT_CODE}")
         leave(EXIT_CODE)
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:

@@ -26,11 +26,15 @@ class TrainSettings:
     output_dir: str = _setting("out/dit", "folder of checkpoints, previews and the finished pipeline")
 
     # data
-    dataset_name: str = _setting("ILSVRC/imagenet-1k", "id on the Hub, or a folder")
+    dataset_name: str = _setting("ILSVRC/imagenet-1k", "id on the Hub, a folder, or files: 'shards/*.tar'")
+    dataset_config_name: str | None = _setting(None, "configuration of a data set that has several")
+    dataset_revision: str | None = _setting(None, "branch, tag or commit on the Hub; a run keeps the commit it found")
     dataset_split: str = _setting("train", "split of the data set")
     image_column: str = _setting("image", "column of images")
     label_column: str = _setting("label", "column of class labels")
     class_names_file: str | None = _setting(None, "train on these classes only: their names, one a line")
+    label_map_file: str | None = _setting(None, 'JSON, {"name in the data set": "name here"}; others are left out')
+    max_bad_images: float = _setting(0.001, "share of images that may be skipped as they cannot be decoded")
     resolution: int = _setting(256, "side of the images, in pixels")
     random_flip: bool = _setting(True, "mirror half of the images, drawn anew each epoch")
     num_jitters: int = _setting(0, "turned, scaled and shifted variants of each image, for small sets; 0 for none")
@@ -129,6 +133,7 @@ class TrainSettings:
 LOWEST: dict[str, float] = {
     "resolution": 1,
     "num_jitters": 0,
+    "max_bad_images": 0.0,
     "dataloader_num_workers": 0,
     "cache_latents": 0,
     "last_blocks": 0,
@@ -164,6 +169,7 @@ NEEDS["lora_alpha"] = "lora_rank"
 FREE_ON_RESUME = {
     "output_dir",
     "dataloader_num_workers",
+    "max_bad_images",
     "cache_latents",
     "max_train_minutes",
     "max_skipped_steps",

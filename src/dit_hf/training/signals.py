@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -44,10 +45,23 @@ class StopRequest:
         self.received = self.received or signal.Signals(number)
 
 
-def ignore_signals(*_: Any) -> None:
-    """In a loader's worker: a scheduler signals every process, and the trainer needs its workers until it has saved."""
-    for number in (*SIGNALS, signal.SIGINT):
+def shield_worker(*_: Any) -> None:
+    """In a loader's worker: only the trainer ends it.
+
+    A scheduler signals every process of a job, and the trainer needs its workers until it has saved.
+    """
+    trainer = os.getppid()
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(trainer,), daemon=True).start()
+
+
+def _end_when_told_by(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        continue
+    os._exit(0)
 
 
 def stop_with_launcher() -> None:

@@ -129,7 +129,8 @@ class Work:
         who = f"the loss on ranks {record.bad_ranks}" if record.bad_ranks else "the gradient"
         message = f"step {record.step} was passed over: {who} is not finite"
         if here in (record.bad_ranks or [here]):
-            message += f"; loss={record.losses['loss'].item()}, (epoch, offset) on rank {here}: {record.samples[:32]}"
+            samples = ", ".join(f"({epoch}, {offset})" for epoch, offset in record.samples[:32])
+            message += f"; loss={record.losses['loss'].item()}, (epoch, offset) on rank {here}: {samples}"
         if in_a_row >= self.settings.max_skipped_steps:
             raise FloatingPointError(
                 f"{message}. It is number {in_a_row} in a row: lower --learning_rate, or set --max_grad_norm 1. "

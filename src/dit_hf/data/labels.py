@@ -1,0 +1,125 @@
+"""Which classes a model learns: the labels of a data set, a choice of them, or a new set that they are mapped to."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Value
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a training, and the labels in the source that lead to them.
+
+    Args:
+        names: of the classes 0, 1, 2 ...
+        numbers: label in the source, a number or a text -> class here.
+        complete: whether any other label is an error; else its rows are left out.
+    """
+
+    names: list[str]
+    numbers: dict[int | str, int]
+    complete: bool
+
+    def find(self, label: Any, key: str) -> int | None:
+        """The class of a row, None where it is left out.
+
+        Args:
+            label: as the source has it.
+            key: of the row, for the message.
+
+        Raises:
+            ValueError: if the label is no label at all, or outside a complete set of classes.
+        """
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise ValueError(f"label {label!r} of {key} is no class: mend or remove that row")
+        if self.complete and label not in self.numbers:
+            raise ValueError(f"label {label!r} of {key} is outside the {len(self.names)} classes: mend or remove it")
+        return self.numbers.get(label)
+
+
+def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int]:
+    """Map the labels of the chosen class names to 0, 1, 2 ... in the order given.
+
+    Raises:
+        ValueError: if a name is not one of the data set's, or comes twice.
+    """
+    if twice := [name for name, count in Counter(chosen).items() if count > 1]:
+        raise ValueError(f"class {twice[0]!r} is chosen twice: leave one of them out")
+    if unknown := sorted(set(chosen) - set(names)):
+        raise ValueError(f"the data set has no class {unknown[0]!r}; its {len(names)} classes begin {list(names[:5])}")
+    labels = {name: label for label, name in enumerate(names)}
+    return {labels[name]: new_label for new_label, name in enumerate(chosen)}
+
+
+def resolve_classes(
+    feature: Any, column: str, chosen: Sequence[str] | None = None, mapping: Mapping[str, str] | None = None
+) -> Classes:
+    """Find the classes of a label column.
+
+    Args:
+        feature: of the column, from `datasets`: a `ClassLabel`, or a `Value` of whole numbers or of texts.
+        column: its name, for messages.
+        chosen: names of the classes to learn, in the order of their new labels. For a column of plain numbers, the
+            name of each number 0, 1, 2 ...
+        mapping: name (or plain number) in the source -> name of the class here; several may share one.
+
+    Raises:
+        ValueError: if the column holds no classes, if nothing names them, or if a name is unknown.
+    """
+    kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+    if not isinstance(feature, ClassLabel) and not kind.startswith(("int", "uint", "string", "large_string")):
+        raise ValueError(f"column {column!r} holds {kind}: classes are ClassLabel, whole numbers or texts")
+    is_text = kind in ("string", "large_string")
+    if mapping:
+        return _mapped(feature, mapping, chosen, is_text)
+    if isinstance(feature, ClassLabel):
+        known: list[int | str] = [*select_classes(feature.names, chosen or feature.names)]
+        numbers = {label: k for k, label in enumerate(known)}
+        return Classes(list(chosen or feature.names), numbers, complete=not chosen)
+    if not chosen:
+        raise ValueError(
+            f"column {column!r} holds {kind} without names: name the classes, one a line, in a file, and pass it as "
+            "--class_names_file, or map them with --label_map_file"
+        )
+    select_classes(chosen, chosen)  # refuses a name that comes twice
+    keys: list[int | str] = [*chosen] if is_text else [*range(len(chosen))]
+    return Classes(list(chosen), {key: label for label, key in enumerate(keys)}, complete=not is_text)
+
+
+def _mapped(feature: Any, mapping: Mapping[str, str], chosen: Sequence[str] | None, is_text: bool) -> Classes:
+    names = list(chosen) if chosen else list(dict.fromkeys(mapping.values()))
+    if unknown := sorted(set(mapping.values()) - set(names)):
+        raise ValueError(f"the label map leads to {unknown[0]!r}, which is not among the classes chosen: {names[:5]}")
+    if isinstance(feature, ClassLabel):
+        keys: list[int | str] = list(select_classes(feature.names, list(mapping)))
+    elif not is_text and (wrong := [name for name in mapping if not name.lstrip("-").isdecimal()]):
+        raise ValueError(f"the label map has {wrong[0]!r}, and the column holds whole numbers: write their digits")
+    else:
+        keys = [name if is_text else int(name) for name in mapping]
+    return Classes(names, {key: names.index(to) for key, to in zip(keys, mapping.values(), strict=True)}, False)
+
+
+def read_names(path: str | None) -> list[str] | None:
+    """Class names from a file, one a line; None without a file."""
+    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line] if path else None
+
+
+def read_map(path: str | None) -> dict[str, str] | None:
+    """A label map from a JSON file, `{"name in the data set": "name here"}`; None without a file.
+
+    Raises:
+        ValueError: if the file holds anything else.
+    """
+    if not path:
+        return None
+    try:
+        mapping = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not (isinstance(mapping, dict) and mapping and all(isinstance(name, str) for name in mapping.values())):
+        raise ValueError(f'{path} is no label map: write {{"name in the data set": "name here", ...}}')
+    return mapping

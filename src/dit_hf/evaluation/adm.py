@@ -1,0 +1,104 @@
+"""ADM's `.npz` files: images in `arr_0`, which is read in parts, and the statistics of a whole data set beside them.
+
+A sample file holds `arr_0`, uint8 (N, H, W, 3), and perhaps the labels `arr_1`. A reference file, such as
+`VIRTUAL_imagenet256_labeled.npz`, also holds `mu sigma mu_s sigma_s`: mean and covariance of FID's and sFID's features
+over all of the training set, while `arr_0` is the part of it that precision and recall compare with.
+
+Source: openai/guided-diffusion, evaluations/README.md and evaluator.py.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from .images import BATCH_SIZE, Batch, ImageBatches
+from .statistics import Moments
+
+IMAGES, LABELS = "arr_0", "arr_1"
+MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # tap -> names in the file
+
+
+class ArrayInNpz:
+    """An array of an npz file, read by rows without loading it; rows that are skipped are read over.
+
+    Raises:
+        ValueError: if the file holds no such array, or one that cannot be read in parts.
+    """
+
+    def __init__(self, path: str | Path, name: str) -> None:
+        self.path, self.name = path, name
+        self._file: IO[bytes] | None = None
+        with self._open() as file:
+            version = npy.read_magic(file)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            self.shape, is_fortran, self.dtype = header(file)
+            self._begin = file.tell()
+        if is_fortran or self.dtype.hasobject:
+            raise ValueError(f"{name} in {path} is in Fortran order or of objects: save it anew with np.savez")
+
+    def _open(self) -> IO[bytes]:
+        archive = zipfile.ZipFile(self.path)
+        if f"{self.name}.npy" not in archive.namelist():
+            raise ValueError(f"{self.path} holds no {self.name}, only {', '.join(npz_names(self.path))}")
+        return archive.open(f"{self.name}.npy")
+
+    def read(self, start: int, stop: int) -> NDArray:
+        """Rows start..stop - 1; quickest in rising order."""
+        if self._file is None:
+            self._file = self._open()
+        row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        self._file.seek(self._begin + start * row_bytes)
+        data = self._file.read((stop - start) * row_bytes)
+        if len(data) != (stop - start) * row_bytes:
+            raise ValueError(f"{self.name} in {self.path} ends before row {stop}: the file is damaged")
+        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
+
+
+def npz_names(path: str | Path) -> list[str]:
+    """The names of the arrays in an npz file.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is no npz file ({error}): download it again") from error
+
+
+def npz_batches(path: str | Path, batch_size: int = BATCH_SIZE) -> ImageBatches:
+    """The images of a file in ADM's form, with their labels where it has any.
+
+    Raises:
+        ValueError: if the file holds no images in that form.
+    """
+    array = ArrayInNpz(path, IMAGES)
+    if array.dtype != np.uint8 or len(array.shape) != 4 or array.shape[-1] != 3:
+        raise ValueError(f"{IMAGES} in {path} is {array.dtype} {array.shape}: it must be uint8 (N, H, W, 3)")
+    labels = None
+    if LABELS in npz_names(path):
+        with np.load(path) as arrays:
+            labels = arrays[LABELS]
+
+    def read(start: int, stop: int) -> Batch:
+        images = array.read(start, stop)
+        return images if labels is None else (images, labels[start:stop])
+
+    stat = Path(path).stat()
+    return ImageBatches(array.shape[0], batch_size, read, source=f"{Path(path).resolve()}, {stat.st_size} bytes")
+
+
+def npz_moments(path: str | Path) -> dict[str, Moments]:
+    """Mean and covariance by tap, those of `MOMENTS` that the file has; files of pytorch-fid have the first."""
+    names = npz_names(path)
+    with np.load(path) as arrays:
+        return {
+            tap: Moments(arrays[mean], arrays[covariance])
+            for tap, (mean, covariance) in MOMENTS.items()
+            if mean in names and covariance in names
+        }

@@ -1,0 +1,1 @@
+"""The paper's study in miniature: what to train, how, and the rows it leaves behind."""

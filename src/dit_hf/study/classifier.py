@@ -1,0 +1,88 @@
+"""The feature extractor of a study: a small convolutional classifier, trained on the study's own training set.
+
+Its features are not Inception's, so a distance on them is no FID; it compares the models of one study with each other.
+Legend: N images, C channels, S the side, D = 64 features, K classes.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from .images import LabelledImages, to_unit
+
+NAME = "classifier of 6 convolutions trained on the training set, 64 pooled features"
+
+
+def _layer(channels: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, width, kernel, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
+
+
+class Classifier(nn.Module):
+    """Six convolutions, a mean over the pixels, one Linear."""
+
+    def __init__(self, channels: int, num_classes: int, width: int = 32) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _layer(channels, width, kernel=4, stride=2),
+            _layer(width, width),
+            nn.MaxPool2d(2),
+            _layer(width, 2 * width),
+            _layer(2 * width, 2 * width),
+            nn.MaxPool2d(2),
+            _layer(2 * width, 2 * width),
+            _layer(2 * width, 2 * width),
+        )
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pooled features (N, D) of images (N, C, S, S) in [-1, 1]."""
+        return self.body(x).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))  # (N, K)
+
+
+def train_classifier(data: LabelledImages, num_epochs: int = 4, batch_size: int = 128, seed: int = 0) -> Classifier:
+    """Train with AdamW in one cycle of the learning rate; four epochs of Fashion-MNIST give 92 % on unseen images."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Classifier(data.images.shape[1], data.num_classes).to(memory_format=torch.channels_last)
+    num_steps = num_epochs * (len(data.images) // batch_size)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05, fused=True)
+    lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
+    for _ in range(num_epochs):
+        order = torch.randperm(len(data.images), generator=generator)
+        for chosen in order.split(batch_size)[: num_steps // num_epochs]:
+            x = to_unit(data.images[chosen]).to(memory_format=torch.channels_last)
+            loss = F.cross_entropy(net(x), data.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            lr_scheduler.step()
+    return net.eval()
+
+
+def load_or_train(path: Path, data: LabelledImages) -> Classifier:
+    """The classifier of a study's folder, trained where there is none, so that every row has the same one."""
+    if path.is_file():
+        net = Classifier(data.images.shape[1], data.num_classes)
+        load_model(net, path)
+        return net.eval()
+    net = train_classifier(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(net, str(path.with_suffix(".partial")))
+    path.with_suffix(".partial").replace(path)
+    return net
+
+
+@torch.no_grad()
+def describe(net: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and predicted classes (N,) of (N, C, S, S) uint8."""
+    batches = [net.features(to_unit(batch).to(memory_format=torch.channels_last)) for batch in images.split(500)]
+    features = torch.cat(batches)
+    return features, net.head(features).argmax(1)

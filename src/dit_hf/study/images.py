@@ -1,0 +1,104 @@
+"""The images of a study, in memory, and the latents that its models see.
+
+The latents are the pixels, rearranged without loss: each 2 x 2 of them becomes the channels of one latent pixel, so
+that 32 x 32 grey pixels are a 16 x 16 x 4 latent, on which the paper's patches of 8, 4 and 2 give 4, 16 and 64 tokens.
+Legend: N images, C channels, S the side.
+"""
+
+import gzip
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Image, load_dataset
+from torch import Tensor
+
+from ..data.images import decode_image, resize_and_crop
+
+IDX_NAMES = {"train": "train", "test": "t10k"}
+
+
+@dataclass
+class LabelledImages:
+    """One split of a data set."""
+
+    images: Tensor  # (N, C, S, S) uint8
+    labels: Tensor  # (N,) int64
+    num_classes: int
+
+
+def load_images(source: str, split: str, side: int) -> LabelledImages:
+    """Read a split from a folder of IDX files, or from a data set with the columns image and label.
+
+    Args:
+        source: a folder with `train-images-idx3-ubyte.gz` and its kin, padded with black; else a folder or an id that
+            `datasets.load_dataset` takes, resized and cropped.
+        split: "train" or "test".
+        side: of the square images that come out, in pixels.
+
+    Raises:
+        ValueError: if the source is neither.
+    """
+    prefix = Path(source) / IDX_NAMES[split]
+    if Path(f"{prefix}-images-idx3-ubyte.gz").is_file():
+        images, labels = (_read_idx(Path(f"{prefix}-{kind}-ubyte.gz")) for kind in ("images-idx3", "labels-idx1"))
+        margin = side - images.shape[1]
+        if margin < 0:
+            raise ValueError(f"images of {images.shape[1]} pixels do not fit into {side}: set a larger side")
+        pad = (margin // 2, margin - margin // 2)
+        images = np.pad(images, ((0, 0), pad, pad))[:, None]  # (N, 1, S, S)
+        return LabelledImages(
+            torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1
+        )
+    data = load_dataset(source, split=split)
+    if not {"image", "label"} <= set(data.column_names):
+        raise ValueError(f"{source} has the columns {data.column_names}: a study needs image and label")
+    data = data.cast_column("image", Image(decode=False))
+    decoded = [np.array(resize_and_crop(decode_image(row["bytes"]), side)) for row in data["image"]]  # S x S x 3
+    labels = torch.tensor(data["label"])
+    return LabelledImages(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), labels, int(labels.max()) + 1)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    content = gzip.decompress(path.read_bytes())
+    num_dims = content[3]
+    shape = np.frombuffer(content, ">i4", count=num_dims, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims).reshape(shape)
+
+
+@dataclass(frozen=True)
+class PixelLatents:
+    """Pixels, brought to zero mean and unit deviation and rearranged, and the way back.
+
+    Args:
+        mean: of the training set's pixels in [-1, 1].
+        std: likewise.
+    """
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, images: Tensor) -> "PixelLatents":
+        """Measure mean and deviation of (N, C, S, S) uint8."""
+        counts = torch.bincount(images.flatten(), minlength=256).double()
+        values = to_unit(torch.arange(256)).double()
+        mean = (counts @ values / counts.sum()).item()
+        return cls(mean, math.sqrt((counts @ (values - mean) ** 2 / counts.sum()).item()))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, C, S, S) uint8 to latents (N, 4C, S/2, S/2)."""
+        return F.pixel_unshuffle((to_unit(images) - self.mean) / self.std, 2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, 4C, S/2, S/2) to (N, C, S, S) uint8."""
+        unit = F.pixel_shuffle(latents, 2) * self.std + self.mean
+        return (unit * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Pixels 0..255 to [-1, 1]."""
+    return images.float() / 127.5 - 1

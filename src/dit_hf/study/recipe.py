@@ -1,0 +1,142 @@
+"""What a study trains: miniatures of the paper's twelve models and four blocks, and the one recipe for all of them.
+
+The miniatures have a quarter of the paper's depth, an eighth of its width and half of its heads, so that S, B, L and XL
+stand to each other as in table 1; on latents of 16 x 16 the patches of 8, 4 and 2 give 4, 16 and 64 tokens.
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, NamedTuple, get_args
+
+from ..analysis.results import Key
+from ..configuration_dit import PAPER_SIZES, BlockType, DiTConfig
+
+DEPTH, WIDTH, HEADS = 4, 8, 2  # the paper's numbers over the miniatures'
+PATCHES = (8, 4, 2)
+SIZES = ("S", "B", "L", "XL")
+BLOCKS_SIZE = "XL/4"  # the four designs are compared on this model; the paper's is XL/2, four times as dear
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Data, training and evaluation of a study; the same for every model, as in the paper.
+
+    Args:
+        dataset: a folder of IDX files, or what `datasets.load_dataset` takes.
+        side: of the images, in pixels.
+        objective: a key of `dit_hf.diffusion.OBJECTIVES`.
+        batch_size: images of a step.
+        learning_rate: constant after the warm-up.
+        warmup_steps: in which the learning rate rises.
+        ema_decay: constant.
+        checkpoints: images seen, rising, at which every model is measured.
+        seeds: in the order in which they are worked off.
+        num_samples: measured at each checkpoint.
+        num_final_samples: measured at the last one as well.
+        num_steps: of DDIM.
+        sampling_models: those whose sampling compute is varied (figure 10), at the last checkpoint of the first seed.
+        sampling_steps: figure 10's.
+        num_sampling_samples: of each of these.
+        guidance_model: whose guidance is varied, likewise.
+        guidance_scales: that are measured.
+    """
+
+    dataset: str = "/usr/share/datasets/fashion-mnist"
+    side: int = 32
+    objective: str = "sample"
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    ema_decay: float = 0.99
+    checkpoints: tuple[int, ...] = (16_000, 32_000, 64_000, 128_000)
+    seeds: tuple[int, ...] = (0, 1)
+    num_samples: int = 1000
+    num_final_samples: int = 5000
+    num_steps: int = 20
+    sampling_models: tuple[str, ...] = ("S/4", "B/4", "L/4", "XL/4")
+    sampling_steps: tuple[int, ...] = (16, 32, 64, 128, 256, 1000)
+    num_sampling_samples: int = 500
+    guidance_model: str = "XL/4"
+    guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 4.0)
+
+    def __post_init__(self) -> None:
+        wrong = [images for images in self.checkpoints if images % self.batch_size]
+        if wrong or list(self.checkpoints) != sorted(set(self.checkpoints)):
+            raise ValueError(
+                f"checkpoints={self.checkpoints}: they must rise, and be multiples of batch_size={self.batch_size}"
+            )
+
+    @property
+    def summary(self) -> str:
+        """What a row says of the training."""
+        return (
+            f"{self.objective}, AdamW {self.learning_rate:g}, warm-up {self.warmup_steps}, batch {self.batch_size}, "
+            f"EMA {self.ema_decay:g}"
+        )
+
+    def training_fields(self) -> dict[str, Any]:
+        """What a checkpoint depends on; a study cannot go on when one of these changes."""
+        names = ("dataset", "side", "objective", "batch_size", "learning_rate", "warmup_steps", "ema_decay")
+        return {name: asdict(self)[name] for name in names}
+
+
+class Cell(NamedTuple):
+    """One training."""
+
+    model: str
+    block_type: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """A name for its files."""
+        return f"{self.model.replace('/', '-')}-{self.block_type}-seed{self.seed}"
+
+
+def miniature(model: str, **fields: Any) -> DiTConfig:
+    """The miniature of one of the paper's sizes.
+
+    Args:
+        model: such as "XL/2".
+        **fields: the others of `DiTConfig`.
+
+    Raises:
+        ValueError: if the paper has no such size.
+    """
+    if f"DiT-{model}" not in PAPER_SIZES:
+        raise ValueError(f"model={model!r} is none of {', '.join(f'{s}/{p}' for s, p in product(SIZES, PATCHES))}")
+    depth, width, heads, patch = PAPER_SIZES[f"DiT-{model}"][:4]
+    shape = {"num_hidden_layers": depth // DEPTH, "hidden_size": width // WIDTH, "num_attention_heads": heads // HEADS}
+    return DiTConfig(**{**shape, "patch_size": patch, **fields})
+
+
+def cells(seed: int) -> list[Cell]:
+    """The fifteen trainings of a seed: twelve models with adaLN-Zero, and three other blocks, the cheapest first."""
+    models = [Cell(f"{size}/{patch}", "adaln_zero", seed) for patch, size in product(PATCHES, SIZES)]
+    others = [Cell(BLOCKS_SIZE, block, seed) for block in get_args(BlockType) if block != "adaln_zero"]
+    return models + others
+
+
+def measurements(recipe: Recipe) -> list[Key]:
+    """Everything the study measures, in the order in which it is worked off.
+
+    Seed by seed, and within a seed checkpoint by checkpoint over all models, so that every stop leaves models that can
+    be compared; sampling compute and guidance after the first seed.
+    """
+    keys: list[Key] = []
+    last = recipe.checkpoints[-1]
+
+    def add(cell: Cell, images_seen: int, num_samples: int, num_steps: int, guidance_scale: float = 1.0) -> None:
+        keys.append(Key(*cell, images_seen, num_steps, guidance_scale, num_samples))
+
+    for seed in recipe.seeds:
+        for images_seen, cell in product(recipe.checkpoints, cells(seed)):
+            add(cell, images_seen, recipe.num_samples, recipe.num_steps)
+        for cell in cells(seed):
+            add(cell, last, recipe.num_final_samples, recipe.num_steps)
+        if seed == recipe.seeds[0]:
+            for model, num_steps in product(recipe.sampling_models, recipe.sampling_steps):
+                add(Cell(model, "adaln_zero", seed), last, recipe.num_sampling_samples, num_steps)
+            for scale in recipe.guidance_scales:
+                add(Cell(recipe.guidance_model, "adaln_zero", seed), last, recipe.num_samples, recipe.num_steps, scale)
+    return keys

@@ -1,0 +1,141 @@
+"""Work off what a results file lacks: plan, train, sample, score, append a row; a rerun goes on where it stopped."""
+
+import logging
+import math
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from .. import __version__
+from ..analysis.flops import count_gmacs
+from ..analysis.results import REAL, Key, Row, append_rows, read_rows
+from ..diffusion import OBJECTIVES, DiscreteObjective
+from .classifier import NAME, load_or_train
+from .images import PixelLatents, load_images
+from .recipe import Cell, Recipe, measurements
+from .score import Measures, Scorer, draw_samples
+from .train import Training
+
+logger = logging.getLogger(__name__)
+
+
+def missing(recipe: Recipe, results: Path) -> list[Key]:
+    """What the recipe asks for and the results file does not have, in order."""
+    present = {row.key for row in read_rows(results)}
+    return [key for key in measurements(recipe) if key not in present]
+
+
+class Study:
+    """A recipe at work in a folder.
+
+    Args:
+        recipe: what is trained and measured.
+        folder: for the results file, checkpoints, samples and the classifier.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder, self.results = recipe, folder, folder / "results.csv"
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.train, self.test = (load_images(recipe.dataset, split, recipe.side) for split in ("train", "test"))
+        self.latents = PixelLatents.of(self.train.images)
+        self.scorer = Scorer(load_or_train(folder / "classifier.safetensors", self.train), self.train)
+        self.training: Training | None = None
+        self.commit = commit()  # of the code that was imported: files may change while it runs
+
+    def run(self, deadline: float = math.inf) -> None:
+        """Work off what is missing until the deadline, of `time.monotonic`; then stop at a step, with a checkpoint."""
+        self._measure_real_images()
+        for key in missing(self.recipe, self.results):
+            if time.monotonic() >= deadline or not self._measure(key, deadline):
+                logger.info("the budget is spent: the same command goes on")
+                return
+        logger.info(f"{self.results} is complete")
+
+    def _measure(self, key: Key, deadline: float) -> bool:
+        training = self._training(Cell(key.model, key.block_type, key.seed))
+        if not training.advance(key.images_seen, lambda: time.monotonic() >= deadline):
+            return False
+        began = time.monotonic()
+        objective = OBJECTIVES[self.recipe.objective]()
+        assert isinstance(objective, DiscreteObjective)
+        model = training.state.ema.module
+        images = draw_samples(model, objective, self.latents, key.num_samples, key.num_steps, key.guidance_scale)
+        labels = torch.arange(key.num_samples) % self.train.num_classes
+        sample_seconds = time.monotonic() - began
+        self._keep_samples(key, images)
+        self._append(key, self.scorer(images, labels), sample_seconds, training)
+        return True
+
+    def _training(self, cell: Cell) -> Training:
+        if self.training is None or self.training.cell != cell:
+            folder = self.folder / "checkpoints" / cell.folder
+            self.training = Training(self.recipe, cell, self.train, self.latents, folder, self.accelerator)
+        return self.training
+
+    def _keep_samples(self, key: Key, images: torch.Tensor) -> None:
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        name = f"{Cell(*key[:3]).folder}-{key.images_seen}-steps{key.num_steps}-cfg{key.guidance_scale:g}"
+        np.savez_compressed(folder / f"{name}.npz", images[:100].permute(0, 2, 3, 1).numpy())
+
+    def _measure_real_images(self) -> None:
+        """Rows of held-out images, which no model can be expected to beat."""
+        counts = {self.recipe.num_samples, self.recipe.num_final_samples, self.recipe.num_sampling_samples}
+        keys = [Key(REAL, "", 0, 0, 0, 1.0, num_samples) for num_samples in sorted(counts | {len(self.test.labels)})]
+        present = {row.key for row in read_rows(self.results)}
+        for key in keys:
+            if key not in present:
+                chosen = slice(key.num_samples)
+                self._append(key, self.scorer(self.test.images[chosen], self.test.labels[chosen]), 0.0, None)
+
+    def _append(self, key: Key, measures: Measures, sample_seconds: float, training: Training | None) -> None:
+        config = training.state.model.config if training else None
+        row = Row(
+            **key._asdict(),
+            **{name: round(value, 5) for name, value in measures._asdict().items()},
+            train_loss=round(training.train_loss, 5) if training else 0.0,
+            gmacs=count_gmacs(config) if config else 0.0,
+            parameters=sum(weight.numel() for weight in training.state.model.parameters()) if training else 0,
+            train_seconds=round(training.seconds, 1) if training else 0.0,
+            sample_seconds=round(sample_seconds, 1),
+            dataset=Path(self.recipe.dataset).name,
+            recipe=self.recipe.summary if training else "",
+            sampler="DDIM" if training else "",
+            extractor=NAME,
+            commit=self.commit,
+            hardware=hardware(self.accelerator),
+            date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+        append_rows(self.results, [row])
+        logger.info(
+            f"{Cell(*key[:3]).folder} after {key.images_seen} images: distance {row.distance} of {key.num_samples}"
+        )
+
+
+def commit() -> str:
+    """The commit of this code, "+" appended where files differ from it; the version where there is no repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--", "..") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+
+
+def hardware(accelerator: Accelerator) -> str:
+    """The processor and the number of threads, or the GPU."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"

@@ -1,0 +1,119 @@
+"""From a model to the numbers of a row: samples by the pipeline, features, distance, precision and recall.
+
+Legend: N samples, M real images, C channels, S the side, D features, K classes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..diffusion import DiscreteObjective
+from ..evaluation import frechet_distance
+from ..modeling_dit import DiTModel
+from ..pipeline_dit import DiTPipeline
+from .classifier import Classifier, describe
+from .images import LabelledImages, PixelLatents
+
+BATCH = 250  # samples drawn together; each batch has noise of its own seed, the same for every model
+NEIGHBOURS = 3
+MANIFOLD_IMAGES = 5000  # real images that precision and recall know
+
+
+class Measures(NamedTuple):
+    """What a row says of samples."""
+
+    distance: float
+    class_agreement: float
+    precision: float
+    recall: float
+
+
+def draw_samples(
+    model: DiTModel,
+    objective: DiscreteObjective,
+    latents: PixelLatents,
+    num_samples: int,
+    num_steps: int,
+    guidance_scale: float,
+) -> Tensor:
+    """Samples (N, C, S, S) uint8 of classes 0, 1, ..., K-1, 0, ... by DDIM, from noise that only their place decides.
+
+    Args:
+        model: whose samples are drawn.
+        objective: that it was trained with.
+        latents: of the study.
+        num_samples: N.
+        num_steps: of DDIM.
+        guidance_scale: 1 for none.
+    """
+    scheduler = DDIMScheduler(
+        **objective.schedule.config,
+        prediction_type=objective.prediction_type,
+        timestep_spacing="leading",
+        set_alpha_to_one=True,
+        clip_sample=False,
+    )
+    pipeline = DiTPipeline(model, None, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    labels = [index % model.config.num_classes for index in range(num_samples)]
+    batches = []
+    for start in range(0, num_samples, BATCH):
+        generator = torch.Generator().manual_seed(10**6 + start)
+        answer = pipeline(
+            class_labels=labels[start : start + BATCH],
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_steps,
+            generator=generator,
+            output_type="latent",
+        )
+        batches.append(latents.decode(answer.images.cpu()))
+    return torch.cat(batches)
+
+
+class Scorer:
+    """Compares images with a training set in the features of a classifier.
+
+    Args:
+        net: the classifier.
+        train: the training set.
+    """
+
+    def __init__(self, net: Classifier, train: LabelledImages) -> None:
+        self.net = net
+        features, _ = describe(net, train.images)
+        self.mean, self.covariance = moments(features)
+        self.real = features[:MANIFOLD_IMAGES]
+        self.real_radii = radii(self.real)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Measures:
+        """Measure images (N, C, S, S) uint8 that were to be of the classes (N,)."""
+        features, predicted = describe(self.net, images)
+        agreement = (predicted == labels).float().mean().item()
+        distance = frechet_distance(self.mean, self.covariance, *moments(features))
+        precision = coverage(self.real, self.real_radii, features)
+        recall = coverage(features, radii(features), self.real)
+        return Measures(distance, agreement, precision, recall)
+
+
+def moments(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (D,) and covariance (D, D) of features (N, D), in float64."""
+    x = features.double().numpy()
+    return x.mean(0), np.cov(x, rowvar=False)
+
+
+def radii(points: Tensor) -> Tensor:
+    """Distances (N,) of points (N, D) to their third neighbour."""
+    return torch.cdist(points, points).kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the point itself
+
+
+def coverage(manifold: Tensor, manifold_radii: Tensor, points: Tensor) -> float:
+    """Share of the points (N, D) that lie in a ball around one of the manifold's (M, D).
+
+    Precision is that of samples in the manifold of real images, recall that of real images in the manifold of samples.
+    Source: Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1.
+    """
+    return (torch.cdist(points, manifold) <= manifold_radii).any(1).float().mean().item()

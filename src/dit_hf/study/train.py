@@ -1,0 +1,142 @@
+"""One training of a study: from the newest checkpoint to a number of images, with the package's own loop.
+
+Legend: B batch, N images of the training set.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+
+from ..diffusion import OBJECTIVES, Objective
+from ..modeling_dit import DiTModel
+from ..training.checkpoint import Progress, newest_whole, prune, read_record, write_checkpoint
+from ..training.ema import EMA
+from ..training.loop import KeyedDraws, LatentBatch, train_steps
+from ..training.state import TrainingState
+from .images import LabelledImages, PixelLatents
+from .recipe import Cell, Recipe, miniature
+
+SAVE_SECONDS = 120  # a kill loses no more of a training than this
+
+
+class Training:
+    """A model, its average and its optimiser, and how far they have come.
+
+    Args:
+        recipe: of the study.
+        cell: what is trained.
+        data: the training set.
+        latents: what the model sees of it.
+        folder: of its checkpoints.
+        accelerator: the device.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        cell: Cell,
+        data: LabelledImages,
+        latents: PixelLatents,
+        folder: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        self.recipe, self.cell, self.data, self.latents, self.folder = recipe, cell, data, latents, folder
+        self.accelerator = accelerator
+        self.objective: Objective = OBJECTIVES[recipe.objective]()
+        self.state = self._fresh()
+        self.progress, self.seconds, self.train_loss = Progress(), 0.0, float("nan")
+        if newest := newest_whole(folder):
+            self.state.restore(newest)
+            record = read_record(newest)
+            self.progress, saved = record.progress, record.settings
+            self.seconds, self.train_loss = saved.pop("seconds"), saved.pop("train_loss")
+            if saved != json.loads(json.dumps(recipe.training_fields())):
+                raise ValueError(
+                    f"{folder} was trained with {saved}, not {recipe.training_fields()}: choose a new folder"
+                )
+
+    def _fresh(self) -> TrainingState:
+        recipe, channels = self.recipe, self.data.images.shape[1]
+        torch.manual_seed(self.cell.seed)
+        config = miniature(
+            self.cell.model,
+            block_type=self.cell.block_type,
+            sample_size=recipe.side // 2,
+            in_channels=4 * channels,
+            num_classes=self.data.num_classes,
+            learn_sigma=recipe.objective == "hybrid",
+        )
+        model = DiTModel(config).to(self.accelerator.device).train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+        lr_scheduler = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=recipe.warmup_steps)
+        return TrainingState(self.accelerator, model, EMA(model, [recipe.ema_decay]), optimizer, lr_scheduler)
+
+    def advance(self, images_seen: int, is_late: Callable[[], bool]) -> bool:
+        """Train until that many images were seen, or until it is late; whether they were.
+
+        Args:
+            images_seen: since the start of the training.
+            is_late: asked after each step.
+        """
+        done = self.progress.images_seen >= images_seen
+        if done:
+            return True
+        model, optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
+        config = self.state.model.config
+        steps = train_steps(
+            self.accelerator,
+            model,
+            optimizer,
+            self.state.lr_scheduler,
+            self.state.ema,
+            self.objective,
+            self._batches(),
+            KeyedDraws(self.cell.seed, self.objective, config.class_dropout_prob if config.has_null_class else 0),
+            first_step=self.progress.step,
+            images_seen=self.progress.images_seen,
+        )
+        losses: list[torch.Tensor] = []
+        began, saved_at = time.monotonic(), time.monotonic()
+        for record in steps:
+            losses.append(record.losses["mse"])
+            self.progress = Progress(record.step, record.images_seen, *record.position)
+            done = record.images_seen >= images_seen
+            stops, now = done or is_late(), time.monotonic()
+            if stops or now - saved_at > SAVE_SECONDS:
+                self.seconds, began = self.seconds + now - began, now
+                self.train_loss = torch.stack(losses[-500:]).mean().item()
+                self._save()
+                saved_at = time.monotonic()
+            if stops:
+                break
+        return done
+
+    def _save(self) -> None:
+        if not np.isfinite(self.train_loss):
+            raise FloatingPointError(f"{self.cell}: the loss is {self.train_loss} at step {self.progress.step}")
+        about = {**self.recipe.training_fields(), "seconds": self.seconds, "train_loss": self.train_loss}
+        write_checkpoint(self.folder, self.state.snapshot(), self.progress, about)
+        prune(self.folder, total_limit=1)
+
+    def _batches(self) -> Iterator[LatentBatch]:
+        """Endless latents, each epoch in an order of its own; what does not fill a batch waits for the next epoch."""
+        size, (epoch, offset) = self.recipe.batch_size, (self.progress.epoch, self.progress.offset)
+        num_images, device = len(self.data.images), self.accelerator.device
+        while True:
+            order = torch.from_numpy(np.random.default_rng([self.cell.seed, 1, epoch]).permutation(num_images))
+            for start in range(offset, num_images - size + 1, size):
+                chosen = order[start : start + size]
+                yield LatentBatch(
+                    x_0=self.latents.encode(self.data.images[chosen]).to(device),
+                    class_labels=self.data.labels[chosen].to(device),
+                    positions=[(epoch, start + k) for k in range(size)],
+                    next_position=(epoch, start + size),
+                )
+            epoch, offset = epoch + 1, 0
