@@ -9,21 +9,34 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
 import torch
+import torch._dynamo as dynamo
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    AdaptiveProjectedMixGuidance,
+    ClassifierFreeGuidance,
+    ClassifierFreeZeroStarGuidance,
+    MagnitudeAwareGuidance,
+    SkipLayerGuidance,
+    TangentialClassifierFreeGuidance,
+)
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dit_hf import DiTConfig, DiTModel, DiTPipeline
+from dit_hf import DiTConfig, DiTImg2ImgPipeline, DiTInpaintPipeline, DiTModel, DiTPipeline
 from dit_hf.diffusion import OBJECTIVES, FlowLoss
 from dit_hf.modeling_dit import DiTConditioning
-from dit_hf.pipeline_dit import SCHEDULERS, guide, model_sources
+from dit_hf.pipeline_dit import SCHEDULERS, _Source, guide, model_sources
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -427,6 +440,172 @@ def test_each_scheduler_samples_the_gaussian_of_an_exact_model(name):
     assert abs(samples.std() - ExactDenoiser.STD) < (0.025 if name in ANCESTRAL else 0.015)
 
 
+# --- steps of one's own, sizes, memory -------------------------------------------------------------------------------
+
+
+def test_timesteps_of_ones_own_are_taken():
+    pipe = tiny_pipeline()
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    arguments = {"latents": latents, "output_type": "latent"}
+    images = [
+        pipe(7, generator=seeded(1), **steps, **arguments).images
+        for steps in ({"num_inference_steps": 4}, {"timesteps": [999, 666, 333, 0]}, {"timesteps": np.array([999, 9])})
+    ]
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
+    assert pipe.scheduler.timesteps.tolist() == [999, 9]
+    assert not torch.equal(images[1], images[2])
+
+
+def test_sigmas_of_ones_own_are_taken():
+    pipe = tiny_pipeline(tiny_model(learn_sigma=False), scheduler_by_name("EulerDiscreteScheduler"))
+    rows = count_rows(pipe)
+    pipe(7, sigmas=[80.0, 10.0, 1.0, 0.0], output_type="latent")  # this scheduler wants the last one too
+    assert len(rows) == 3
+    assert pipe.scheduler.sigmas.tolist() == [80.0, 10.0, 1.0, 0.0]
+    assert pipe.scheduler.init_noise_sigma >= 80
+
+
+@pytest.mark.parametrize("policy", ["extend", "interpolate"])
+def test_other_sizes_are_sampled_under_a_named_policy(policy):
+    pipe = tiny_pipeline()
+    sizes = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape[2:])))
+    images = pipe(7, height=24, width=12, position_policy=policy, num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 24, 12, 3)
+    assert sizes == [(12, 6)] * 2
+
+
+def test_trained_size_needs_no_policy():
+    pipe = tiny_pipeline()
+    arguments = {"num_inference_steps": 2, "output_type": "latent"}
+    images = [pipe(7, generator=seeded(0), **size, **arguments).images for size in ({}, {"height": 16, "width": 16})]
+    torch.testing.assert_close(*images, rtol=0, atol=0)
+
+
+def test_vae_decodes_in_chunks():
+    pipe = tiny_pipeline()
+    latents = torch.randn(5, 4, 8, 8, generator=seeded(0))
+    expected = pipe._decode(latents, "pt")
+    chunks = []
+    pipe.vae.decoder.register_forward_pre_hook(lambda _, args: chunks.append(len(args[0])))
+    pipe.decode_batch_size = 2
+    torch.testing.assert_close(pipe._decode(latents, "pt"), expected, rtol=1e-5, atol=1e-6)
+    assert chunks == [2, 2, 1]
+
+
+def test_vae_slicing_and_tiling_are_the_vae_s_own():
+    pipe = tiny_pipeline(vae=tiny_vae(sample_size=8))
+    latents = torch.randn(2, 4, 8, 8, generator=seeded(0))
+    seen = []
+    pipe.vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    pipe.vae.enable_slicing()
+    pipe._decode(latents, "pt")
+    assert seen == [(1, 4, 8, 8)] * 2
+    pipe.vae.disable_slicing()
+    pipe.vae.enable_tiling()
+    assert pipe._decode(latents, "pt").shape == (2, 3, 16, 16)
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_offloaded_models_are_brought_back_for_each_part(sequential):
+    pipe = tiny_pipeline()
+    latents = torch.randn(2, 4, 8, 8, generator=seeded(0))
+    arguments = {"latents": latents, "num_inference_steps": 3, "output_type": "np"}
+    expected = pipe([1, 7], generator=seeded(1), **arguments).images
+    if sequential:  # as enable_sequential_cpu_offload does, which names the device "cpu:0" and trips on it
+        for model in (pipe.transformer, pipe.vae):
+            accelerate.cpu_offload(model, torch.device("cpu"))
+        assert pipe.transformer.pos_embed.is_meta
+    else:
+        pipe.enable_model_cpu_offload(device="cpu")
+    np.testing.assert_allclose(pipe([1, 7], generator=seeded(1), **arguments).images, expected, atol=1e-6)
+    assert hasattr(pipe.transformer, "_hf_hook")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regional", [True, False])
+def test_compiled_model_is_not_compiled_again(regional):
+    dynamo.reset()
+    counters.clear()
+    pipe = tiny_pipeline(tiny_model(num_hidden_layers=3), DDIMScheduler(clip_sample=False))
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    expected = pipe(3, latents=latents, num_inference_steps=4, output_type="latent").images
+    if regional:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    else:
+        pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend="eager")
+    found = pipe(3, latents=latents, num_inference_steps=4, output_type="latent").images
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+    def graphs_after(labels, **arguments):
+        pipe(labels, output_type="latent", **arguments)
+        return counters["stats"]["unique_graphs"]
+
+    assert counters["stats"]["unique_graphs"] == 1  # one for the three blocks
+    assert graphs_after(5, guidance_scale=1.5, num_inference_steps=7) == 1  # labels, guidance, steps
+    assert graphs_after(5, guidance_scale=1.5, num_inference_steps=3, eta=0.5) == 1
+    # a batch of one, and batches of any other size
+    assert graphs_after(5, num_inference_steps=4, guidance_interval=(0.5, 1.0)) == 2
+    assert graphs_after([5, 5], num_inference_steps=4, guidance_interval=(0.0, 0.5)) == 3
+    assert graphs_after([1, 2, 3], num_inference_steps=5, guidance_interval=(0.4, 1.0)) == 3
+    assert not counters["graph_break"]
+
+
+# --- other guides ----------------------------------------------------------------------------------------------------
+
+
+def test_guider_of_diffusers_equals_guidance_by_the_same_scale():
+    pipe = tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False))
+    arguments = {"latents": torch.randn(2, 4, 8, 8, generator=seeded(0)), "num_inference_steps": 8}
+    guider = ClassifierFreeGuidance(guidance_scale=3.0, start=0.25, stop=0.75)
+    rows = count_rows(pipe)
+    found = pipe([1, 7], guider, output_type="latent", **arguments).images
+    assert rows == [2, 2, 4, 4, 4, 4, 2, 2]
+    expected = pipe([1, 7], 3.0, guidance_interval=(0.25, 0.75), output_type="latent", **arguments).images
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "guider",
+    [
+        AdaptiveProjectedGuidance(guidance_scale=3.0, adaptive_projected_guidance_momentum=-0.5),
+        TangentialClassifierFreeGuidance(guidance_scale=3.0),
+        ClassifierFreeZeroStarGuidance(guidance_scale=3.0, zero_init_steps=0),
+        AdaptiveProjectedMixGuidance(guidance_scale=3.0, adaptive_projected_guidance_start_step=2),
+    ],
+    ids=lambda guider: type(guider).__name__,
+)
+def test_guiders_of_two_answers_run_and_forget_the_last_run(guider):
+    pipe = tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False))
+    arguments = {"latents": torch.randn(1, 4, 8, 8, generator=seeded(0)), "num_inference_steps": 6}
+    first, again = (pipe(7, guider, output_type="latent", **arguments).images for _ in range(2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    plain = pipe(7, 3.0, output_type="latent", **arguments).images
+    assert (first - plain).abs().max() > 1e-3
+
+
+def test_weaker_model_guides_in_place_of_the_unconditional_pass():
+    pipe = tiny_pipeline(tiny_model(class_dropout_prob=0.0), DDIMScheduler(clip_sample=False))  # no null class
+    weak = tiny_model(hidden_size=24, num_hidden_layers=1, learn_sigma=False)
+    rows, weak_rows = count_rows(pipe), []
+    weak.register_forward_pre_hook(lambda _, args: weak_rows.append(len(args[0])))
+    latents = torch.randn(2, 4, 8, 8, generator=seeded(0))
+    arguments = {"latents": latents, "num_inference_steps": 5, "output_type": "latent"}
+    found = pipe([1, 7], 2.0, guide_model=weak, guidance_interval=(0.0, 0.6), **arguments).images
+    assert (rows, weak_rows) == ([2] * 5, [2] * 3)
+    x, ids = latents, torch.tensor([1, 7])
+    with torch.no_grad():
+        for step, t in enumerate(pipe.scheduler.timesteps):  # Karras et al. 2024, eq. 3, by hand
+            strong = pipe.transformer(x, t, ids).sample[:, :4]
+            eps = 2.0 * strong - weak(x, t, ids).sample if step < 3 else strong
+            x = pipe.scheduler.step(eps, t, x).prev_sample
+    torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-3)
+    # a model guides nothing towards itself
+    same = pipe([1, 7], 3.0, guide_model=pipe.transformer, **arguments).images
+    torch.testing.assert_close(same, pipe([1, 7], 1.0, **arguments).images, rtol=1e-4, atol=1e-3)
+
+
 # --- labels ------------------------------------------------------------------------------------------------------
 
 
@@ -504,6 +683,33 @@ BAD_CALLS = {
     "two generators for one image": ({"generator": [seeded(0), seeded(1)]}, "2 generators for 1 images"),
     "latents of another size": ({"latents": torch.zeros(1, 4, 4, 4)}, r"\(1, 4, 8, 8\)"),
     "eta where there is none": ({"eta": 0.5}, "DDPMScheduler has none"),
+    "NaN as a label": ({"class_labels": float("nan")}, "nan"),
+    "infinite guidance": ({"guidance_scale": math.inf}, "guidance_scale=inf"),
+    "negative steps": ({"num_inference_steps": -1}, "num_inference_steps=-1"),
+    "a seed as a generator": ({"generator": 5}, r"generator=5: pass torch.Generator\(\)"),
+    "a list of seeds": ({"generator": [5]}, "generator=5"),
+    "an interval that ends before it begins": ({"guidance_interval": (0.6, 0.4)}, "0 <= low < high <= 1"),
+    "an interval over all steps and more": ({"guidance_interval": (0.0, 1.5)}, r"guidance_interval=\(0.0, 1.5\)"),
+    "an interval of one number": ({"guidance_interval": 0.5}, "guidance_interval=0.5"),
+    "an interval of NaN": ({"guidance_interval": (math.nan, 1.0)}, "guidance_interval"),
+    "an unknown unit": ({"guidance_interval_unit": "seconds"}, "steps, sigma"),
+    "rising timesteps": ({"timesteps": [0, 500]}, r"timesteps=\[0, 500\]: pass falling numbers in 0..999"),
+    "a timestep beyond training": ({"timesteps": [1000, 500]}, "timesteps=.*0..999"),
+    "a fractional timestep": ({"timesteps": [500.5]}, "timesteps=.*list of numbers"),
+    "no timesteps": ({"timesteps": []}, "at least one"),
+    "steps given twice": ({"timesteps": [5], "num_inference_steps": 3}, "num_inference_steps and timesteps"),
+    "sigmas where they are not taken": ({"sigmas": [1.0]}, "DDPMScheduler takes no sigmas"),
+    "another size without a policy": ({"height": 32}, r"\[32, 16\] pixels from a model of \[16, 16\]: .*'interpolate'"),
+    "an unknown policy": ({"height": 32, "position_policy": "crop"}, "'crop'"),
+    "a size between patches": ({"height": 18, "position_policy": "extend"}, "height=18: pass a multiple of 4"),
+    "no height": ({"height": 0}, "height=0"),
+    "a guider of attention": (
+        {"guidance_scale": SkipLayerGuidance(skip_layer_guidance_layers=[0])},
+        "SkipLayerGuidance .*choose from ClassifierFreeGuidance",
+    ),
+    "a guider that fails on latents": ({"guidance_scale": MagnitudeAwareGuidance()}, "MagnitudeAwareGuidance"),
+    "a guide of other classes": ({"guide_model": tiny_model(num_classes=3)}, "num_classes=3, the transformer 10"),
+    "a guide that is no DiT": ({"guide_model": tiny_vae()}, "model_type=None"),
 }
 
 
@@ -550,6 +756,8 @@ BAD_PARTS = {
         "use_flow_sigmas=True",
     ),
     "other latent channels": (lambda: {"vae": tiny_vae(latent_channels=8)}, "latent_channels=8 and in_channels=4"),
+    "no scaling factor": (lambda: {"vae": tiny_vae(scaling_factor=0.0)}, "scaling_factor=0.0"),
+    "a mean of other channels": (lambda: {"vae": tiny_vae(latents_mean=[0.0])}, "1 numbers in latents_mean for 4"),
     "names beyond the classes": (lambda: {"id2label": {10: "null"}}, r"10.*0\.\.9"),
     "unknown guidance channels": (lambda: {"guidance_channels": "four"}, "first_three, all"),
     "another transformer": (lambda: {"model": tiny_vae()}, "not a DiTModel"),
@@ -674,6 +882,196 @@ def test_outputs_come_in_the_named_forms():
 def test_rectangular_latents_are_sampled():
     pipe = tiny_pipeline(tiny_model(sample_size=(4, 8)))
     assert pipe(1, num_inference_steps=1, output_type="latent").images.shape == (1, 4, 4, 8)
+
+
+# --- from an image -----------------------------------------------------------------------------------------------
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+STARTS_MIDWAY = [name for name, traits in SCHEDULERS.items() if traits.starts_midway]
+
+
+def variant(cls, name="DDIMScheduler", **parts):
+    flow = SCHEDULERS[name].flow
+    parts = {"model": tiny_model(learn_sigma=False), "scheduler": scheduler_by_name(name), **parts}
+    pipe = cls.from_pipe(tiny_pipeline(**parts, prediction_type="flow_prediction" if flow else None))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", STARTS_MIDWAY)
+def test_image_is_noised_to_the_level_of_the_first_step_taken(name):
+    pipe = variant(DiTImg2ImgPipeline, name)
+    noise = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    seen = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    arguments = {"strength": 0.5, "num_inference_steps": 10, "latents": noise, "output_type": "latent"}
+    final = pipe(picture(), 7, guidance_scale=1, **arguments).images
+    order = pipe.scheduler.order
+    assert len(seen) == 5 * order - (order - 1)  # the last step of a second-order method takes one evaluation
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 127.5 - 1
+        clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    t = pipe.scheduler.timesteps[5 * order if order == 1 else -len(seen)]
+    if SCHEDULERS[name].flow:
+        expected = (1 - t / 1000) * clean + t / 1000 * noise
+    else:  # whatever the scheduler's scaling, the model sees the variance-preserving latents
+        log = pipe.scheduler.alphas_cumprod.double().log().numpy()
+        alpha_bar = math.exp(np.interp(float(t), np.arange(1000), log))
+        expected = math.sqrt(alpha_bar) * clean + math.sqrt(1 - alpha_bar) * noise
+    # sigmas interpolated at fractional timesteps
+    torch.testing.assert_close(seen[0], expected.float(), rtol=2e-3, atol=2e-3)
+    assert torch.isfinite(final).all()
+
+
+def test_full_strength_takes_every_step_and_a_little_changes_little():
+    pipe = variant(DiTImg2ImgPipeline, model=tiny_model(num_hidden_layers=1, hidden_size=16, learn_sigma=False))
+    rows = count_rows(pipe)
+    image = picture()
+    arguments = {
+        "num_inference_steps": 100,
+        "guidance_scale": 1,
+        "output_type": "latent",
+        "latents": torch.zeros(1, 4, 8, 8),
+    }
+    pipe(image, 7, strength=1.0, **arguments)
+    assert len(rows) == 100
+    little, much = (pipe(image, 7, strength=strength, **arguments).images for strength in (0.01, 0.5))
+    assert len(rows) == 100 + 1 + 50
+    assert (little - much).abs().max() > 1e-3
+
+
+def exact_model() -> ExactDenoiser:
+    config = DiTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, sample_size=16, num_classes=0)
+    config.in_channels, config.learn_sigma = 3, False
+    model = ExactDenoiser(config)
+    model.objective = OBJECTIVES["epsilon"]()
+    return model
+
+
+def test_exact_model_takes_an_image_along_its_flow():
+    pipe = DiTImg2ImgPipeline(exact_model(), None, DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.full((1, 3, 16, 16), 0.9)  # 0.8 in [-1, 1]
+    noise = torch.randn(1, 3, 16, 16, generator=seeded(0))
+    for strength in (0.1, 0.5):
+        steps = 1000
+        found = pipe(
+            image, guidance_scale=1, strength=strength, num_inference_steps=steps, latents=noise, output_type="latent"
+        )
+        # DDIM follows the flow of N(mean, std^2): the deviation from the mean, in units of its own at t
+        alpha_bar = DDIMScheduler().alphas_cumprod[round(1000 * strength) - 1]
+        x = alpha_bar.sqrt() * 0.8 + (1 - alpha_bar).sqrt() * noise
+        mean, std = ExactDenoiser.MEAN, ExactDenoiser.STD
+        spread = (alpha_bar * std**2 + 1 - alpha_bar).sqrt()
+        expected = mean + std * (x - alpha_bar.sqrt() * mean) / spread
+        # of values up to 3: first-order steps of 1/1000
+        torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-2)
+
+
+def test_pixels_outside_the_mask_stay_equal_to_the_byte():
+    pipe = variant(DiTInpaintPipeline)
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[3:9, 5:12] = 255
+    levels = Image.fromarray(np.arange(768, dtype=np.int64).reshape(16, 16, 3).astype(np.uint8))  # every byte
+    for name, image in (("random", picture()), ("levels", levels)):
+        (found,) = pipe(image, Image.fromarray(mask), 7, num_inference_steps=3, generator=seeded(0)).images
+        same = np.asarray(found) == np.asarray(image)
+        assert same[mask == 0].all(), name
+        assert same[mask == 255].mean() < 0.2, name
+
+
+@pytest.mark.parametrize("name", STARTS_MIDWAY)
+def test_inpainting_keeps_the_known_latents_at_the_level_of_each_step(name):
+    pipe = variant(DiTInpaintPipeline, name)
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 8, 16))
+    noise = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    inputs = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    pipe(picture(), mask, 7, guidance_scale=1, num_inference_steps=6, latents=noise, output_type="latent")
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 127.5 - 1
+        clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    log = None if SCHEDULERS[name].flow else pipe.scheduler.alphas_cumprod.double().log().numpy()
+    for x, t in zip(inputs, pipe.scheduler.timesteps, strict=True):
+        if log is None:
+            a, b = 1 - t / 1000, t / 1000
+        else:
+            alpha_bar = math.exp(np.interp(float(t), np.arange(1000), log))
+            a, b = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        torch.testing.assert_close(x[..., 4:], (a * clean + b * noise)[..., 4:].float(), rtol=5e-3, atol=5e-3)
+
+
+def test_latent_is_drawn_anew_where_any_of_its_pixels_is():
+    pipe = variant(DiTInpaintPipeline)
+    mask = Image.new("L", (16, 16), 0)
+    mask.putpixel((5, 2), 255)
+    source = _Source(picture(), 1.0, mask)
+    start = pipe._encode(source, (1, 4, 8, 8))
+    assert start.latent_mask.sum() == 1
+    assert start.latent_mask[0, 0, 1, 2] == 1
+
+
+def test_inverted_image_is_made_again():
+    pipe = DiTImg2ImgPipeline(exact_model(), None, DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 16, 16, generator=seeded(0))
+    errors = []
+    for steps in (10, 50, 250):
+        noise = pipe.invert(image, num_inference_steps=steps)
+        arguments = {"guidance_scale": 1.0, "num_inference_steps": steps, "latents": noise, "output_type": "pt"}
+        errors.append((DiTPipeline.from_pipe(pipe)(**arguments).images - image).abs().max().item())
+    # the noise that the exact flow ends in, and an error that falls with the step
+    alpha_bar = DDIMScheduler().alphas_cumprod[996]  # 249 * 4
+    spread = (alpha_bar * ExactDenoiser.STD**2 + 1 - alpha_bar).sqrt()
+    x = 2 * image - 1
+    expected = alpha_bar.sqrt() * ExactDenoiser.MEAN + spread * (x - ExactDenoiser.MEAN) / ExactDenoiser.STD
+    torch.testing.assert_close(noise, expected, rtol=0, atol=0.05)  # of values up to 3.4
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    assert errors[2] < 0.02
+
+
+BAD_SOURCES = {
+    "no strength": ({"strength": 0.0}, r"strength=0.0: pass a number in \(0, 1\]"),
+    "too much strength": ({"strength": 1.5}, "strength=1.5"),
+    "NaN strength": ({"strength": math.nan}, "strength=nan"),
+    "strength as text": ({"strength": "half"}, "strength='half'"),
+    "less than a step": ({"strength": 0.01, "num_inference_steps": 4}, "of 4 steps is none"),
+    "two images for one label": ({"image": [picture(), picture()]}, "image holds 2 for 1 images"),
+    "a mask for three": ({"mask_image": torch.ones(3, 1, 16, 16)}, "mask_image holds 3 for 1 images"),
+    "no image": ({"image": 3}, "Input is in incorrect format"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_SOURCES.values(), ids=BAD_SOURCES)
+def test_bad_image_arguments_are_refused_before_any_work(arguments, message):
+    pipe = variant(DiTInpaintPipeline)
+    pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"image": picture(), "mask_image": Image.new("L", (16, 16), 255), "class_labels": 1, **arguments})
+
+
+def test_scheduler_that_cannot_start_midway_is_refused():
+    with pytest.raises(ValueError, match="PNDMScheduler cannot start from an image"):
+        variant(DiTImg2ImgPipeline, "PNDMScheduler")(picture(), 1)
+
+
+def test_pipelines_share_their_parts_and_keep_their_dtypes():
+    pipe = tiny_pipeline(id2label=ID2LABEL, guidance_channels="first_three")
+    pipe.transformer.to(torch.bfloat16)
+    for cls in (DiTImg2ImgPipeline, DiTInpaintPipeline, DiTPipeline):
+        other = cls.from_pipe(pipe, scheduler=DDIMScheduler(clip_sample=False))
+        assert other.transformer is pipe.transformer
+        assert other.vae is pipe.vae
+        assert (other.transformer.dtype, other.vae.dtype) == (torch.bfloat16, torch.float32)
+        assert other.config.id2label == ID2LABEL
+        assert other.config.guidance_channels == "first_three"
+        assert type(other.scheduler) is DDIMScheduler
+    assert type(pipe.scheduler) is DDPMScheduler
 
 
 # --- saved folders -----------------------------------------------------------------------------------------------

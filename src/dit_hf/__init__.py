@@ -9,18 +9,18 @@ from .configuration_dit import DiTConfig
 from .modeling_dit import DiTModel
 
 if TYPE_CHECKING:
-    from .pipeline_dit import DiTPipeline
+    from .pipeline_dit import DiTImg2ImgPipeline, DiTInpaintPipeline, DiTPipeline
 
 
 __version__ = "0.1.0"
-__all__ = ["DiTConfig", "DiTModel", "DiTPipeline"]
+__all__ = ["DiTConfig", "DiTImg2ImgPipeline", "DiTInpaintPipeline", "DiTModel", "DiTPipeline"]
 
 AutoConfig.register("dit", DiTConfig, exist_ok=True)
 AutoModel.register(DiTConfig, DiTModel, exist_ok=True)
 
 
 def __getattr__(name: str) -> Any:
-    # diffusers takes seconds to import, and only the pipeline needs it.
-    if name == "DiTPipeline":
-        return import_module(".pipeline_dit", __name__).DiTPipeline
+    # diffusers takes seconds to import, and only the pipelines need it.
+    if name in ("DiTImg2ImgPipeline", "DiTInpaintPipeline", "DiTPipeline"):
+        return getattr(import_module(".pipeline_dit", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

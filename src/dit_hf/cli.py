@@ -244,16 +244,22 @@ def flops(
 @app.command(epilog="Example: dit-hf study out/study --budget-minutes 60")
 def study(
     folder: Annotated[Path, typer.Argument(help="For results.csv, checkpoints and samples; a rerun goes on in it.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="A YAML file of what differs from the recipe of runs/fashion_mnist.yaml.")
+    ] = None,
     dataset: Annotated[
-        str, typer.Option(help="A folder of IDX files, or an image data set's folder or id on the Hub.")
-    ] = "/usr/share/datasets/fashion-mnist",
+        str | None, typer.Option(help="A folder of IDX files, or an image data set's folder or id on the Hub.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1, in their order; the recipe's if not given.")] = None,
     budget_minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after this time; the same command goes on.")
     ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the hours that it would take, and stop.")] = False,
 ) -> None:
     """Train and measure miniatures of the paper's twelve models and four blocks; a rerun does only what is missing."""
     import logging
     import time
+    from dataclasses import replace
 
     from .study.recipe import Recipe
     from .study.run import Study
@@ -261,7 +267,30 @@ def study(
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     deadline = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
-    Study(Recipe(dataset=dataset), folder).run(deadline)
+    told = {"dataset": dataset, "seeds": seeds and tuple(int(seed) for seed in seeds.split(","))}
+    chosen = Recipe() if recipe is None else Recipe.read(recipe)
+    work = Study(replace(chosen, **{name: value for name, value in told.items() if value is not None}), folder)
+    typer.echo(work.plan())
+    if not plan:
+        work.run(deadline)
+
+
+@app.command(epilog="Example: dit-hf plot runs/results/fashion_mnist.csv --output-dir docs/images/study")
+def plot(
+    results: Annotated[Path, typer.Argument(help="A results.csv of dit-hf study.", show_default=False)],
+    output_dir: Annotated[Path, typer.Option(help="A folder for the PNG files.")] = Path("figures"),
+    samples: Annotated[
+        Path | None, typer.Option(help="The study's folder of samples, for the grid from the same noise.")
+    ] = None,
+    quoted: Annotated[bool, typer.Option(help="Draw the paper's own numbers beside, marked as quoted.")] = True,
+) -> None:
+    """Draw the paper's figures from a study's results."""
+    from .analysis.figures import draw_all
+
+    written, lacking = draw_all(results, output_dir, samples=samples, quoted=quoted)
+    typer.echo("\n".join(f"wrote {path}" for path in written))
+    if lacking:
+        typer.echo(f"no rows yet for {', '.join(lacking)}")
 
 
 def main() -> None:

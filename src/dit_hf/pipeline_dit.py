@@ -13,14 +13,18 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
-from diffusers.image_processor import VaeImageProcessor
+import torch.nn.functional as F
+from diffusers import DDIMInverseScheduler, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.guiders import BaseGuidance
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.models import CacheMixin
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -31,6 +35,15 @@ logger = logging.get_logger(__name__)
 # How many channels of epsilon guidance moves; None is all. The published numbers of DiT guide the first three of four.
 GUIDANCE_CHANNELS: dict[str, int | None] = {"first_three": 3, "all": None}
 
+# Those of diffusers' guiders that work on a conditional and an unconditional answer alone.
+GUIDERS = (
+    "ClassifierFreeGuidance",
+    "ClassifierFreeZeroStarGuidance",
+    "AdaptiveProjectedGuidance",
+    "AdaptiveProjectedMixGuidance",
+    "TangentialClassifierFreeGuidance",
+)
+
 
 class SchedulerTraits(NamedTuple):
     """What sampling has to know of a scheduler beyond its interface."""
@@ -39,12 +52,13 @@ class SchedulerTraits(NamedTuple):
     learned_variance: Literal["used", "ignored", "refused"]  # for variance_type "learned" and "learned_range"
     steps_by_ratio: bool = False  # its previous timestep is t - T // num_steps whatever the spacing
     flow: bool = False  # flow matching: no betas, no field prediction_type
+    starts_midway: bool = True  # from an image with some noise on it
 
 
 SCHEDULERS: dict[str, SchedulerTraits] = {
     "DDPMScheduler": SchedulerTraits(250, "used"),
     "DDIMScheduler": SchedulerTraits(50, "ignored", steps_by_ratio=True),
-    "PNDMScheduler": SchedulerTraits(50, "ignored", steps_by_ratio=True),
+    "PNDMScheduler": SchedulerTraits(50, "ignored", steps_by_ratio=True, starts_midway=False),  # it counts its calls
     "EulerDiscreteScheduler": SchedulerTraits(50, "ignored"),
     "EulerAncestralDiscreteScheduler": SchedulerTraits(50, "ignored"),
     "HeunDiscreteScheduler": SchedulerTraits(50, "ignored"),
@@ -58,7 +72,38 @@ SCHEDULERS: dict[str, SchedulerTraits] = {
 }
 
 
+class _Source(NamedTuple):
+    """What an image-to-image pipeline starts from, as the user passed it."""
+
+    image: PipelineImageInput
+    strength: float
+    mask_image: PipelineImageInput | None = None
+
+
+class _Run(NamedTuple):
+    """What a call has settled before its loop."""
+
+    ts: Tensor  # the timestep of each evaluation, in host memory
+    labels: list[int] | list[None]
+    guided: list[bool]  # which evaluations are guided
+    guidance: float | BaseGuidance  # scale, or guider
+    num_channels: int  # of epsilon, that are guided
+    guide_model: PreTrainedModel | None
+    pos_embeds: list[Tensor | None]  # of the transformer and the guide, at another size than trained
+
+
+class _Start(NamedTuple):
+    """What a source is as tensors; a mask is 1 where something new is drawn."""
+
+    pixels: Tensor  # (B or 1, 3, height, width) in [-1, 1]
+    latents: Tensor  # (B or 1, C, H, W)
+    mask: Tensor | None  # (B or 1, 1, height, width)
+    latent_mask: Tensor | None  # (B or 1, 1, H, W)
+
+
 def _traits(scheduler: SchedulerMixin) -> SchedulerTraits:
+    if isinstance(scheduler, DDIMInverseScheduler):  # it does not sample: see DiTImg2ImgPipeline.invert
+        return SchedulerTraits(50, "ignored", steps_by_ratio=True, starts_midway=False)
     for cls in type(scheduler).__mro__:  # a subclass samples as its parent does
         if cls.__name__ in SCHEDULERS:
             return SCHEDULERS[cls.__name__]
@@ -108,10 +153,27 @@ def _check_spacing(scheduler: SchedulerMixin, num_steps: int) -> None:
         )
 
 
+def _check_solver(scheduler: SchedulerMixin) -> None:
+    """Refuse settings of a solver with which it fails on the exact denoiser of a Gaussian."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "DEISMultistepScheduler" and config.solver_order > 2:
+        why, fix = "loses its digits, and errs the more the more steps it takes", "solver_order=2"
+        raise ValueError(f"{name} with solver_order={config.solver_order} {why}: use {fix}")
+    if name == "UniPCMultistepScheduler" and config.solver_type == "bh1" and config.final_sigmas_type == "zero":
+        why, fix = "multiplies infinity by zero in its last step", "solver_type='bh2' or final_sigmas_type='sigma_min'"
+        raise ValueError(f"{name} with solver_type='bh1' {why}: use {fix}")
+
+
 def guide(cond: Tensor, uncond: Tensor, scale: float, num_channels: int) -> Tensor:
     """Move the first channels away from the unconditional answer (Ho & Salimans 2022, arXiv 2207.12598, eq. 6)."""
     guided = uncond[:, :num_channels] + scale * (cond[:, :num_channels] - uncond[:, :num_channels])
     return torch.cat([guided, cond[:, num_channels:]], dim=1)  # (B, C or 2C, H, W)
+
+
+def _evaluate(model: PreTrainedModel, x: Tensor, conditioning: Any, pos_embed: Tensor | None) -> Tensor:
+    resized = {} if pos_embed is None else {"pos_embed": pos_embed}
+    answer: Tensor = model(x.to(model.dtype), conditioning=conditioning, **resized).sample
+    return answer.to(torch.float32, copy=True)  # a CUDA graph's next replay would overwrite it
 
 
 def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
@@ -182,14 +244,14 @@ class DiTPipeline(DiffusionPipeline):
         config = transformer.config
         if getattr(config, "model_type", None) != "dit":
             raise ValueError(f"{type(transformer).__name__} is not a DiTModel: convert it with dit_hf.conversion")
-        if vae is not None and vae.config.latent_channels != config.in_channels:
-            channels = f"latent_channels={vae.config.latent_channels} and in_channels={config.in_channels}"
-            raise ValueError(f"VAE and transformer have {channels}: they must be equal")
+        if vae is not None:
+            _check_vae(vae.config, config.in_channels)
         if vae is not None and scheduler.config.get("clip_sample"):
             logger.warning("The scheduler has clip_sample=True, which clips latents at +-1: set it to False.")
         _check_guidance_channels(guidance_channels)
         prediction_type = _check_prediction(scheduler, prediction_type)
         _takes_variance(scheduler, config.learn_sigma)
+        _check_solver(scheduler)
         id2label = {int(label_id): str(label) for label_id, label in (id2label or {}).items()}
         outside = [label_id for label_id in id2label if not 0 <= label_id < config.num_classes]
         if outside:
@@ -198,7 +260,11 @@ class DiTPipeline(DiffusionPipeline):
         self.register_to_config(
             id2label=id2label or None, guidance_channels=guidance_channels, prediction_type=prediction_type
         )
-        self.image_processor = VaeImageProcessor()
+        self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        in_color = vae is not None or config.in_channels == 3
+        self.image_processor = VaeImageProcessor(do_resize=True, do_convert_rgb=in_color)
+        self.mask_processor = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+        self.current_timestep: Tensor | None = None  # some of diffusers' caches ask for it
 
     @property
     def labels(self) -> dict[str, int]:
@@ -251,7 +317,7 @@ class DiTPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: int | str | Sequence[int | str] | Tensor | None = None,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | BaseGuidance = 4.0,
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -267,12 +333,18 @@ class DiTPipeline(DiffusionPipeline):
         guidance_interval_unit: Literal["steps", "sigma"] = "steps",
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        position_policy: Literal["extend", "interpolate"] | None = None,
+        guide_model: PreTrainedModel | None = None,
+        _source: _Source | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate images of the given classes.
 
         Args:
             class_labels: an id or a name, or a list in which both may stand; None for an unconditional model.
-            guidance_scale: strength of classifier-free guidance; at 1 and below there is none, and no second pass.
+            guidance_scale: strength of classifier-free guidance; at 1 and below there is none, and no second pass. Or a
+                guider of diffusers, one of `GUIDERS`, with a strength of its own.
             num_inference_steps: 1..T; None takes the scheduler's usual number, see `SCHEDULERS`.
             generator: one, or one per image, which makes an image independent of its batch.
             latents: (B, C, H, W) standard normal noise to start from, instead of drawing it.
@@ -290,6 +362,11 @@ class DiTPipeline(DiffusionPipeline):
             timesteps: whole numbers of the training schedule, falling, instead of `num_inference_steps`, where the
                 scheduler takes them.
             sigmas: noise levels in the scheduler's own terms, falling, where it takes them.
+            height: of the images in pixels; as trained if not given.
+            width: likewise.
+            position_policy: where the patches are at another size; see `DiTModel.resize_pos_embed`.
+            guide_model: a weaker DiT, trained less or smaller, whose answer guidance moves away from, instead of the
+                unconditional one (autoguidance, Karras et al. 2024, arXiv 2406.02507).
 
         Raises:
             ValueError: for an argument outside its limits, before any work.
@@ -298,25 +375,32 @@ class DiTPipeline(DiffusionPipeline):
         Source: Peebles & Xie 2022 (arXiv 2212.09748), sections 3.1 and 4.
         """
         labels = self._label_batch(class_labels, num_images_per_label, num_images)
-        num_channels = self._num_guided_channels(guidance_scale, guidance_channels)
-        config, device = self.transformer.config, self._execution_device
-        shape = (len(labels), config.in_channels, *config.sample_height_width)  # (B, C, H, W)
+        shape, pos_embeds = self._size(len(labels), height, width, position_policy, guide_model)  # (B, C, H, W)
+        num_channels = self._num_guided_channels(guidance_scale, guidance_channels, guide_model)
         self._check_call(shape, generator, latents, output_type)
         generator = list(generator) if isinstance(generator, tuple) else generator
         step_kwargs = self._step_kwargs(generator, eta)
         _check_interval(guidance_interval, guidance_interval_unit)
-        ts = self._set_timesteps(num_inference_steps, timesteps, sigmas)  # (T,), in host memory
-        guided = self._guided_steps(ts, guidance_interval, guidance_interval_unit)
-        if latents is None:
-            latents = randn_tensor(shape, generator, device, torch.float32)
-        # float32 whatever the model computes in; flow matching schedulers start at scale 1 and have no such field
-        latents = latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        guided = [within and num_channels > 0 for within in guided]
-        conditionings = self._conditionings(self.transformer, ts, labels, guided)
-        first_bad = torch.full((), len(ts), device=device)
-        for step, (t, conditioning) in enumerate(zip(self.progress_bar(ts), conditionings, strict=True)):
-            answer = self._denoise(latents, t, conditioning, guidance_scale, num_channels * guided[step])
+        ts = self._set_timesteps(num_inference_steps, timesteps, sigmas, _source)  # in host memory
+        within = self._guided_steps(ts, guidance_scale, guidance_interval, guidance_interval_unit)
+        guided = [num_channels > 0 and step for step in within]
+        if self._cached is not None:
+            importlib.import_module("dit_hf.caches").check(self._cached._cache_config, guided)
+            CacheMixin._reset_stateful_cache(self._cached)
+
+        run = _Run(ts, labels, guided, guidance_scale, num_channels, guide_model, pos_embeds)
+        start = None if _source is None else self._encode(_source, shape)
+        latents, noise = self._first_latents(shape, generator, latents, start, ts)
+        conditionings = self._conditionings(self.transformer, run)
+        weak = [None] * len(ts) if guide_model is None else self._conditionings(guide_model, run)
+        first_bad = torch.full((), len(ts), device=latents.device)
+        steps = zip(self.progress_bar(ts), conditionings, weak, strict=True)
+        for step, (t, conditioning, weak_conditioning) in enumerate(steps):
+            answer = self._denoise(run, step, latents, conditioning, weak_conditioning)  # (B, C or 2C, H, W)
             latents = self.scheduler.step(answer, t, latents, **step_kwargs).prev_sample  # (B, C, H, W)
+            if start is not None and start.latent_mask is not None and step + 1 < len(ts):
+                known = self._add_noise(start.latents, noise, ts[step + 1 : step + 2])
+                latents = torch.where(start.latent_mask > 0, latents, known)
             # kept on the device, so that the loop never waits for it
             first_bad = torch.where(torch.isfinite(latents).all(), first_bad, first_bad.clamp(max=step))
             if callback_on_step_end is not None:
@@ -326,7 +410,7 @@ class DiTPipeline(DiffusionPipeline):
                 f"latents are not finite after step {first_bad} (t = {ts[first_bad]:g}): lower "
                 "guidance_scale, use bfloat16 or float32, or look at the weights"
             )
-        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        images = latents if output_type == "latent" else self._decode(latents, output_type, start)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -345,33 +429,67 @@ class DiTPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels=None: the model has {num_classes} classes, pass ids or names")
         return [label for label in self._class_ids(class_labels) for _ in range(per_label)]
 
-    def _num_guided_channels(self, guidance_scale: float, guidance_channels: str | None) -> int:
+    def _num_guided_channels(self, guidance: Any, guidance_channels: str | None, guide_model: Any) -> int:
         """How many channels of epsilon are guided, 0 without guidance."""
         config = self.transformer.config
-        if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale={guidance_scale!r}: pass a finite number from 0 on; 1 is no guidance")
+        if isinstance(guidance, BaseGuidance):
+            if (name := type(guidance).__name__) not in GUIDERS:
+                raise ValueError(f"guidance_scale={name} hooks parts that no DiT has: choose from {', '.join(GUIDERS)}")
+        elif not isinstance(guidance, (int, float)) or not 0 <= guidance < math.inf:
+            raise ValueError(f"guidance_scale={guidance!r}: pass a finite number from 0 on; 1 is no guidance")
         guidance_channels = guidance_channels or self.config.guidance_channels
         _check_guidance_channels(guidance_channels)
-        if guidance_scale <= 1:
+        if not isinstance(guidance, BaseGuidance) and guidance <= 1:
             return 0
-        if not config.has_null_class:
+        if guide_model is not None:
+            _check_guide(guide_model.config, config)
+        elif not config.has_null_class:
             raise ValueError(
-                f"guidance_scale={guidance_scale}: a model with num_classes={config.num_classes} and "
-                f"class_dropout_prob={config.class_dropout_prob} has no null class to guide with: pass guidance_scale=1"
+                f"guidance_scale={guidance}: a model with num_classes={config.num_classes} and class_dropout_prob="
+                f"{config.class_dropout_prob} has no null class to guide with: pass guidance_scale=1 or a guide_model"
             )
         return min(GUIDANCE_CHANNELS[guidance_channels] or config.in_channels, config.in_channels)
+
+    def _size(self, batch: int, height: Any, width: Any, policy: str | None, guide_model: Any) -> tuple[tuple, list]:
+        """The latents' shape, and the position embedding of each model; None where it has its own size."""
+        config, factor = self.transformer.config, self.vae_scale_factor
+        trained, unit = config.sample_height_width, factor * config.patch_size
+        size = []
+        for name, pixels, latent in (("height", height, trained[0]), ("width", width, trained[1])):
+            if pixels is not None and (not isinstance(pixels, int) or pixels < unit or pixels % unit):
+                raise ValueError(f"{name}={pixels!r}: pass a multiple of {unit}, the pixels of a patch")
+            size.append(latent if pixels is None else pixels // factor)
+        if (*size,) == trained:
+            return (batch, config.in_channels, *size), [None, None]
+        if policy not in ("extend", "interpolate"):
+            made, usual = ([side * factor for side in sides] for sides in (size, trained))
+            raise ValueError(
+                f"images of {made} pixels from a model of {usual}: pass position_policy='extend' or 'interpolate', not "
+                f"{policy!r}"
+            )
+        models = [self.transformer, *([guide_model] if guide_model is not None else [])]
+        return (batch, config.in_channels, *size), [model.resize_pos_embed(*size, policy) for model in models]
 
     def _check_call(self, shape: tuple, generator: Any, latents: Any, output_type: str) -> None:
         _check_prediction(self.scheduler, self.config.prediction_type)
         _takes_variance(self.scheduler, self.transformer.config.learn_sigma)
+        _check_solver(self.scheduler)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose from pil, np, pt, latent")
-        if isinstance(generator, (list, tuple)) and len(generator) != shape[0]:
+        many = isinstance(generator, (list, tuple))
+        if many and len(generator) != shape[0]:
             raise ValueError(f"{len(generator)} generators for {shape[0]} images: pass one, or one per image")
+        for one in generator if many else [] if generator is None else [generator]:
+            if not isinstance(one, torch.Generator):
+                raise ValueError(f"generator={one!r}: pass torch.Generator().manual_seed(...), or one per image")
+            if one.device.type not in ("cpu", self._execution_device.type):
+                raise ValueError(
+                    f"a generator on {one.device} for a pipeline on {self._execution_device}: use its device"
+                )
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents have the shape {tuple(latents.shape)}, these images need {shape}")
 
-    def _set_timesteps(self, num_steps: int | None, timesteps: Any, sigmas: Any) -> Tensor:
+    def _set_timesteps(self, num_steps: int | None, timesteps: Any, sigmas: Any, source: _Source | None) -> Tensor:
         """Set the scheduler to these steps, and return the timestep of each evaluation of the model."""
         name, num_train = type(self.scheduler).__name__, self.scheduler.config.num_train_timesteps
         own = {"num_inference_steps": num_steps, "timesteps": timesteps, "sigmas": sigmas}
@@ -391,21 +509,41 @@ class DiTPipeline(DiffusionPipeline):
             given["num_inference_steps"] = num_steps
         # in host memory: schedulers branch on them and index with them, for which a loop on a GPU would stop and wait
         self.scheduler.set_timesteps(**given, device="cpu")
-        return self.scheduler.timesteps
+        if source is None:
+            return self.scheduler.timesteps
+        if not _traits(self.scheduler).starts_midway:
+            raise ValueError(f"{name} cannot start from an image: use DDIMScheduler or DPMSolverMultistepScheduler")
+        if not isinstance(source.strength, Real) or not 0 < source.strength <= 1:
+            raise ValueError(f"strength={source.strength!r}: pass a number in (0, 1], 1 for all of the noise")
+        order = self.scheduler.order
+        total = math.ceil(len(self.scheduler.timesteps) / order)
+        if round(total * source.strength) == 0:
+            raise ValueError(f"strength={source.strength} of {total} steps is none: pass more of either")
+        begin = (total - round(total * source.strength)) * order
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(begin)
+        return self.scheduler.timesteps[begin:]
 
-    def _guided_steps(self, ts: Tensor, interval: tuple[float, float] | None, unit: str) -> list[bool]:
+    def _guided_steps(self, ts: Tensor, guidance: Any, interval: tuple[float, float] | None, unit: str) -> list[bool]:
         """Which evaluations are guided (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
-        if interval is None:
-            return [True] * len(ts)
-        if unit == "steps":
-            return [interval[0] <= step / len(ts) < interval[1] for step in range(len(ts))]
-        return [interval[0] < sigma <= interval[1] for sigma in self._noise_levels(ts)]
+        guided = [True] * len(ts)
+        if interval is not None and unit == "steps":
+            guided = [interval[0] <= step / len(ts) < interval[1] for step in range(len(ts))]
+        elif interval is not None:
+            guided = [interval[0] < sigma <= interval[1] for sigma in self._noise_levels(ts)]
+        if isinstance(guidance, BaseGuidance):
+            for step, t in enumerate(ts):
+                guidance.set_state(step, len(ts), t)
+                guided[step] &= guidance.num_conditions == 2
+            guidance.set_state(0, len(ts), ts[0])
+            guidance.prepare_inputs({})  # which forgets the last run
+        return guided
 
     def _noise_levels(self, ts: Tensor) -> np.ndarray:
         """The deviation of noise added to x_0 at each timestep; in flow matching t of (1 - t) x_0 + t noise."""
         if _check_prediction(self.scheduler, self.config.prediction_type) == "flow_prediction":
             return ts.numpy() / self.scheduler.config.num_train_timesteps
-        log_alpha_bar = self.scheduler.alphas_cumprod.double().log().numpy()
+        log_alpha_bar = self.scheduler.alphas_cumprod.double().log().cpu().numpy()
         return np.sqrt(np.expm1(-np.interp(ts.numpy(), np.arange(len(log_alpha_bar)), log_alpha_bar)))
 
     def _step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:
@@ -416,17 +554,34 @@ class DiTPipeline(DiffusionPipeline):
             raise ValueError(f"eta={eta}: {type(self.scheduler).__name__} has none, leave it at 0 or use DDIMScheduler")
         return {name: value for name, value in {"generator": generator, "eta": eta}.items() if name in parameters}
 
-    def _conditionings(
-        self, model: PreTrainedModel, ts: Tensor, labels: Sequence[int | None], guided: list[bool]
-    ) -> Iterator[Any]:
-        """For each step what the model derives from its timestep and labels, where guided for twice the batch.
+    def _first_latents(
+        self, shape: tuple, generator: Any, latents: Tensor | None, start: _Start | None, ts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the loop begins with, and its noise; float32 whatever the model computes in."""
+        device = self._execution_device
+        noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
+        noise = noise.to(device, torch.float32)
+        if start is not None:
+            return self._add_noise(start.latents, noise, ts[:1]), noise
+        # flow matching schedulers start at scale 1 and have no such field
+        return noise * getattr(self.scheduler, "init_noise_sigma", 1.0), noise
+
+    def _add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        latents = latents.expand_as(noise)
+        if _traits(self.scheduler).flow:
+            return self.scheduler.scale_noise(latents, t, noise)
+        return self.scheduler.add_noise(latents, noise, t.expand(len(latents)))
+
+    def _conditionings(self, model: PreTrainedModel, run: _Run) -> Iterator[Any]:
+        """For each step what the model derives from its timestep and labels, where a null class guides for 2B rows.
 
         It is computed once for each timestep and distinct label, for as many steps at once as memory allows, so that
         the loop reads none of the parameters that serve it: a third of the model in adaLN-Zero.
         """
-        config, device = model.config, self._execution_device
-        distinct = [*dict.fromkeys(labels), *([config.null_class_id] if any(guided) else [])]  # L labels
-        plain = torch.tensor([distinct.index(label) for label in labels], device=device)  # (B,)
+        config, device, ts = model.config, self._execution_device, run.ts
+        paired = [guided and run.guide_model is None for guided in run.guided]
+        distinct = [*dict.fromkeys(run.labels), *([config.null_class_id] if any(paired) else [])]  # L labels
+        plain = torch.tensor([distinct.index(label) for label in run.labels], device=device)  # (B,)
         both = torch.cat([plain, torch.full_like(plain, len(distinct) - 1)])  # (2B,)
         ids = None if config.num_classes == 0 else torch.tensor(distinct, device=device)
         # an upper bound: 6D for each block, and 3D for the final layer and the embedding
@@ -443,46 +598,136 @@ class DiTPipeline(DiffusionPipeline):
                 model._hf_hook.pre_forward(model)
             table = model.condition(**arguments)  # (W L, ...)
             for step in range(len(t)):
-                rows = (both if guided[begin + step] else plain) + step * len(distinct)
+                rows = (both if paired[begin + step] else plain) + step * len(distinct)
                 # copies, not views: a compiled model would be compiled again for a view's offset
                 blocks = tuple(None if block is None else block[rows] for block in table.blocks)
                 final = None if table.final is None else table.final[rows]
                 yield table._replace(embedding=table.embedding[rows], blocks=blocks, final=final)
 
-    def _denoise(self, latents: Tensor, t: Tensor, conditioning: Any, scale: float, num_channels: int) -> Tensor:
+    def _denoise(self, run: _Run, step: int, latents: Tensor, conditioning: Any, weak_conditioning: Any) -> Tensor:
         """What the scheduler's step takes: guided epsilon, with the variance where it uses one; float32."""
-        x = latents  # the scheduler's step takes these, unscaled
+        model, t = self.transformer, run.ts[step]
+        x, self.current_timestep = latents, t  # the scheduler's step takes these, unscaled
         if hasattr(self.scheduler, "scale_model_input"):
             x = self.scheduler.scale_model_input(x, t)
-        if num_channels:
-            x = torch.cat([x, x])  # (2B, C, H, W)
-        model = self.transformer
-        answer = model(x.to(model.dtype), conditioning=conditioning).sample.float()
-        if num_channels:
-            cond, uncond = answer.chunk(2)  # (B, C or 2C, H, W)
-            answer = guide(cond, uncond, scale, num_channels)
+        paired = run.guided[step] and run.guide_model is None  # conditional and unconditional rows in one batch
+        with self._cache_context(run, step):
+            answer = _evaluate(model, torch.cat([x, x]) if paired else x, conditioning, run.pos_embeds[0])
+        if run.guided[step]:
+            if run.guide_model is None:
+                cond, other = answer.chunk(2)  # (B, C or 2C, H, W)
+            else:
+                cond, other = answer, _evaluate(run.guide_model, x, weak_conditioning, run.pos_embeds[1])
+            if isinstance(run.guidance, BaseGuidance):
+                run.guidance.set_state(step, len(run.ts), t)
+                moved = run.guidance.forward(cond[:, : run.num_channels], other[:, : run.num_channels]).pred
+                answer = torch.cat([moved, cond[:, run.num_channels :]], dim=1)
+            else:
+                answer = guide(cond, other, run.guidance, run.num_channels)
         return answer if _takes_variance(self.scheduler, model.config.learn_sigma) else answer[:, : latents.shape[1]]
 
-    def _decode(self, latents: Tensor, output_type: str) -> Any:
-        """Undo the latents' scaling, decode, and convert as diffusers does."""
-        if self.vae is None:
-            return self.image_processor.postprocess(latents, output_type)
-        config, dtype = self.vae.config, self.vae.dtype
+    def enable_cache(self, config: Any) -> None:
+        """Let blocks repeat or extrapolate what they computed in earlier steps; the images change a little.
+
+        Args:
+            config: the configuration of one of diffusers' caches; `dit_hf.caches` names those that serve a DiT.
+
+        Raises:
+            ImportError: where this file runs without the package.
+            ValueError: for a cache or a setting that would do nothing, or that a DiT cannot serve.
+        """
+        try:
+            importlib.import_module("dit_hf.caches").enable(self, config)
+        except ModuleNotFoundError as error:
+            raise ImportError("enable_cache needs the package dit-hf: install it and try again") from error
+
+    def disable_cache(self) -> None:
+        """Compute every step in full again."""
+        CacheMixin.disable_cache(getattr(self.transformer, "_orig_mod", self.transformer))
+
+    @property
+    def _cached(self) -> Any:
+        """The transformer, if it has a cache enabled."""
+        model = getattr(self.transformer, "_orig_mod", self.transformer)
+        return model if getattr(model, "_cache_config", None) is not None else None
+
+    def _cache_context(self, run: _Run, step: int) -> AbstractContextManager:
+        if self._cached is None:
+            return nullcontext()
+        level = float(self._noise_levels(run.ts[step : step + 1])[0])
+        if _check_prediction(self.scheduler, self.config.prediction_type) != "flow_prediction":
+            level /= 1 + level  # the time of flow matching with the same ratio of noise
+        where = {"step_index": step, "num_inference_steps": len(run.ts), "timestep": run.ts[step], "sigma": level}
+        # of their own, as the batch is another
+        return CacheMixin.cache_context(self._cached, "guided" if run.guided[step] else "unguided", **where)
+
+    def _latent_scale(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor and shift from the diffused latents to what the VAE decodes."""
+        config = self.vae.config
         std, mean = (
             latents.new_tensor(config.get(name) or [default]).view(1, -1, 1, 1)
             for name, default in (("latents_std", 1.0), ("latents_mean", 0.0))
         )
-        latents = latents * std / config.scaling_factor + mean + (config.get("shift_factor") or 0.0)
-        overflows = dtype == torch.float16 and config.get("force_upcast")  # the VAE says so itself
+        return std / config.scaling_factor, mean + (config.get("shift_factor") or 0.0)
+
+    @contextmanager
+    def _safe_vae(self) -> Iterator[torch.dtype]:
+        dtype = self.vae.dtype
+        overflows = dtype == torch.float16 and self.vae.config.get("force_upcast")  # the VAE says so itself
         if overflows:
             self.vae.to(torch.float32)
-        chunks = latents.to(self.vae.dtype).split(self.decode_batch_size)
-        images = torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])  # (B, 3, height, width)
+        yield self.vae.dtype
         if overflows:
             self.vae.to(dtype)
-        if not torch.isfinite(images).all():
-            raise FloatingPointError(f"the VAE's images are not finite in {dtype}: decode in float32, pipe.vae.float()")
+
+    def _encode(self, source: _Source, shape: tuple) -> _Start:
+        """Read an image and its mask, and encode the image to the mean of its latents."""
+        size, device = (shape[2] * self.vae_scale_factor, shape[3] * self.vae_scale_factor), self._execution_device
+
+        def read(name: str, images: PipelineImageInput, processor: VaeImageProcessor) -> Tensor:
+            tensor = processor.preprocess(images, *size).to(device, torch.float32)
+            if len(tensor) not in (1, shape[0]):
+                raise ValueError(f"{name} holds {len(tensor)} for {shape[0]} images: pass one, or one per image")
+            return tensor
+
+        pixels = latents = read("image", source.image, self.image_processor)
+        mask = None if source.mask_image is None else read("mask_image", source.mask_image, self.mask_processor)
+        latent_mask = None if mask is None else F.max_pool2d(mask, self.vae_scale_factor)  # new where any pixel is
+        if self.vae is not None:
+            with self._safe_vae() as dtype:
+                chunks = latents.to(dtype).split(self.decode_batch_size)
+                latents = torch.cat([self.vae.encode(chunk).latent_dist.mode().float() for chunk in chunks])
+            factor, shift = self._latent_scale(latents)
+            latents = (latents - shift) / factor
+        return _Start(pixels, latents, mask, latent_mask)
+
+    def _decode(self, latents: Tensor, output_type: str, start: _Start | None = None) -> Any:
+        """Undo the latents' scaling, decode, and convert as diffusers does."""
+        images = latents
+        if self.vae is not None:
+            factor, shift = self._latent_scale(latents)
+            with self._safe_vae() as dtype:
+                chunks = (latents * factor + shift).to(dtype).split(self.decode_batch_size)
+                images = torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])  # (B, 3, height, width)
+            if not torch.isfinite(images).all():
+                raise FloatingPointError(f"the VAE's images are not finite in {dtype}: call pipe.vae.float()")
+        if start is not None and start.mask is not None:
+            images = torch.where(start.mask > 0, images, start.pixels)
         return self.image_processor.postprocess(images, output_type)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "DiTPipeline":
+        """Make a pipeline of this class that shares the parts of another, which keep their dtypes.
+
+        Args:
+            pipeline: one of this file's pipelines.
+            **kwargs: parts or settings that differ, such as `scheduler`.
+
+        Raises:
+            ValueError: if the parts do not fit.
+        """
+        kept = {name: pipeline.config.get(name) for name in ("id2label", "guidance_channels", "prediction_type")}
+        return cls(**{**pipeline.components, **kept, **kwargs})
 
     @classmethod
     def from_pretrained(
@@ -647,6 +892,98 @@ class DiTPipeline(DiffusionPipeline):
         return push.push_pipeline(self, repo_id, private=private, **options)
 
 
+class DiTImg2ImgPipeline(DiTPipeline):
+    """Image to image: add noise to an image, and denoise it as another class, or the same (SDEdit, Meng et al. 2022).
+
+    It takes the parts of `DiTPipeline`; `DiTImg2ImgPipeline.from_pipe(pipeline)` shares them.
+    """
+
+    def __call__(
+        self,
+        image: PipelineImageInput,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        strength: float = 0.6,
+        **arguments: Any,
+    ) -> ImagePipelineOutput | tuple:
+        """Change images.
+
+        Args:
+            image: one, or one per image to make; scaled to the size that is made.
+            class_labels: as in `DiTPipeline`, and so are the others.
+            strength: share of the steps to take, in (0, 1]; at 1 little of the image remains.
+            **arguments: those of `DiTPipeline`; `latents` is the noise that is added.
+
+        Raises:
+            ValueError: as in `DiTPipeline`.
+            FloatingPointError: as in `DiTPipeline`.
+        """
+        return super().__call__(class_labels, _source=_Source(image, strength), **arguments)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        image: PipelineImageInput,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        num_inference_steps: int = 100,
+        **arguments: Any,
+    ) -> Tensor:
+        """Find the noise (B, C, H, W) from which DDIM makes an image again (Song et al. 2021, section 4.3).
+
+        Args:
+            image: one, or one per label.
+            class_labels: what the images are.
+            num_inference_steps: the more, the smaller the error; pass the same number to make the image again.
+            **arguments: those of `DiTPipeline`; guided only if guidance_scale is given.
+
+        Raises:
+            ValueError: as in `DiTPipeline`.
+        """
+        names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+        config = {name: self.scheduler.config.get(name) for name in names}
+        config["set_alpha_to_one"] = (
+            config["prediction_type"] != "sample"
+        )  # x_0 without any noise says nothing of epsilon
+        scheduler = DDIMInverseScheduler(**config, timestep_spacing="leading", clip_sample=False)
+        inverse = DiTPipeline.from_pipe(self, scheduler=scheduler)
+        inverse.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        labels = self._label_batch(class_labels, 1, None)
+        start = self._encode(_Source(image, 1.0), self._size(len(labels), None, None, None, None)[0])
+        arguments = {"num_inference_steps": num_inference_steps, "guidance_scale": 1.0, **arguments}
+        latents = start.latents.expand(len(labels), -1, -1, -1)
+        return inverse(class_labels, latents=latents, output_type="latent", **arguments).images
+
+
+class DiTInpaintPipeline(DiTPipeline):
+    """Inpainting: draw a masked part of an image anew; every other pixel stays what it was, to the byte.
+
+    What is known is put back after each step (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, without resampling). It takes
+    the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
+    """
+
+    def __call__(
+        self,
+        image: PipelineImageInput,
+        mask_image: PipelineImageInput,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        strength: float = 1.0,
+        **arguments: Any,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw the masked part of images.
+
+        Args:
+            image: one, or one per image to make; scaled to the size that is made.
+            mask_image: white (from 0.5 up) where something new is drawn; one, or one per image.
+            class_labels: as in `DiTPipeline`, and so are the others.
+            strength: share of the steps to take, in (0, 1]; below 1 what was under the mask shines through.
+            **arguments: those of `DiTPipeline`; with output_type="latent" nothing is composited.
+
+        Raises:
+            ValueError: as in `DiTPipeline`.
+            FloatingPointError: as in `DiTPipeline`.
+        """
+        return super().__call__(class_labels, _source=_Source(image, strength, mask_image), **arguments)
+
+
 def _check_guidance_channels(guidance_channels: Any) -> None:
     if guidance_channels not in GUIDANCE_CHANNELS:
         raise ValueError(f"guidance_channels={guidance_channels!r}: choose from {', '.join(GUIDANCE_CHANNELS)}")
@@ -656,6 +993,28 @@ def _check_count(name: str, value: Any, limit: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
         most = "" if limit == math.inf else f" and at most {limit}"
         raise ValueError(f"{name}={value!r}: pass a whole number of at least 1{most}")
+
+
+def _check_vae(vae: Any, in_channels: int) -> None:
+    channels, factor = vae.latent_channels, vae.get("scaling_factor")
+    if channels != in_channels:
+        raise ValueError(
+            f"the VAE has latent_channels={channels} and in_channels={in_channels} is the model's: unequal"
+        )
+    if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise ValueError(f"the VAE has scaling_factor={factor!r}: set a positive number, 1 over its latents' deviation")
+    for name in ("latents_mean", "latents_std"):
+        if vae.get(name) and len(vae[name]) != channels:
+            raise ValueError(f"the VAE has {len(vae[name])} numbers in {name} for {channels} latent channels")
+
+
+def _check_guide(weak: Any, config: Any) -> None:
+    for name in ("model_type", "in_channels", "sample_size", "num_classes"):
+        if getattr(weak, name, None) != getattr(config, name):
+            raise ValueError(
+                f"guide_model has {name}={getattr(weak, name, None)!r}, the transformer {getattr(config, name)!r}: "
+                "they must be equal"
+            )
 
 
 def _check_interval(interval: Any, unit: str) -> None:

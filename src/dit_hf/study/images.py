@@ -17,8 +17,9 @@ from datasets import Image, load_dataset
 from torch import Tensor
 
 from ..data.images import decode_image, resize_and_crop
+from ..data.streaming import image_bytes
 
-IDX_NAMES = {"train": "train", "test": "t10k"}
+IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> how the files of MNIST and its kin begin
 
 
 @dataclass
@@ -36,13 +37,13 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     Args:
         source: a folder with `train-images-idx3-ubyte.gz` and its kin, padded with black; else a folder or an id that
             `datasets.load_dataset` takes, resized and cropped.
-        split: "train" or "test".
+        split: "train" or "test", or how the source calls it.
         side: of the square images that come out, in pixels.
 
     Raises:
         ValueError: if the source is neither.
     """
-    prefix = Path(source) / IDX_NAMES[split]
+    prefix = Path(source) / IDX_NAMES.get(split, split)
     if Path(f"{prefix}-images-idx3-ubyte.gz").is_file():
         images, labels = (_read_idx(Path(f"{prefix}-{kind}-ubyte.gz")) for kind in ("images-idx3", "labels-idx1"))
         margin = side - images.shape[1]
@@ -57,7 +58,7 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     if not {"image", "label"} <= set(data.column_names):
         raise ValueError(f"{source} has the columns {data.column_names}: a study needs image and label")
     data = data.cast_column("image", Image(decode=False))
-    decoded = [np.array(resize_and_crop(decode_image(row["bytes"]), side)) for row in data["image"]]  # S x S x 3
+    decoded = [np.array(resize_and_crop(decode_image(image_bytes(image)), side)) for image in data["image"]]
     labels = torch.tensor(data["label"])
     return LabelledImages(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), labels, int(labels.max()) + 1)
 

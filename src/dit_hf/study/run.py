@@ -1,5 +1,6 @@
 """Work off what a results file lacks: plan, train, sample, score, append a row; a rerun goes on where it stopped."""
 
+import json
 import logging
 import math
 import platform
@@ -16,11 +17,14 @@ from .. import __version__
 from ..analysis.flops import count_gmacs
 from ..analysis.results import REAL, Key, Row, append_rows, read_rows
 from ..diffusion import OBJECTIVES, DiscreteObjective
+from ..modeling_dit import DiTModel
+from ..training.checkpoint import find_checkpoints
 from .classifier import NAME, load_or_train
 from .images import PixelLatents, load_images
+from .planner import expected_seconds, format_plan, measure_speed
 from .recipe import Cell, Recipe, measurements
 from .score import Measures, Scorer, draw_samples
-from .train import Training
+from .train import Training, make_config
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +46,30 @@ class Study:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder, self.results = recipe, folder, folder / "results.csv"
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.train, self.test = (load_images(recipe.dataset, split, recipe.side) for split in ("train", "test"))
+        splits = ("train", recipe.test_split)
+        self.train, self.test = (load_images(recipe.dataset, split, recipe.side) for split in splits)
         self.latents = PixelLatents.of(self.train.images)
-        self.scorer = Scorer(load_or_train(folder / "classifier.safetensors", self.train), self.train)
+        net = load_or_train(folder / "classifier.safetensors", self.train, self.accelerator.device)
+        self.scorer = Scorer(net, self.train)
         self.training: Training | None = None
         self.commit = commit()  # of the code that was imported: files may change while it runs
+
+    def plan(self) -> str:
+        """What is missing, in order, and the hours that it takes on this machine."""
+        keys = missing(self.recipe, self.results)
+        todo = {(key.model, key.block_type): Cell(key.model, key.block_type, key.seed) for key in keys}
+        speeds = {
+            name: measure_speed(DiTModel(make_config(self.recipe, cell, self.train)), self.accelerator.device)
+            for name, cell in todo.items()
+        }
+        begun = {Cell(*key[:3]): self._images_seen(Cell(*key[:3])) for key in keys}
+        return format_plan(keys, expected_seconds(keys, speeds, begun))
+
+    def _images_seen(self, cell: Cell) -> int:
+        checkpoints = find_checkpoints(self.folder / "checkpoints" / cell.folder)
+        if not checkpoints:
+            return 0
+        return int(json.loads((checkpoints[-1] / "progress.json").read_text())["progress"]["images_seen"])
 
     def run(self, deadline: float = math.inf) -> None:
         """Work off what is missing until the deadline, of `time.monotonic`; then stop at a step, with a checkpoint."""
@@ -81,8 +104,7 @@ class Study:
     def _keep_samples(self, key: Key, images: torch.Tensor) -> None:
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        name = f"{Cell(*key[:3]).folder}-{key.images_seen}-steps{key.num_steps}-cfg{key.guidance_scale:g}"
-        np.savez_compressed(folder / f"{name}.npz", images[:100].permute(0, 2, 3, 1).numpy())
+        np.savez_compressed(folder / f"{key.name}.npz", images[:100].permute(0, 2, 3, 1).numpy())
 
     def _measure_real_images(self) -> None:
         """Rows of held-out images, which no model can be expected to beat."""

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
+from ..configuration_dit import DiTConfig
 from ..diffusion import OBJECTIVES, Objective
 from ..modeling_dit import DiTModel
 from ..training.checkpoint import Progress, newest_whole, prune, read_record, write_checkpoint
@@ -20,9 +21,15 @@ from ..training.ema import EMA
 from ..training.loop import KeyedDraws, LatentBatch, train_steps
 from ..training.state import TrainingState
 from .images import LabelledImages, PixelLatents
-from .recipe import Cell, Recipe, miniature
+from .recipe import Cell, Recipe
 
 SAVE_SECONDS = 120  # a kill loses no more of a training than this
+
+
+def make_config(recipe: Recipe, cell: Cell, data: LabelledImages) -> DiTConfig:
+    """The configuration of a cell's model, fitted to the data."""
+    channels = 4 * data.images.shape[1]
+    return recipe.config(cell.model, block_type=cell.block_type, in_channels=channels, num_classes=data.num_classes)
 
 
 class Training:
@@ -62,17 +69,9 @@ class Training:
                 )
 
     def _fresh(self) -> TrainingState:
-        recipe, channels = self.recipe, self.data.images.shape[1]
+        recipe = self.recipe
         torch.manual_seed(self.cell.seed)
-        config = miniature(
-            self.cell.model,
-            block_type=self.cell.block_type,
-            sample_size=recipe.side // 2,
-            in_channels=4 * channels,
-            num_classes=self.data.num_classes,
-            learn_sigma=recipe.objective == "hybrid",
-        )
-        model = DiTModel(config).to(self.accelerator.device).train()
+        model = DiTModel(make_config(recipe, self.cell, self.data)).to(self.accelerator.device).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
         lr_scheduler = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=recipe.warmup_steps)
