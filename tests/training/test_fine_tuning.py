@@ -1,13 +1,18 @@
 """Whole fine-tunings of seconds: what is trained, what is written, and that they go on bit for bit."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import dit_hf
 from dit_hf import DiTPipeline
+from dit_hf.finetuning import carry_classes
 from dit_hf.training.output import RunFolder
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
@@ -35,8 +40,6 @@ def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, weight in state.items():
         if name != "pos_embed":
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
-    from dit_hf.finetuning import carry_classes
-
     carry_classes(pipeline.transformer, [2, 3, 0])
     pipeline.register_to_config(id2label={0: "c", 1: "d", 2: "x"})
     pipeline.save_pretrained(folder / "base")
@@ -97,6 +100,19 @@ def test_a_part_is_trained_averaged_and_goes_on_bit_for_bit(
     lags = {name for name in weights if not torch.equal(weights[name], average[name])}
     assert changed >= lags  # the average of what is frozen is what is frozen
     assert lags
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_by_two_processes_as_by_one(tiny: Path, tmp_path: Path, base: Path):
+    flags = ("--init_from", str(base), "--keep_classes", "--lora_rank", "2")
+    train(tiny, tmp_path / "one", *flags)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*torchrun, "-m", "dit_hf.training.run", str(tiny / "tiny.yaml"), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
+    half = ["--output_dir", str(tmp_path / "two"), "--train_batch_size", "3"]
+    subprocess.run([*command, *half], check=True, timeout=300, env=environment)
+    once, twice = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(once, twice, rtol=1e-3, atol=1e-4)  # sums in another order
 
 
 def test_gradient_checkpointing_changes_nothing_in_the_training_of_an_adapter(tiny: Path, tmp_path: Path, base: Path):
