@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the 
 
 import trainer
 
+from dit_hf.training.lock import process_start
+
 PHASES = ["start", "step", "save", "delete", "preview", "finish"]
 LAUNCHERS = {
     "accelerate": ["accelerate.commands.launch", "--num_processes", "1", "--cpu"],
@@ -79,8 +81,10 @@ def test_signal_to_the_whole_group_spares_the_workers_until_the_checkpoint_is_sa
     process.join(25)
     assert process.exitcode == 143, (tmp_path / "journal.0.out").read_text()[-3000:]
     assert (tmp_path / "out/checkpoints/step-00000001/manifest.json").exists()
-    time.sleep(0.2)
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    deadline = time.monotonic() + 10
+    while any(process_start(int(child)) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(process_start(int(child)) for child in children)
 
 
 def launch_and_stop(tiny: Path, tmp_path: Path, launcher: str, phase: str) -> None:
@@ -95,10 +99,10 @@ def launch_and_stop(tiny: Path, tmp_path: Path, launcher: str, phase: str) -> No
     pid = wait_for(phase, tmp_path)
     process.terminate()  # the launcher, as a scheduler or a user does
     deadline = time.monotonic() + 25
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    while process_start(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     output, _ = process.communicate(timeout=60)
-    assert not Path(f"/proc/{pid}").exists(), output[-3000:]
+    assert not process_start(pid), output[-3000:]
     check_status(tmp_path, "SIGTERM")
 
 

@@ -80,6 +80,25 @@ def test_out_of_memory_names_the_step_and_what_to_change(tiny: Path, tmp_path: P
         train(tiny, tmp_path)
 
 
+def test_last_step_is_saved_when_the_data_end_with_an_error(tiny: Path, tmp_path: Path, monkeypatch):
+    from dit_hf.data.streaming import ImageStream
+
+    whole = ImageStream.__iter__
+
+    def broken(self):
+        for number, batch in enumerate(whole(self), 1):
+            if number > 6:
+                raise ValueError("shard 7 is gone")
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageStream, "__iter__", broken)
+        with pytest.raises(ValueError, match="shard 7 is gone"):
+            train(tiny, tmp_path)
+    assert (tmp_path / "checkpoints" / "step-00000006" / "manifest.json").exists()
+    assert json.loads((tmp_path / "status.json").read_text())["reason"] == "shard 7 is gone"
+
+
 def test_losses_of_the_quarters_of_the_timesteps_make_the_loss(tiny: Path, tmp_path: Path):
     train(tiny, tmp_path, "--max_train_steps", "1", "--train_batch_size", "1", "--ema_decay", "0.01")
     (row,) = metrics(tmp_path)

@@ -136,11 +136,13 @@ class RunFolder:
     def __init__(self, path: Path, accelerator: Accelerator) -> None:
         self.path, self.accelerator = path, accelerator
         self.checkpoints = path / "checkpoints"
+        self.has_begun = False  # a run that is refused leaves the folder as it is
         self.last_saved = 0  # step of the newest checkpoint
         self._last_tried = 0  # the same on every process, as all take part in a save
 
     def begin(self, settings: TrainSettings, step: int = 0) -> None:
         """Write the settings, start the trackers, and cut the metrics back to the step that the run goes on from."""
+        self.has_begun = True
         self.last_saved = self._last_tried = step
         if self.accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)

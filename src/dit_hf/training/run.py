@@ -70,15 +70,18 @@ def run(settings: TrainSettings) -> Path:
     with StopRequest() as stop, contextlib.ExitStack() as stack:
         on_main_process(accelerator, lambda: bool(stack.enter_context(FolderLock(folder.path))))
         try:
-            return assemble_and_train(settings, accelerator, folder, stop)
+            pipeline = assemble_and_train(settings, accelerator, folder, stop)
         except BaseException as error:
-            if accelerator.is_main_process:
+            is_agreed = isinstance(error, Preempted)  # by all processes; the others' ends are not waited for otherwise
+            if folder.has_begun and accelerator.is_main_process:
                 received = {"signal": stop.received.name, "exit_code": EXIT_CODE} if stop.received else {}
-                state = "preempted" if isinstance(error, Preempted) else "failed"
-                folder.write_status(state, step=folder.last_saved, reason=str(error) or repr(error), **received)
+                state, reason = "preempted" if is_agreed else "failed", str(error) or repr(error)
+                folder.write_status(state, step=folder.last_saved, reason=reason, **received)
+            if is_agreed or accelerator.num_processes == 1:
+                accelerator.end_training()
             raise
-        finally:
-            accelerator.end_training()
+        accelerator.end_training()
+    return pipeline
 
 
 def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, stop: StopRequest) -> Path:
@@ -110,8 +113,6 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     state, prepared = make_state(settings, accelerator, model)
     check_previews(settings, model.config)
     progress = resume(folder, settings, state)
-    if progress.step >= settings.max_train_steps:
-        logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
 
     stream = ImageStream(
         source,

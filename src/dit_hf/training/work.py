@@ -100,13 +100,17 @@ class Work:
             self._preview(progress)
 
     def _next_record(self, progress: Progress, records: Iterator[StepRecord]) -> StepRecord:
-        """The next step.
+        """The next step; a single process saves the last one if the data end with an error.
 
         Raises:
             MemoryError: if it does not fit the memory, naming what to change.
         """
         try:
             return next(records)
+        except (OSError, ValueError):
+            if self.accelerator.num_processes == 1 and progress.step > 0:
+                self.folder.checkpoint(self.state, progress, self.settings)
+            raise
         except (MemoryError, RuntimeError) as error:
             if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
                 raise
