@@ -32,9 +32,9 @@ CARD = """{front}
 
 # Latents of {info.source}
 
-Mean and log-variance of the posterior of the VAE {info.vae} for {report[num_images]} images of {info.resolution} px{too},
-as {info.dtype}, made with dit-hf. Train with `--dataset_name` and this set's name; `latents.json` holds what they were
-made of.
+Mean and log-variance of the posterior of the VAE {info.vae} for {report[num_images]} images of {info.resolution}
+px{too}, as {info.dtype}, made with dit-hf. Train with `--dataset_name` and this set's name; `latents.json` holds what
+they were made of.
 
 ```python
 import numpy as np

@@ -18,7 +18,7 @@ PACKAGE = "dit_hf"
 
 ROOMS = {
     "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "evaluation", "analysis",
-    "conversion", "training", "training.run", "hub", "study",
+    "conversion", "evaluation.run", "finetuning", "training", "training.run", "hub", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -30,8 +30,10 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": set(),
     "data": set(),
     "evaluation": set(),
+    "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit"},
     "conversion": {"configuration_dit", "modeling_dit"},
+    "finetuning": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
     "training": {"diffusion"},
     "training.run": ROOMS | {PACKAGE},
     "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "analysis"},
@@ -78,7 +80,7 @@ DISTRIBUTIONS = {
 }
 
 MAX_FILE_LINES = 450
-MAX_TRAVELLING_LINES = 1000  # the Hub's loaders fetch each of these alone, so none can be split
+MAX_TRAVELLING_LINES = 1050  # the Hub's loaders fetch each of these alone, so none can be split
 MAX_FUNCTION_LINES = 80  # without its docstring
 FORBIDDEN_FILES = {"utils", "helpers", "common"}
 FORBIDDEN_FOLDERS = {"dit", "datasets", "transformers", "diffusers", "accelerate"}  # diffusers resolves names by folder
@@ -241,7 +243,7 @@ BAD_TREE = [
     ("modeling_dit.py", '"""\n>>> import dit_hf\n"""', "modeling_dit.py:2: a travelling file may not say"),
     ("configuration_dit.py", "# from dit_hf import DiTConfig", "configuration_dit.py:1: a travelling file may not say"),
     ("analysis/macs.py", "x = 1\n" * 451, "451 lines, over 450"),
-    ("pipeline_dit.py", "x = 1\n" * 1001, "1001 lines, over 1000"),
+    ("pipeline_dit.py", "x = 1\n" * 1051, "1051 lines, over 1050"),
     ("analysis/plots.py", "def f():\n" + "    x = 1\n" * 80, "f has 81 lines, over 80"),
     ("conversion/utils.py", "", "'utils' is none"),
     ("conversion/read.py", "import pickle\npickle.load(file)", "pickle.load(file) may run what a file says"),

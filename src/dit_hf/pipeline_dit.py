@@ -153,6 +153,17 @@ def _check_spacing(scheduler: SchedulerMixin, num_steps: int) -> None:
         )
 
 
+def _check_solver(scheduler: SchedulerMixin) -> None:
+    """Refuse settings of a solver with which it fails on the exact denoiser of a Gaussian."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "DEISMultistepScheduler" and config.solver_order > 2:
+        why, fix = "loses its digits, and errs the more the more steps it takes", "solver_order=2"
+        raise ValueError(f"{name} with solver_order={config.solver_order} {why}: use {fix}")
+    if name == "UniPCMultistepScheduler" and config.solver_type == "bh1" and config.final_sigmas_type == "zero":
+        why, fix = "multiplies infinity by zero in its last step", "solver_type='bh2' or final_sigmas_type='sigma_min'"
+        raise ValueError(f"{name} with solver_type='bh1' {why}: use {fix}")
+
+
 def guide(cond: Tensor, uncond: Tensor, scale: float, num_channels: int) -> Tensor:
     """Move the first channels away from the unconditional answer (Ho & Salimans 2022, arXiv 2207.12598, eq. 6)."""
     guided = uncond[:, :num_channels] + scale * (cond[:, :num_channels] - uncond[:, :num_channels])
@@ -240,6 +251,7 @@ class DiTPipeline(DiffusionPipeline):
         _check_guidance_channels(guidance_channels)
         prediction_type = _check_prediction(scheduler, prediction_type)
         _takes_variance(scheduler, config.learn_sigma)
+        _check_solver(scheduler)
         id2label = {int(label_id): str(label) for label_id, label in (id2label or {}).items()}
         outside = [label_id for label_id in id2label if not 0 <= label_id < config.num_classes]
         if outside:
@@ -461,6 +473,7 @@ class DiTPipeline(DiffusionPipeline):
     def _check_call(self, shape: tuple, generator: Any, latents: Any, output_type: str) -> None:
         _check_prediction(self.scheduler, self.config.prediction_type)
         _takes_variance(self.scheduler, self.transformer.config.learn_sigma)
+        _check_solver(self.scheduler)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: choose from pil, np, pt, latent")
         many = isinstance(generator, (list, tuple))
@@ -764,6 +777,10 @@ class DiTPipeline(DiffusionPipeline):
         """
         if format not in ("dit_hf", "diffusers"):
             raise ValueError(f"format={format!r}: choose from dit_hf, diffusers")
+        if getattr(self.transformer, "peft_config", None):
+            raise ValueError(
+                "an adapter is loaded: call fuse_lora() or unload_lora_weights() before saving the pipeline"
+            )
         if kwargs.pop("push_to_hub", False):
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
         if format == "dit_hf":
@@ -809,6 +826,35 @@ class DiTPipeline(DiffusionPipeline):
         # there diffusers knows libraries by a fixed list, and would look for any other in the repository
         downloading = type(cls.__name__, (cls,), {"__module__": cls.__module__, "_transformer_module": "transformers"})
         return super(DiTPipeline, downloading).download(pretrained_model_name, **kwargs)  # type: ignore[misc]
+
+    def load_lora_weights(self, source: str | Path, **kwargs: Any) -> None:
+        """Load a LoRA adapter, with the classes it was trained for; one at a time.
+
+        Args:
+            source: a folder or an id on the Hub, as a training with `lora_rank` writes it.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            ImportError: where this package or PEFT is not installed.
+            ValueError: if the source is no adapter, or one of another model.
+        """
+        id2label = importlib.import_module("dit_hf.finetuning").load_lora(self.transformer, source, **kwargs)
+        self._id2label_before_lora = self.config.id2label
+        self.register_to_config(id2label=id2label)
+
+    def fuse_lora(self, lora_scale: float = 1.0) -> None:
+        """Add the adapter to the weights, at a strength of `lora_scale`; the pipeline saves as any other then.
+
+        Raises:
+            ValueError: if no adapter is loaded.
+        """
+        importlib.import_module("dit_hf.finetuning").merge_lora(self.transformer, lora_scale)
+
+    def unload_lora_weights(self) -> None:
+        """Take out an adapter that is not fused, and return to the classes before it."""
+        if getattr(self.transformer, "peft_config", None):
+            importlib.import_module("dit_hf.finetuning").remove_lora(self.transformer)
+            self.register_to_config(id2label=self._id2label_before_lora)
 
     def push_to_hub(
         self,

@@ -118,7 +118,8 @@ def test_checkpointing_keeps_the_inputs_of_the_blocks_and_one_block(block_type):
 def test_vae_is_counted_as_its_convolutions():
     config = {
         "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",),
-        "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "mid_block_add_attention": False, "latent_channels": 2,
+        "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "mid_block_add_attention": False,
+        "latent_channels": 2,
     }  # fmt: skip
     area = {"encoder": 0, "decoder": 0}
     vae = AutoencoderKL(**config)

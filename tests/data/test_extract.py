@@ -128,22 +128,25 @@ def contents(folder: Path) -> dict[str, list]:
     return {path.name: pq.read_table(path).to_pylist() for path in sorted((folder / "data").glob("*.parquet"))}
 
 
+SMALL_SHARDS = f"""
+import os, sys, time
+sys.path.insert(0, {str(EXAMPLE.parent)!r})
+import extract_latents as example
+from dit_hf.data import extract
+
+extract.extract_latents.__kwdefaults__["rows_of_a_shard"] = 8
+rename = extract._rename
+extract._rename = lambda *paths: (time.sleep(float(os.environ.get("PAUSE", 0))), rename(*paths))
+(settings,) = example.HfArgumentParser(example.ExtractSettings).parse_args_into_dataclasses()
+example.run(settings)
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_killed_and_started_again_make_what_one_makes(colours, vae, latents, tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     script = tmp_path / "extract.py"
-    script.write_text(  # the example, with small shards and a pause at each
-        "import sys, time\n"
-        f"sys.path.insert(0, {str(EXAMPLE.parent)!r})\n"
-        "import extract_latents as example\n"
-        "from dit_hf.data import extract\n"
-        "extract.ROWS_OF_A_SHARD = 8\n"
-        "extract.extract_latents.__kwdefaults__['rows_of_a_shard'] = 8\n"
-        "rename = extract._rename\n"
-        "extract._rename = lambda *paths: (time.sleep(float(sys.argv.pop() if len(sys.argv) > 1 and sys.argv[-1][0] == '2' else 0)), rename(*paths))\n"
-        "(settings,) = example.HfArgumentParser(example.ExtractSettings).parse_args_into_dataclasses(sys.argv[1:])\n"
-        "example.run(settings)\n"
-    )
+    script.write_text(SMALL_SHARDS)
     flags = {
         "output_dir": tmp_path / "out",
         "dataset_name": colours,
@@ -152,13 +155,15 @@ def test_two_processes_killed_and_started_again_make_what_one_makes(colours, vae
     }
     flags = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    alone = subprocess.Popen([sys.executable, str(script), *flags], env=environment, start_new_session=True)
+    slowly = {**environment, "PAUSE": "1"}  # between what is written and its renaming
+    alone = subprocess.Popen([sys.executable, str(script), *flags], env=slowly, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out" / "data").glob("*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.killpg(alone.pid, signal.SIGKILL)
     alone.wait()
     left = contents(tmp_path / "out")
+    assert 0 < len(left) < 3
     launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command = [sys.executable, "-m", *launch, "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script)]
     subprocess.run([*command, *flags], env=environment, check=True, timeout=200, capture_output=True)

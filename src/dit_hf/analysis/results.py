@@ -24,6 +24,12 @@ class Key(NamedTuple):
     guidance_scale: float
     num_samples: int
 
+    @property
+    def name(self) -> str:
+        """What was measured, as a name for files; without the number of samples."""
+        training = f"{self.model.replace('/', '-')}-{self.block_type}-seed{self.seed}-{self.images_seen}"
+        return f"{training}-steps{self.num_steps}-cfg{self.guidance_scale:g}"
+
 
 @dataclass(frozen=True)
 class Row:

@@ -75,6 +75,7 @@ def decode_image(data: bytes) -> Image.Image:
     """
     with open_checked(data) as file:
         try:
+            file.load()  # before the orientation: Pillow reports a damaged stream once only, and a PNG's EXIF reads it
             turn = UPRIGHT.get(read_orientation(file))
             image = file if turn is None else file.transpose(turn)
             if image.mode in DEEP_MODES:

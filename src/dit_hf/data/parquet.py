@@ -142,8 +142,10 @@ class ParquetSource:
 
     def _open(self, file: int) -> Any:
         path = self.files[file]
-        # arrow asks for the ranges it needs, each once: a cache would only read more
-        return fsspec.open(path, "rb", cache_type="none").open() if "://" in path else open(path, "rb")
+        if "://" not in path:
+            return open(path, "rb")
+        system, path = fsspec.url_to_fs(path)
+        return system.open(path, "rb", cache_type="none")  # arrow asks for each range once: a cache would read more
 
     def _read_footer(self, file: int) -> pq.FileMetaData:
         def read() -> pq.FileMetaData:

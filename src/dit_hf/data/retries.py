@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def retried(read: Callable[[], T], what: str) -> T:
             passing = isinstance(error, HTTPError | ConnectionError | TimeoutError)
             if isinstance(error, HfHubHTTPError):
                 passing = error.response is None or error.response.status_code in PASSING
+            passing = passing and not is_offline_mode()
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             if not passing or attempt == TRIES:
                 tries = f" after {attempt} tries" if passing else ""

@@ -152,7 +152,7 @@ def open_images(
         SourceError: if a shard cannot be read.
     """
     builder = _find_builder(name, config_name, revision)
-    dataset = builder.as_streaming_dataset(split=split)
+    dataset = retried(lambda: builder.as_streaming_dataset(split=split), f"the data set {name}")
     if dataset.features is None:
         dataset = dataset._resolve_features()
     features = dataset.features
@@ -180,10 +180,7 @@ def _find_builder(name: str, config_name: str | None, revision: str | None) -> D
     if reader:
         return load_dataset_builder(reader, config_name, data_files=name)
     commit = None if revision and revision.startswith("files-") else revision
-    try:
-        return load_dataset_builder(name, config_name, revision=commit)
-    except FileNotFoundError as error:  # DatasetNotFoundError is one
-        raise ValueError(f"--dataset_name {name}: {error}") from error
+    return retried(lambda: load_dataset_builder(name, config_name, revision=commit), f"the data set {name}")
 
 
 def _check_columns(name: str, features: Any, image_column: str, label_column: str) -> None:

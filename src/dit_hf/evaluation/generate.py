@@ -14,7 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +40,11 @@ def _mix(word: int) -> int:
     return word ^ word >> 16
 
 
+@cache
+def _words(seed: int) -> list[int]:
+    return np.random.SeedSequence(seed).generate_state(2, np.uint32).tolist()
+
+
 def image_seed(seed: int, index: int) -> int:
     """The seed of image `index`: another one for each, as torch's CPU generator keeps 32 bits of what it is given.
 
@@ -47,7 +52,7 @@ def image_seed(seed: int, index: int) -> int:
         seed: of all images, from 0 on.
         index: 0..2^32 - 1. Hashes of 32 bits would give two of 100,000 images the same noise, more often than not.
     """
-    first, second = np.random.SeedSequence(seed).generate_state(2, np.uint32).tolist()
+    first, second = _words(seed)
     return _mix(_mix(index ^ first) ^ second)
 
 

@@ -1,58 +1,36 @@
 """How long a study takes on this machine: each model is timed for a moment, and what is missing is added up."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ..analysis.results import Key
+from ..modeling_dit import DiTModel
 from .recipe import Cell
 
+TIMED_BATCH = 32
 
-@dataclass
+
+@dataclass(frozen=True)
 class Speed:
-    """Seconds of an image on this machine, for one model."""
+    """Seconds of one image on this machine, for one model."""
 
-    training_step: float  # per image
-    forward: float  # per image
-
-
-@dataclass
-class Plan:
-    """What is missing, and the seconds that it is expected to take.
-
-    Args:
-        keys: in order.
-        speeds: by (model, block type).
-        images_seen: of each training, so far.
-    """
-
-    keys: Sequence[Key]
-    speeds: dict[tuple[str, str], Speed]
-    images_seen: dict[Cell, int] = field(default_factory=dict)
-
-    def seconds(self) -> list[float]:
-        """Expected seconds of each measurement, what is left of its training included."""
-        seen, expected = dict(self.images_seen), []
-        for key in self.keys:
-            cell, speed = Cell(key.model, key.block_type, key.seed), self.speeds[key.model, key.block_type]
-            images = max(key.images_seen - seen.get(cell, 0), 0)
-            forwards = key.num_samples * key.num_steps * (2 if key.guidance_scale > 1 else 1)
-            expected.append(images * speed.training_step + forwards * speed.forward)
-            seen[cell] = max(key.images_seen, seen.get(cell, 0))
-        return expected
+    training: float
+    forward: float
 
 
-def measure_speed(model: torch.nn.Module, latents: torch.Tensor, num_classes: int) -> Speed:
-    """Time one training step and one forward, each after one that warms up.
+def measure_speed(model: DiTModel, device: torch.device) -> Speed:
+    """Time a training step and a forward, each after one that warms up.
 
     Args:
-        model: a DiT of its own, which is thrown away.
-        latents: a batch (B, C, h, w) on the model's device.
-        num_classes: 0 for none.
+        model: one of its own, as its weights change.
+        device: to time it on.
     """
-    labels = torch.zeros(len(latents), dtype=torch.long, device=latents.device) if num_classes else None
+    config = model.to(device).config
+    latents = torch.zeros(TIMED_BATCH, config.in_channels, *config.sample_height_width, device=device)
+    labels = torch.zeros(TIMED_BATCH, dtype=torch.long, device=device)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
 
     def train() -> None:
@@ -64,15 +42,46 @@ def measure_speed(model: torch.nn.Module, latents: torch.Tensor, num_classes: in
     def sample() -> None:
         model.eval()(latents, 0, labels)
 
-    return Speed(*(_time(work, latents.device) / len(latents) for work in (train, sample)))
+    return Speed(*(_seconds(work, device) / TIMED_BATCH for work in (train, sample)))
 
 
-def _time(work, device: torch.device) -> float:
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    elapsed = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elapsed = time.perf_counter() - began
+    return elapsed
+
+
+def expected_seconds(
+    keys: Iterable[Key], speeds: Mapping[tuple[str, str], Speed], images_seen: Mapping[Cell, int]
+) -> list[float]:
+    """Expected seconds of each measurement, with what is missing of its training; time for scoring is not counted.
+
+    Args:
+        keys: in order.
+        speeds: by model and design of the block.
+        images_seen: by trainings that have begun.
+    """
+    seen, expected = dict(images_seen), []
+    for key in keys:
+        cell, speed = Cell(key.model, key.block_type, key.seed), speeds[key.model, key.block_type]
+        images = max(key.images_seen - seen.get(cell, 0), 0)
+        forwards = key.num_samples * key.num_steps * (2 if key.guidance_scale > 1 else 1)
+        expected.append(images * speed.training + forwards * speed.forward)
+        seen[cell] = max(key.images_seen, seen.get(cell, 0))
+    return expected
+
+
+def format_plan(keys: Sequence[Key], seconds: Sequence[float]) -> str:
+    """Hours by seed and checkpoint, in the order of work, and in all."""
+    groups: dict[str, list[float]] = {}
+    for key, expected in zip(keys, seconds, strict=True):
+        what = f"seed {key.seed}, {key.images_seen:,} images seen, {key.num_samples:,} samples"
+        what += f", guidance {key.guidance_scale:g}" if key.guidance_scale != 1 else f", {key.num_steps} steps"
+        groups.setdefault(what, []).append(expected)
+    lines = [f"{sum(group) / 3600:8.2f} h  {what}: {len(group)} measurements" for what, group in groups.items()]
+    return "\n".join([*lines, f"{sum(seconds) / 3600:8.2f} h  in all"])

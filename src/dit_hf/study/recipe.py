@@ -4,16 +4,18 @@ The miniatures have a quarter of the paper's depth, an eighth of its width and h
 stand to each other as in table 1; on latents of 16 x 16 the patches of 8, 4 and 2 give 4, 16 and 64 tokens.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from ..analysis.results import Key
-from ..configuration_dit import PAPER_SIZES, BlockType, DiTConfig
+import yaml
 
-DEPTH, WIDTH, HEADS = 4, 8, 2  # the paper's numbers over the miniatures'
-PATCHES = (8, 4, 2)
-SIZES = ("S", "B", "L", "XL")
+from ..analysis.results import Key
+from ..analysis.selection import PATCHES, SIZES
+from ..configuration_dit import PAPER_SIZES, BlockType, DiTConfig
+from ..diffusion import OBJECTIVES, DiscreteObjective
+
 BLOCKS_SIZE = "XL/4"  # the four designs are compared on this model; the paper's is XL/2, four times as dear
 
 
@@ -23,8 +25,12 @@ class Recipe:
 
     Args:
         dataset: a folder of IDX files, or what `datasets.load_dataset` takes.
-        side: of the images, in pixels.
-        objective: a key of `dit_hf.diffusion.OBJECTIVES`.
+        test_split: the name of the split of held-out images, for data sets that are no IDX files.
+        side: of the images, in pixels; half of it is the side of the latents.
+        depth_divisor: the paper's number of blocks over this study's; 1 for the paper's models.
+        width_divisor: the same for the width.
+        heads_divisor: the same for the heads.
+        objective: a key of `dit_hf.diffusion.OBJECTIVES` that DDIM can sample.
         batch_size: images of a step.
         learning_rate: constant after the warm-up.
         warmup_steps: in which the learning rate rises.
@@ -39,10 +45,17 @@ class Recipe:
         num_sampling_samples: of each of these.
         guidance_model: whose guidance is varied, likewise.
         guidance_scales: that are measured.
+
+    Raises:
+        ValueError: for a value outside its limits.
     """
 
     dataset: str = "/usr/share/datasets/fashion-mnist"
+    test_split: str = "test"
     side: int = 32
+    depth_divisor: int = 4
+    width_divisor: int = 8
+    heads_divisor: int = 2
     objective: str = "sample"
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -61,10 +74,33 @@ class Recipe:
 
     def __post_init__(self) -> None:
         wrong = [images for images in self.checkpoints if images % self.batch_size]
-        if wrong or list(self.checkpoints) != sorted(set(self.checkpoints)):
+        if wrong or not self.checkpoints or list(self.checkpoints) != sorted(set(self.checkpoints)):
             raise ValueError(
                 f"checkpoints={self.checkpoints}: they must rise, and be multiples of batch_size={self.batch_size}"
             )
+        discrete = [name for name, cls in OBJECTIVES.items() if issubclass(cls, DiscreteObjective)]  # type: ignore[arg-type]
+        if self.objective not in discrete:
+            raise ValueError(f"objective={self.objective!r}: DDIM samples {', '.join(discrete)}")
+        if self.side % (2 * max(PATCHES)):
+            raise ValueError(f"side={self.side}: latents of half of it need a multiple of {2 * max(PATCHES)}")
+        if not self.seeds:
+            raise ValueError("seeds=(): a study needs one")
+
+    @classmethod
+    def read(cls, path: Path) -> "Recipe":
+        """Read the fields that differ from a YAML file.
+
+        Raises:
+            ValueError: for a field that there is not.
+        """
+        given: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        known = {field.name for field in fields(cls)}
+        if unknown := set(given) - known:
+            raise ValueError(f"{path} sets {', '.join(sorted(unknown))}: a recipe has {', '.join(sorted(known))}")
+        tuples: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
+        return cls(**tuples)
 
     @property
     def summary(self) -> str:
@@ -76,8 +112,32 @@ class Recipe:
 
     def training_fields(self) -> dict[str, Any]:
         """What a checkpoint depends on; a study cannot go on when one of these changes."""
-        names = ("dataset", "side", "objective", "batch_size", "learning_rate", "warmup_steps", "ema_decay")
+        data_and_model = ("dataset", "side", "depth_divisor", "width_divisor", "heads_divisor")
+        names = (*data_and_model, "objective", "batch_size", "learning_rate", "warmup_steps", "ema_decay")
         return {name: asdict(self)[name] for name in names}
+
+    def config(self, model: str, **others: Any) -> DiTConfig:
+        """The miniature of one of the paper's sizes.
+
+        Args:
+            model: such as "XL/2".
+            **others: the other fields of `DiTConfig`.
+
+        Raises:
+            ValueError: if the paper has no such size.
+        """
+        if f"DiT-{model}" not in PAPER_SIZES:
+            raise ValueError(f"model={model!r} is none of {', '.join(f'{s}/{p}' for s, p in product(SIZES, PATCHES))}")
+        depth, width, heads, patch = PAPER_SIZES[f"DiT-{model}"][:4]
+        return DiTConfig(
+            num_hidden_layers=depth // self.depth_divisor,
+            hidden_size=width // self.width_divisor,
+            num_attention_heads=heads // self.heads_divisor,
+            patch_size=patch,
+            sample_size=self.side // 2,
+            learn_sigma=self.objective == "hybrid",
+            **others,
+        )
 
 
 class Cell(NamedTuple):
@@ -91,23 +151,6 @@ class Cell(NamedTuple):
     def folder(self) -> str:
         """A name for its files."""
         return f"{self.model.replace('/', '-')}-{self.block_type}-seed{self.seed}"
-
-
-def miniature(model: str, **fields: Any) -> DiTConfig:
-    """The miniature of one of the paper's sizes.
-
-    Args:
-        model: such as "XL/2".
-        **fields: the others of `DiTConfig`.
-
-    Raises:
-        ValueError: if the paper has no such size.
-    """
-    if f"DiT-{model}" not in PAPER_SIZES:
-        raise ValueError(f"model={model!r} is none of {', '.join(f'{s}/{p}' for s, p in product(SIZES, PATCHES))}")
-    depth, width, heads, patch = PAPER_SIZES[f"DiT-{model}"][:4]
-    shape = {"num_hidden_layers": depth // DEPTH, "hidden_size": width // WIDTH, "num_attention_heads": heads // HEADS}
-    return DiTConfig(**{**shape, "patch_size": patch, **fields})
 
 
 def cells(seed: int) -> list[Cell]:

@@ -1,5 +1,6 @@
 """Work off what a results file lacks: plan, train, sample, score, append a row; a rerun goes on where it stopped."""
 
+import json
 import logging
 import math
 import platform
@@ -13,14 +14,17 @@ import torch
 from accelerate import Accelerator
 
 from .. import __version__
-from ..analysis.flops import count_gmacs
+from ..analysis.flops import count_gmacs, count_parameters
 from ..analysis.results import REAL, Key, Row, append_rows, read_rows
 from ..diffusion import OBJECTIVES, DiscreteObjective
+from ..modeling_dit import DiTModel
+from ..training.checkpoint import find_checkpoints
 from .classifier import NAME, load_or_train
 from .images import PixelLatents, load_images
+from .planner import expected_seconds, format_plan, measure_speed
 from .recipe import Cell, Recipe, measurements
 from .score import Measures, Scorer, draw_samples
-from .train import Training
+from .train import Training, make_config
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +46,30 @@ class Study:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder, self.results = recipe, folder, folder / "results.csv"
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.train, self.test = (load_images(recipe.dataset, split, recipe.side) for split in ("train", "test"))
+        splits = ("train", recipe.test_split)
+        self.train, self.test = (load_images(recipe.dataset, split, recipe.side) for split in splits)
         self.latents = PixelLatents.of(self.train.images)
-        self.scorer = Scorer(load_or_train(folder / "classifier.safetensors", self.train), self.train)
+        net = load_or_train(folder / "classifier.safetensors", self.train, self.accelerator.device)
+        self.scorer = Scorer(net, self.train)
         self.training: Training | None = None
         self.commit = commit()  # of the code that was imported: files may change while it runs
+
+    def plan(self) -> str:
+        """What is missing, in order, and the hours that it takes on this machine."""
+        keys = missing(self.recipe, self.results)
+        todo = {(key.model, key.block_type): Cell(key.model, key.block_type, key.seed) for key in keys}
+        speeds = {
+            name: measure_speed(DiTModel(make_config(self.recipe, cell, self.train)), self.accelerator.device)
+            for name, cell in todo.items()
+        }
+        begun = {Cell(*key[:3]): self._images_seen(Cell(*key[:3])) for key in keys}
+        return format_plan(keys, expected_seconds(keys, speeds, begun))
+
+    def _images_seen(self, cell: Cell) -> int:
+        checkpoints = find_checkpoints(self.folder / "checkpoints" / cell.folder)
+        if not checkpoints:
+            return 0
+        return int(json.loads((checkpoints[-1] / "progress.json").read_text())["progress"]["images_seen"])
 
     def run(self, deadline: float = math.inf) -> None:
         """Work off what is missing until the deadline, of `time.monotonic`; then stop at a step, with a checkpoint."""
@@ -65,6 +88,7 @@ class Study:
         objective = OBJECTIVES[self.recipe.objective]()
         assert isinstance(objective, DiscreteObjective)
         model = training.state.ema.module
+        assert isinstance(model, DiTModel)
         images = draw_samples(model, objective, self.latents, key.num_samples, key.num_steps, key.guidance_scale)
         labels = torch.arange(key.num_samples) % self.train.num_classes
         sample_seconds = time.monotonic() - began
@@ -81,8 +105,7 @@ class Study:
     def _keep_samples(self, key: Key, images: torch.Tensor) -> None:
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        name = f"{Cell(*key[:3]).folder}-{key.images_seen}-steps{key.num_steps}-cfg{key.guidance_scale:g}"
-        np.savez_compressed(folder / f"{name}.npz", images[:100].permute(0, 2, 3, 1).numpy())
+        np.savez_compressed(folder / f"{key.name}.npz", images[:100].permute(0, 2, 3, 1).numpy())
 
     def _measure_real_images(self) -> None:
         """Rows of held-out images, which no model can be expected to beat."""
@@ -95,13 +118,12 @@ class Study:
                 self._append(key, self.scorer(self.test.images[chosen], self.test.labels[chosen]), 0.0, None)
 
     def _append(self, key: Key, measures: Measures, sample_seconds: float, training: Training | None) -> None:
-        config = training.state.model.config if training else None
         row = Row(
             **key._asdict(),
             **{name: round(value, 5) for name, value in measures._asdict().items()},
             train_loss=round(training.train_loss, 5) if training else 0.0,
-            gmacs=count_gmacs(config) if config else 0.0,
-            parameters=sum(weight.numel() for weight in training.state.model.parameters()) if training else 0,
+            gmacs=count_gmacs(training.config) if training else 0.0,
+            parameters=count_parameters(training.config) if training else 0,
             train_seconds=round(training.seconds, 1) if training else 0.0,
             sample_seconds=round(sample_seconds, 1),
             dataset=Path(self.recipe.dataset).name,

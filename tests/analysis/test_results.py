@@ -1,0 +1,78 @@
+"""The file of results: whole rows only, whatever a kill left, and nothing read that is not a result."""
+
+from dataclasses import replace
+
+import pytest
+
+from dit_hf.analysis import Row, append_rows, read_rows
+from dit_hf.analysis.results import COLUMNS, REAL
+from dit_hf.analysis.selection import floor, last_checkpoint, over_training, points
+
+ROW = Row(
+    model="S/8", block_type="adaln_zero", seed=0, images_seen=64, num_steps=20, guidance_scale=1.0, num_samples=10,
+    distance=1.5, class_agreement=0.5, precision=0.25, recall=0.125, train_loss=0.3, gmacs=0.001, parameters=7,
+    train_seconds=1.0, sample_seconds=2.0, dataset="toys", recipe="sample, AdamW 0.001", sampler="DDIM",
+    extractor="a classifier, \"quoted\"", commit="abc", hardware="cpu", date="2026-01-01T00:00:00Z",
+)  # fmt: skip
+
+
+def test_rows_are_read_back_as_they_were_appended(tmp_path):
+    path = tmp_path / "new" / "results.csv"
+    append_rows(path, [ROW])
+    append_rows(path, [replace(ROW, seed=1), replace(ROW, seed=2)])
+    assert read_rows(path) == [ROW, replace(ROW, seed=1), replace(ROW, seed=2)]
+    assert read_rows(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_line_that_a_kill_cut_off_is_passed_over_and_then_replaced(tmp_path, cut):
+    path = tmp_path / "results.csv"
+    append_rows(path, [ROW, replace(ROW, seed=1)])
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert read_rows(path) == [ROW]
+    append_rows(path, [replace(ROW, seed=3)])
+    assert read_rows(path) == [ROW, replace(ROW, seed=3)]
+
+
+def test_file_whose_header_was_cut_off_starts_anew(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("model,blo")
+    append_rows(path, [ROW])
+    assert read_rows(path) == [ROW]
+
+
+def test_other_columns_and_broken_numbers_are_refused(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="has the columns"):
+        read_rows(path)
+    append_rows(tmp_path / "good.csv", [ROW])
+    path.write_text((tmp_path / "good.csv").read_text().replace("0.125", "many"))
+    with pytest.raises(ValueError, match="repair or remove"):
+        read_rows(path)
+    path.write_text(",".join(COLUMNS) + "\nS/8,adaln_zero,0\n")
+    with pytest.raises(ValueError, match="repair or remove"):
+        read_rows(path)
+
+
+def test_last_checkpoint_is_where_most_models_are():
+    early = [replace(ROW, model=model) for model in ("S/8", "B/8", "L/8")]
+    late = [replace(ROW, model=model, images_seen=128) for model in ("S/8", "B/8")]
+    assert last_checkpoint([*early, *late]) == early
+    late.append(replace(ROW, model="L/8", images_seen=128))
+    assert last_checkpoint([*early, *late]) == late
+    many = [replace(row, num_samples=50) for row in late]
+    assert last_checkpoint([*early, *late, *many]) == many
+    assert over_training([*early, *late, *many, replace(ROW, num_steps=99)]) == [*early, *late]
+    assert last_checkpoint([replace(ROW, model=REAL, block_type="")]) == []
+
+
+def test_points_are_means_and_ranges_over_seeds():
+    rows = [replace(ROW, distance=value, seed=seed) for seed, value in enumerate((1.0, 2.0, 6.0))]
+    assert points(rows, "images_seen") == [(64, 3.0, 1.0, 6.0)]
+
+
+def test_floor_is_that_of_as_many_real_images():
+    real = replace(ROW, model=REAL, distance=0.1)
+    assert floor([ROW, real], 10) == 0.1
+    assert floor([ROW, real], 11) is None

@@ -1,0 +1,93 @@
+"""Labels in the source and classes of the model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Sequence, Value
+
+from dit_hf.data.labels import Classes, read_map, read_names, resolve_classes
+
+ANIMALS = ClassLabel(names=["cat", "dog", "lion", "wolf"])
+
+
+def test_all_classes_of_a_class_label_by_default():
+    classes = resolve_classes(ANIMALS, "label")
+    assert classes == Classes(["cat", "dog", "lion", "wolf"], {0: 0, 1: 1, 2: 2, 3: 3}, complete=True)
+    assert classes.find(2, "row 0") == 2
+
+
+def test_chosen_classes_are_numbered_in_their_order_and_others_left_out():
+    classes = resolve_classes(ANIMALS, "label", chosen=["wolf", "cat"])
+    assert [classes.find(label, "row 0") for label in range(4)] == [1, None, None, 0]
+
+
+def test_map_makes_a_new_class_set_and_merges():
+    mapping = {"cat": "felid", "lion": "felid", "wolf": "canid"}
+    classes = resolve_classes(ANIMALS, "label", mapping=mapping)
+    assert classes.names == ["felid", "canid"]
+    assert [classes.find(label, "row 0") for label in range(4)] == [0, None, 0, 1]
+    ordered = resolve_classes(ANIMALS, "label", mapping=mapping, chosen=["canid", "felid", "none yet"])
+    assert ordered.names == ["canid", "felid", "none yet"]
+    assert [ordered.find(label, "row 0") for label in range(4)] == [1, None, 1, 0]
+
+
+def test_plain_numbers_are_named_by_the_file_and_texts_chosen_by_it():
+    numbers = resolve_classes(Value("int64"), "cls", chosen=["zero", "one"])
+    assert (numbers.find(1, "row 0"), numbers.complete) == (1, True)
+    texts = resolve_classes(Value("string"), "txt", chosen=["dog", "cat"])
+    assert [texts.find(name, "row 0") for name in ("cat", "dog", "lion")] == [1, 0, None]
+    mapped = resolve_classes(Value("int32"), "cls", mapping={"7": "seven", "-1": "none"})
+    assert [mapped.find(label, "row 0") for label in (7, -1, 0)] == [0, 1, None]
+
+
+@pytest.mark.parametrize("label", [1003, -1])
+def test_label_outside_the_classes_is_an_error_with_its_key(label: int):
+    with pytest.raises(ValueError, match=f"label {label} of row 5 of a.parquet is outside the 4 classes"):
+        resolve_classes(ANIMALS, "label").find(label, "row 5 of a.parquet")
+
+
+@pytest.mark.parametrize("label", [None, 1.0, True, [1]])
+def test_label_of_no_class_is_an_error_with_its_key(label):
+    for chosen in (None, ["cat"]):
+        with pytest.raises(ValueError, match="of row 5 of a.parquet is no class"):
+            resolve_classes(ANIMALS, "label", chosen=chosen).find(label, "row 5 of a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("feature", "options", "message"),
+    [
+        (Value("float32"), {}, "column 'label' holds float32: classes are ClassLabel, whole numbers or texts"),
+        (Value("bool"), {}, "holds bool"),
+        (Sequence(Value("int64")), {}, "column 'label' holds List"),
+        (Value("int64"), {}, "holds int64 without names: .*--class_names_file"),
+        (Value("string"), {}, "holds string without names"),
+        (ANIMALS, {"chosen": ["cat", "cow"]}, "no class 'cow'; its 4 classes begin"),
+        (ANIMALS, {"chosen": ["cat", "cat"]}, "'cat' is chosen twice"),
+        (Value("int64"), {"chosen": ["a", "a"]}, "'a' is chosen twice"),
+        (ANIMALS, {"mapping": {"cow": "x"}}, "no class 'cow'"),
+        (ANIMALS, {"mapping": {"cat": "x"}, "chosen": ["y"]}, "leads to 'x', which is not among the classes chosen"),
+        (Value("int64"), {"mapping": {"cat": "x"}}, "the label map has 'cat', and the column holds whole numbers"),
+    ],
+)
+def test_classes_that_cannot_be_found_are_refused(feature, options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        resolve_classes(feature, "label", **options)
+
+
+def test_files_of_names_and_maps(tmp_path: Path):
+    (tmp_path / "names.txt").write_text("tench, Tinca tinca\n\ncrane\n")
+    assert read_names(str(tmp_path / "names.txt")) == ["tench, Tinca tinca", "crane"]
+    assert read_names(None) is None
+    (tmp_path / "map.json").write_text(json.dumps({"a": "b"}))
+    assert read_map(str(tmp_path / "map.json")) == {"a": "b"}
+    assert read_map(None) is None
+    for text, message in [
+        ("{", "is no JSON"),
+        ("[1]", "is no label map"),
+        ("{}", "is no label map"),
+        ('{"a": 1}', "no label map"),
+    ]:
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_map(str(tmp_path / "bad.json"))

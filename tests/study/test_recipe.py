@@ -1,0 +1,85 @@
+"""What a study trains, in which order, and what it refuses."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from dit_hf.analysis import count_gmacs
+from dit_hf.analysis.selection import PATCHES, SIZES
+from dit_hf.configuration_dit import PAPER_SIZES, DiTConfig
+from dit_hf.study.recipe import BLOCKS_SIZE, Recipe, cells, measurements
+
+MODELS = [f"{size}/{patch}" for size, patch in product(SIZES, PATCHES)]
+GREY = {"in_channels": 4, "num_classes": 10}
+
+
+def test_miniatures_keep_the_paper_s_proportions_and_tokens():
+    for model in MODELS:
+        config, size = Recipe().config(model, **GREY), PAPER_SIZES[f"DiT-{model}"]
+        assert (4 * config.num_hidden_layers, 8 * config.hidden_size) == size[:2]
+        assert 2 * config.num_attention_heads == size.num_attention_heads
+        assert config.grid_height_width == (16 // size.patch_size,) * 2
+
+
+def test_twelve_forwards_together_are_below_a_gigaflop():
+    assert sum(2 * count_gmacs(Recipe().config(model, **GREY)) for model in MODELS) < 1
+
+
+def test_divisors_of_one_give_the_paper_s_own_models():
+    recipe = Recipe(side=64, depth_divisor=1, width_divisor=1, heads_divisor=1, objective="hybrid")
+    config = recipe.config("XL/2", in_channels=4, num_classes=1000)
+    assert config.to_dict() == DiTConfig.from_name("DiT-XL/2").to_dict()
+
+
+def test_every_stop_leaves_models_that_can_be_compared():
+    recipe = Recipe()
+    keys = measurements(recipe)
+    assert len(keys) == len(set(keys))
+    for number, key in enumerate(keys[:60]):
+        assert key.images_seen == recipe.checkpoints[number // 15]
+    assert [key.seed for key in keys] == sorted(key.seed for key in keys)
+    finals = [key for key in keys if key.num_samples == 5000]
+    assert {key.images_seen for key in finals} == {recipe.checkpoints[-1]}
+    assert len(finals) == 15 * len(recipe.seeds)
+
+
+def test_seed_trains_twelve_models_and_four_blocks_of_one_of_them():
+    trained = cells(3)
+    assert {cell.model for cell in trained if cell.block_type == "adaln_zero"} == set(MODELS)
+    assert {cell.block_type for cell in trained if cell.model == BLOCKS_SIZE} == {
+        "in_context", "cross_attention", "adaln", "adaln_zero",
+    }  # fmt: skip
+    assert len({cell.folder for cell in trained}) == len(trained) == 15
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"checkpoints": (100,)}, "multiples of batch_size=64"),
+        ({"checkpoints": (128, 64)}, "must rise"),
+        ({"checkpoints": ()}, "must rise"),
+        ({"objective": "flow"}, "DDIM samples"),
+        ({"side": 40}, "a multiple of 16"),
+        ({"seeds": ()}, "needs one"),
+    ],
+)
+def test_recipe_outside_its_limits_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**fields)
+
+
+def test_recipe_is_read_from_yaml_and_unknown_fields_are_refused(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("side: 64\ncheckpoints: [64, 128]\n")
+    assert Recipe.read(file) == Recipe(side=64, checkpoints=(64, 128))
+    file.write_text("sides: 64\n")
+    with pytest.raises(ValueError, match="sets sides"):
+        Recipe.read(file)
+    with pytest.raises(ValueError, match="is none of S/8"):
+        Recipe().config("M/2")
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("runs/*.yaml")), ids=lambda file: file.name)
+def test_recipes_in_runs_are_valid(file):
+    assert measurements(Recipe.read(file))
