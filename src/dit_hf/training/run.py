@@ -26,7 +26,7 @@ from accelerate.utils import DistributedType, set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
 
-from ..configuration_dit import DiTConfig
+from ..configuration_dit import DiTConfig, PaperSize
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
@@ -34,6 +34,7 @@ from ..data.sources import Source, open_images
 from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
+from ..finetuning import Start, check_origin, load_origin, merged, save_lora, start_from
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
@@ -101,7 +102,10 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
             num_jitters=settings.num_jitters,
         )
     objective = make_objective(settings)
-    model = DiTModel(model_config(settings, vae, len(class_names)))
+    start = make_model(settings, vae, objective, class_names)
+    model = start.model
+    if settings.lora_rank and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("lora_rank: adapters are trained whole on each process, launch without FSDP")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     sampler = copy.deepcopy(model) if accelerator.distributed_type == DistributedType.FSDP else None
@@ -131,7 +135,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
             transformer=sampler.eval().to(accelerator.device) if sampler else state.ema.module,
             vae=vae,
             scheduler=make_scheduler(objective),
-            id2label=dict(enumerate(class_names)) if model.config.num_classes else None,
+            id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
         )
     records = train_steps(
@@ -140,7 +144,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, conditional=model.config.num_classes > 0),
+        latent_batches(stream, encoder, accelerator.device, start.places if model.config.num_classes else None),
         KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
         first_step=progress.step,
         images_seen=progress.images_seen,
@@ -228,6 +232,38 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
     return DiTConfig.from_name(settings.model, **{**fitted, **overrides})
 
 
+def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective, names: list[str]) -> Start:
+    """A fresh model, or the one of `init_from` with the classes of the data.
+
+    Raises:
+        ValueError: if `init_from` is not the model that the other settings describe.
+    """
+    config = model_config(settings, vae, len(names))
+    if not settings.init_from:
+        return Start(DiTModel(config), names, list(range(len(names))))
+    origin = load_origin(settings.init_from)
+    by_name = PaperSize._fields[:4] if settings.model != TrainSettings.model else ()
+    fields = {"in_channels", "learn_sigma", *by_name, *json.loads(settings.model_overrides)}
+    scheduler = objective.scheduler_config()
+    names_of_betas = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+    check_origin(
+        origin,
+        {field: getattr(config, field) for field in sorted(fields)},
+        {name: scheduler[name] for name in names_of_betas if name in scheduler}
+        | {"prediction_type": objective.prediction_type, "scaling_factor": vae.config.scaling_factor},
+    )
+    return start_from(
+        origin,
+        names if config.num_classes else [],
+        sample_size=config.sample_size,
+        keep_classes=settings.keep_classes,
+        position_embedding=settings.position_embedding,
+        last_blocks=settings.last_blocks,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+    )
+
+
 def make_state(
     settings: TrainSettings, accelerator: Accelerator, model: DiTModel
 ) -> tuple[TrainingState, tuple[torch.nn.Module, torch.optim.Optimizer]]:
@@ -283,13 +319,13 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, *, conditional: bool
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, places: list[int] | None
 ) -> Iterator[LatentBatch]:
-    """Endless latents of this process."""
+    """Endless latents of this process; `places` has the model's class of each of the data's, None without classes."""
     for batch in stream:
         yield LatentBatch(
             x_0=encoder(batch).to(device),
-            class_labels=batch.class_labels.to(device) if conditional else None,
+            class_labels=torch.tensor(places)[batch.class_labels].to(device) if places else None,
             positions=list(batch.positions),
             next_position=batch.next_position,
         )
@@ -332,6 +368,9 @@ def finish(work: Work, pipeline: DiTPipeline) -> None:
     """
     settings, path, push = work.settings, work.folder.path, work.push
     work.wait_for_push()  # it reads the folder
+    if settings.lora_rank:
+        save_lora(pipeline.transformer, path / "adapter", pipeline.config.id2label, settings.init_from)
+    pipeline = merged(pipeline)
     save_training_pipeline(pipeline, path, settings.hub_license)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
@@ -341,7 +380,7 @@ def finish(work: Work, pipeline: DiTPipeline) -> None:
     plot_losses(path / "metrics.jsonl", path / "loss.png")
     write_training_card(pipeline, path / "pipeline", path, settings.hub_license)
     if push:
-        push.start(path / "pipeline", "End of training")
+        push.start(path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
         work.wait_for_push()
     work.folder.write_status("finished", step=work.folder.last_saved)
     logger.info(f"wrote {path / 'pipeline'}")

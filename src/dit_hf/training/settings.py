@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser
@@ -46,6 +46,14 @@ class TrainSettings:
     model: str = _setting("DiT-XL/2", "one of the paper's sizes")
     model_overrides: str = _setting("{}", "fields of DiTConfig that differ, as JSON: '{\"hidden_size\": 256}'")
     gradient_checkpointing: bool = _setting(False, "compute activations twice instead of keeping them")
+
+    # fine-tuning
+    init_from: str | None = _setting(None, "start from this model: a pipeline's folder or id, or an original .pt")
+    keep_classes: bool = _setting(False, "keep the classes of init_from beside those of the data")
+    position_embedding: Literal["extend", "interpolate"] = _setting("extend", "at another resolution than init_from's")
+    last_blocks: int | None = _setting(None, "train that many last blocks, final layer and labels; freeze the rest")
+    lora_rank: int | None = _setting(None, "train a LoRA adapter of this rank and the labels; freeze the rest")
+    lora_alpha: float | None = _setting(None, "scale of the adapter times its rank; the rank unless given")
 
     # objective
     objective: str = _setting("hybrid", "hybrid, epsilon, v_prediction, sample or flow")
@@ -103,6 +111,13 @@ class TrainSettings:
             fits = isinstance(value, kinds) and not isinstance(value, bool) and value >= lowest
             if value is not None and not fits:
                 raise ValueError(f"{name}={value!r} is not possible: set it to {kind} of at least {lowest}")
+        for name, needed in NEEDS.items():
+            if getattr(self, name) not in (None, False, "extend") and getattr(self, needed) is None:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect without {needed}: set that too")
+        if self.position_embedding not in ("extend", "interpolate"):
+            raise ValueError(f"position_embedding={self.position_embedding!r}: choose extend or interpolate")
+        if self.last_blocks is not None and self.lora_rank is not None:
+            raise ValueError("last_blocks and lora_rank each say what is trained: set one of them")
         for decay in self.ema_decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"ema_decay={decay} is outside [0, 1): the paper's is 0.9999")
@@ -121,6 +136,9 @@ LOWEST: dict[str, float] = {
     "max_bad_images": 0.0,
     "dataloader_num_workers": 0,
     "cache_latents": 0,
+    "last_blocks": 0,
+    "lora_rank": 1,
+    "lora_alpha": 0.0,
     "num_train_timesteps": 2,
     "train_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -142,6 +160,10 @@ LOWEST: dict[str, float] = {
     "validation_inference_steps": 1,
     "guidance_scale": 0.0,
 }
+
+# Settings that mean nothing without another one.
+NEEDS = dict.fromkeys(("keep_classes", "position_embedding", "last_blocks", "lora_rank"), "init_from")
+NEEDS["lora_alpha"] = "lora_rank"
 
 # What may change when a run goes on from a checkpoint: none of these changes what a step computes.
 FREE_ON_RESUME = {

@@ -151,7 +151,8 @@ class Work:
     def _checkpoint_and_push(self, progress: Progress) -> None:
         """Save a checkpoint, and begin to push the pipeline; the end of a training pushes by itself."""
         self.folder.checkpoint(self.state, progress, self.settings)
-        if self.settings.push_to_hub and progress.step < self.settings.max_train_steps and not self.stop:
+        at_the_end = self.settings.lora_rank or progress.step >= self.settings.max_train_steps  # of adapters only then
+        if self.settings.push_to_hub and not at_the_end and not self.stop:
             self.refresh_pipeline()
             if self.push and self.pipeline:
                 self.push.push_checkpoint(self.pipeline, self.folder.path, progress.step, self.settings.hub_license)
