@@ -136,3 +136,20 @@ def test_train_vae_saves_a_vae_with_its_report(tmp_path: Path):
     assert vae.config.scaling_factor == pytest.approx(report["scaling_factor"])
     assert report["psnr_patch_pca_db"] == pytest.approx(23.41, abs=0.01)
     assert Image.open(tmp_path / "reconstructions.png").size == (640, 512)
+
+
+@pytest.mark.slow
+def test_shipped_model_is_measured_beside_real_drawings(tmp_path: Path):
+    few = ["--num_images", "20", "--num_inference_steps", "2", "--num_jitters", "0", "--output_dir", str(tmp_path)]
+    card = tmp_path / "README.md"
+    card.write_text((ASSETS / "dit-emoji" / "README.md").read_text())
+    command = [sys.executable, str(EXAMPLES / "evaluate_emoji.py"), *few, "--card", str(card)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+    assert printed.count("20 images, features of efficientnet-lite0") == 4
+    assert "FID" not in printed
+    distance = json.loads((tmp_path / "model.json").read_text())["metrics"]["fd"]
+    assert f"| fd | {round(distance, 4)} |" in card.read_text()
+    # without jitters, "the same drawings" are the reference's
+    assert (
+        json.loads((tmp_path / "the same drawings, jittered otherwise.json").read_text())["metrics"]["precision"] == 1
+    )

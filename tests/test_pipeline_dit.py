@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +27,8 @@ from diffusers.guiders import (
     TangentialClassifierFreeGuidance,
 )
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
@@ -619,6 +622,25 @@ def test_names_synonyms_and_ids_mix():
     expected = pipe([0, 1, 7], generator=seeded(0), **arguments).images
     for labels in (["tench", 1, 7], torch.tensor([0, 1, 7]), np.array([0, 1, 7]), ("Tinca tinca", "goldfish", 7)):
         torch.testing.assert_close(pipe(labels, generator=seeded(0), **arguments).images, expected, rtol=0, atol=0)
+
+
+WORDS = st.text(max_size=3) | st.sampled_from(["crane", "bird", " bird ", "crane, bird", "a,,b", "'", '"', "0"])
+PARTS = tiny_pipeline()
+
+
+@given(id2label=st.dictionaries(st.integers(0, 9), st.lists(WORDS, max_size=3).map(", ".join)), name=WORDS)
+def test_any_name_is_found_where_one_class_has_it_and_else_refused(id2label, name):
+    index = json.loads(json.dumps(id2label))  # the form that it has in a saved folder
+    pipe = DiTPipeline(PARTS.transformer, None, PARTS.scheduler, id2label=index)
+    assert pipe.config.id2label == (id2label or None)
+    classes = [label_id for label_id, label in id2label.items() if name in map(str.strip, label.split(","))]
+    if len(classes) == 1:
+        assert pipe.get_label_ids(name) == classes
+        assert pipe.labels[name] == classes[0]
+        return
+    assert name not in pipe.labels
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        pipe.get_label_ids(name)
 
 
 def test_training_mode_drops_no_label():

@@ -276,7 +276,6 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=ANYTHING | ANYTHING.map(lambda inner: {"files": inner}) | st.binary(max_size=20))
 def test_manifest_of_anything_is_damage_and_no_crash(tmp_path, content):
     (tmp_path / "w").write_bytes(b"weights")

@@ -156,8 +156,11 @@ class ImageStream:
             if key not in self._bad:
                 self._bad[key] = reason
                 logger.warning(f"skipped {key}: {reason}")
-        images = max(seen, 1000) if isinstance(self.source, SequentialSource) else self.source.group_sizes.sum()
-        share = self.max_bad_images * images / self.world_size
+        if isinstance(self.source, SequentialSource):  # nobody knows how many there are
+            images = max(seen, 1000)
+        else:
+            images = self.source.group_sizes.sum() / self.world_size
+        share = self.max_bad_images * images
         if len(self._bad) > (max(share, 1) if self.max_bad_images else 0):
             listed = "; ".join(f"{key}: {reason}" for key, reason in list(self._bad.items())[:5])
             raise ValueError(

@@ -34,7 +34,7 @@ def check_push(repo_id: str, *, private: bool = True, token: str | None = None) 
         account = retried(api.whoami)
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubError(
-                f"{repo_id} at {constants.ENDPOINT}: the token of {account['name']} can only read: make one with write "
+                f"{repo_id}: the token of {account['name']} can only read: make one with write "
                 "access in the account's settings, then `hf auth login`, or set HF_TOKEN"
             )
         repo_id = retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id

@@ -3,7 +3,6 @@
 Legend: B batch, N images of the training set.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +55,7 @@ class Training:
         self.recipe, self.cell, self.data, self.latents, self.folder = recipe, cell, data, latents, folder
         self.accelerator = accelerator
         self.objective: Objective = OBJECTIVES[recipe.objective]()
+        self.config = make_config(recipe, cell, data)
         self.state = self._fresh()
         self.progress, self.seconds, self.train_loss = Progress(), 0.0, float("nan")
         if newest := newest_whole(folder):
@@ -63,15 +63,14 @@ class Training:
             record = read_record(newest)
             self.progress, saved = record.progress, record.settings
             self.seconds, self.train_loss = saved.pop("seconds"), saved.pop("train_loss")
-            if saved != json.loads(json.dumps(recipe.training_fields())):
-                raise ValueError(
-                    f"{folder} was trained with {saved}, not {recipe.training_fields()}: choose a new folder"
-                )
+            fields = recipe.training_fields()
+            if any(fields.get(name) != value for name, value in saved.items()):
+                raise ValueError(f"{folder} was trained with {saved}, not {fields}: choose a new folder")
 
     def _fresh(self) -> TrainingState:
         recipe = self.recipe
         torch.manual_seed(self.cell.seed)
-        model = DiTModel(make_config(recipe, self.cell, self.data)).to(self.accelerator.device).train()
+        model = DiTModel(self.config).to(self.accelerator.device).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
         lr_scheduler = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=recipe.warmup_steps)
@@ -88,7 +87,7 @@ class Training:
         if done:
             return True
         model, optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
-        config = self.state.model.config
+        dropout = self.config.class_dropout_prob if self.config.has_null_class else 0.0
         steps = train_steps(
             self.accelerator,
             model,
@@ -97,7 +96,7 @@ class Training:
             self.state.ema,
             self.objective,
             self._batches(),
-            KeyedDraws(self.cell.seed, self.objective, config.class_dropout_prob if config.has_null_class else 0),
+            KeyedDraws(self.cell.seed, self.objective, dropout),
             first_step=self.progress.step,
             images_seen=self.progress.images_seen,
         )
