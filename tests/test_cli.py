@@ -1,5 +1,6 @@
 """The command line, run as a user runs it, on a tiny saved pipeline."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def test_generate_draws_many_images_of_labels_in_a_file(model: str, tmp_path: Pa
 
     (tmp_path / "labels.txt").write_text("cat\n1\nsea cow\n")
     arguments = ["--labels", str(tmp_path / "labels.txt"), "--num_inference_steps", "2", "--batch_size", "2"]
+    arguments += ["--guidance_interval", "0", "0.5"]
     result = CliRunner().invoke(cli.app, ["generate", model, *arguments, "--output_dir", str(tmp_path / "many")])
     assert result.exit_code == 0, result.output
     result = CliRunner().invoke(cli.app, ["generate", model, *arguments, "--npz", str(tmp_path / "many.npz")])
@@ -89,8 +91,9 @@ def test_generate_draws_many_images_of_labels_in_a_file(model: str, tmp_path: Pa
     assert arrays["arr_1"].tolist() == [0, 1, 2]
     pipeline = dit_hf.DiTPipeline.from_pretrained(model)
     generators = [torch.Generator().manual_seed(image_seed(0, index)) for index in range(3)]
-    expected = pipeline([0, 1], num_inference_steps=2, generator=generators[:2]).images
-    expected += pipeline([2], num_inference_steps=2, generator=generators[2:]).images
+    call = {"num_inference_steps": 2, "guidance_interval": (0, 0.5)}
+    expected = pipeline([0, 1], generator=generators[:2], **call).images
+    expected += pipeline([2], generator=generators[2:], **call).images
     for index, image in enumerate(expected):
         assert Image.open(tmp_path / "many" / f"{index:06d}.png").tobytes() == image.tobytes()
         assert arrays["arr_0"][index].tobytes() == image.tobytes()
@@ -135,3 +138,28 @@ def test_error_is_one_line_and_exit_status_1(
 
 def test_unknown_option_is_refused(model: str, monkeypatch: pytest.MonkeyPatch):
     assert run_main(monkeypatch, "generate", model, "--no-such-option") == 2
+
+
+def test_flops_prints_a_table_json_and_the_paper_s_models():
+    found = json.loads(CliRunner().invoke(cli.app, ["flops", "DiT-XL/2", "--json"]).output)
+    assert found["gmacs"] == pytest.approx(118.64, abs=0.02)
+    assert "118.621 GMACs" in CliRunner().invoke(cli.app, ["flops"]).output
+    assert len(json.loads(CliRunner().invoke(cli.app, ["flops", "--paper", "--json"]).output)) == 17
+
+
+def test_flops_of_a_saved_pipeline_are_those_of_its_model(model: str):
+    found = json.loads(CliRunner().invoke(cli.app, ["flops", model, "--num-steps", "3", "--json"]).output)
+    assert found["parameters"] == dit_hf.DiTPipeline.from_pretrained(model).transformer.num_parameters()
+    assert found["gmacs_of_a_sample"] == pytest.approx(3 * found["gmacs"])
+
+
+def test_table_puts_an_evaluation_under_the_paper_s(tmp_path: Path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"metrics": {"fid": 9.99, "inception_score": 1.5}}))
+    lines = CliRunner().invoke(cli.app, ["table", str(file)]).output.splitlines()
+    assert lines[-1].split() == ["mine", "9.99", "-", "1.50", "-", "-"]
+
+
+def test_plot_of_no_results_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    assert run_main(monkeypatch, "plot", str(tmp_path / "none.csv")) == 1
+    assert "run dit-hf study first" in capsys.readouterr().err

@@ -30,6 +30,18 @@ def test_folder_of_images_is_read_as_datasets_does(tmp_path):
     assert data.images[data.labels == 1][0, :, 0, 0].tolist() == [0, 0, 255]
 
 
+def test_hub_s_form_of_a_set_gives_what_its_files_give(toys, tmp_path):
+    data = load_images(str(toys), "train", 16)
+    for number in range(12):
+        folder = tmp_path / "train" / str(int(data.labels[number]))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.images[number, 0, 2:14, 2:14].numpy()).save(folder / f"{number:02}.png")
+    found = load_images(str(tmp_path), "train", 16)
+    order = sorted(range(12), key=lambda number: (data.labels[number], number))  # by folder
+    assert torch.equal(found.images, data.images[order])
+    assert torch.equal(found.labels, data.labels[order])
+
+
 def test_latents_are_of_zero_mean_and_unit_deviation_and_lose_nothing():
     images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (20, 3, 8, 8), dtype=np.uint8))
     latents = PixelLatents.of(images)

@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
+from typer.testing import CliRunner
 
 import dit_hf.study.run as run_module
+from dit_hf import cli
 from dit_hf.analysis import read_rows
 from dit_hf.analysis.results import REAL
 from dit_hf.study.recipe import Cell, measurements
@@ -89,3 +92,15 @@ def test_folder_of_another_recipe_is_refused(recipe, tmp_path):
     other, folder = replace(recipe, learning_rate=1.0), tmp_path / "checkpoints" / cell.folder
     with pytest.raises(ValueError, match="choose a new folder"):
         Training(other, cell, study.train, study.latents, folder, study.accelerator)
+
+
+@pytest.mark.slow
+def test_command_plans_before_it_works_and_stops_at_its_budget(recipe, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(recipe).items()}
+    file.write_text(yaml.safe_dump(fields))
+    arguments = ["study", str(tmp_path / "out"), "--recipe", str(file), "--seeds", "4", "--budget-minutes", "0"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0
+    assert "seed 4, 64 images seen, 10 samples, 2 steps" in result.output
+    assert {row.model for row in read_rows(tmp_path / "out" / "results.csv")} == {REAL}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ..configuration_dit import PAPER_SIZES
 from .flops import TRAINING_FACTOR
@@ -23,6 +23,11 @@ from .selection import PATCHES, SIZES, Point, by_model, floor, last_checkpoint, 
 
 PATCH_COLOURS = {8: "#0072B2", 4: "#E69F00", 2: "#D55E00"}
 SIZE_COLOURS = {"S": "#56B4E9", "B": "#009E73", "L": "#CC79A7", "XL": "#000000"}
+LABELS: dict[int, dict[str, Any]] = {  # where a model's name stands beside its point, as some points meet
+    8: {"xytext": (6, 4)},
+    4: {"xytext": (6, -10)},
+    2: {"xytext": (-5, 5), "ha": "right"},
+}
 MARKERS = {"S": "o", "B": "s", "L": "^", "XL": "D"}
 BLOCKS = {  # name, colour, marker
     "in_context": ("in-context", "#56B4E9", "o"),
@@ -49,6 +54,7 @@ def _figure(
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for axis in axes.flat:
         axis.grid(True, which="major", color="0.9", linewidth=0.8)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes.flat)
 
@@ -107,7 +113,7 @@ def _scatter(axis: Axes, found: dict[str, tuple[float, Point]]) -> None:
         size, patch = _size_and_patch(model)
         error = [[point.y - point.low], [point.high - point.y]]
         axis.errorbar(gmacs, point.y, error, fmt=MARKERS[size], color=PATCH_COLOURS[patch], markersize=7, capsize=2)
-        axis.annotate(model, (gmacs, point.y), textcoords="offset points", xytext=(6, 4), fontsize=7)
+        axis.annotate(model, (gmacs, point.y), textcoords="offset points", fontsize=7, **LABELS[patch])
     axis.set_xscale("log")
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(0.12)
@@ -247,6 +253,8 @@ def compute_and_distance(rows: Sequence[Row], quoted: bool) -> Figure | None:
         axis.set_title(f"{_subject(found)}\nr = {r:.2f}", fontsize=9)
         _from_zero(axis)
         _floor_line(axis, rows, found[0].num_samples)
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
     if {"S/2", "B/4"} <= set(means):  # equal compute, four times the parameters
         pair = [(models[model][0].gmacs, means[model].y) for model in ("S/2", "B/4")]
         axes[0].plot(
@@ -260,19 +268,19 @@ def compute_and_distance(rows: Sequence[Row], quoted: bool) -> Figure | None:
 
 
 def compute_and_other_metrics(rows: Sequence[Row], quoted: bool) -> Figure | None:
-    """Figure 8 for the other metrics."""
+    """Figure 8 for the other metrics, and for the loss of the training."""
     del quoted  # the paper prints these for XL/2 only
     found = last_checkpoint(rows)
     models = by_model(found)
     if len(models) < 3:
         return None
-    names = list(METRICS)[1:]
-    figure, axes = _figure(len(names))
+    names = [*list(METRICS)[1:], "train_loss"]
+    figure, axes = _figure(2, 2)
     for axis, name in zip(axes, names, strict=True):
         means = {model: (group[0].gmacs, points(group, "images_seen", name)[0]) for model, group in models.items()}
         _scatter(axis, means)
         r = log_correlation([gmacs for gmacs, _ in means.values()], [point.y for _, point in means.values()])
-        axis.set(xlabel=GMACS, ylabel=METRICS[name], title=f"r = {r:.2f}")
+        axis.set(xlabel=GMACS, ylabel=METRICS.get(name, "mean squared error in training"), title=f"r = {r:.2f}")
     figure.suptitle(_subject(found))
     return figure
 
@@ -319,7 +327,7 @@ def sampling_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         _line(axis, scaled, model, SIZE_COLOURS[size], MARKERS[size])
         for row in group:
             axis.annotate(
-                row.num_steps,
+                str(row.num_steps),
                 (row.num_steps * row.gmacs, row.distance),
                 textcoords="offset points",
                 xytext=(0, 6),
@@ -347,7 +355,7 @@ def guidance(rows: Sequence[Row], quoted: bool) -> Figure | None:
         axis.set(xlabel="scale of guidance", ylabel=label)
     if quoted:
         for prefix, colour, marker in (("LDM-4", "#0072B2", "s"), ("DiT-XL/2", "#D55E00", "D")):
-            recalls = [result.recall for result in IMAGENET_256 if result.model.startswith(prefix)]
+            recalls = [result.recall or 0.0 for result in IMAGENET_256 if result.model.startswith(prefix)]
             axes[-1].plot([1, 1.25, 1.5], recalls, color=colour, marker=marker, label=prefix)
         axes[-1].set(title="quoted from the paper: ImageNet 256 px", xlabel="scale of guidance", ylabel="recall")
         axes[-1].title.set_fontsize(9)

@@ -53,7 +53,7 @@ def train_classifier(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = Classifier(data.images.shape[1], data.num_classes).to(device, memory_format=torch.channels_last)
+        net = Classifier(data.images.shape[1], data.num_classes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     num_steps = num_epochs * (len(data.images) // batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05, fused=True)
     lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
@@ -74,7 +74,7 @@ def load_or_train(path: Path, data: LabelledImages, device: torch.device) -> Cla
     if path.is_file():
         net = Classifier(data.images.shape[1], data.num_classes)
         load_model(net, path)
-        return net.to(device, memory_format=torch.channels_last).eval()
+        return net.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     net = train_classifier(data, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(net, str(path.with_suffix(".partial")))

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Image, load_dataset
+from PIL import Image as PILImage
 from torch import Tensor
 
 from ..data.images import decode_image, resize_and_crop
-from ..data.streaming import image_bytes
+from ..data.rows import encoded_bytes
 
 IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> how the files of MNIST and its kin begin
 
@@ -35,8 +36,8 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     """Read a split from a folder of IDX files, or from a data set with the columns image and label.
 
     Args:
-        source: a folder with `train-images-idx3-ubyte.gz` and its kin, padded with black; else a folder or an id that
-            `datasets.load_dataset` takes, resized and cropped.
+        source: a folder with `train-images-idx3-ubyte.gz` and its kin; else a folder or an id that
+            `datasets.load_dataset` takes. Larger images are resized and cropped, smaller ones surrounded with black.
         split: "train" or "test", or how the source calls it.
         side: of the square images that come out, in pixels.
 
@@ -58,9 +59,19 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     if not {"image", "label"} <= set(data.column_names):
         raise ValueError(f"{source} has the columns {data.column_names}: a study needs image and label")
     data = data.cast_column("image", Image(decode=False))
-    decoded = [np.array(resize_and_crop(decode_image(image_bytes(image)), side)) for image in data["image"]]
-    labels = torch.tensor(data["label"])
-    return LabelledImages(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), labels, int(labels.max()) + 1)
+    decoded = np.stack([np.array(_fit(decode_image(encoded_bytes(image)), side)) for image in data["image"]])
+    if (decoded == decoded[..., :1]).all():  # grey
+        decoded = decoded[..., :1]
+    classes = torch.tensor(data["label"])
+    return LabelledImages(torch.from_numpy(decoded).permute(0, 3, 1, 2), classes, int(classes.max()) + 1)
+
+
+def _fit(image: PILImage.Image, side: int) -> PILImage.Image:
+    if max(image.size) > side:
+        return resize_and_crop(image, side)
+    canvas = PILImage.new("RGB", (side, side))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
 
 
 def _read_idx(path: Path) -> np.ndarray:

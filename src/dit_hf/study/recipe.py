@@ -93,11 +93,14 @@ class Recipe:
         Raises:
             ValueError: for a field that there is not.
         """
-        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        given: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         known = {field.name for field in fields(cls)}
         if unknown := set(given) - known:
             raise ValueError(f"{path} sets {', '.join(sorted(unknown))}: a recipe has {', '.join(sorted(known))}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        tuples: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
+        return cls(**tuples)
 
     @property
     def summary(self) -> str:
@@ -109,9 +112,9 @@ class Recipe:
 
     def training_fields(self) -> dict[str, Any]:
         """What a checkpoint depends on; a study cannot go on when one of these changes."""
-        trained = ("side", "depth_divisor", "width_divisor", "heads_divisor", "objective", "batch_size")
-        names = (*trained, "learning_rate", "warmup_steps", "ema_decay")
-        return {"dataset": Path(self.dataset).name, **{name: asdict(self)[name] for name in names}}
+        data_and_model = ("dataset", "side", "depth_divisor", "width_divisor", "heads_divisor")
+        names = (*data_and_model, "objective", "batch_size", "learning_rate", "warmup_steps", "ema_decay")
+        return {name: asdict(self)[name] for name in names}
 
     def config(self, model: str, **others: Any) -> DiTConfig:
         """The miniature of one of the paper's sizes.

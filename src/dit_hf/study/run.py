@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from .. import __version__
-from ..analysis.flops import count_gmacs
+from ..analysis.flops import count_gmacs, count_parameters
 from ..analysis.results import REAL, Key, Row, append_rows, read_rows
 from ..diffusion import OBJECTIVES, DiscreteObjective
 from ..modeling_dit import DiTModel
@@ -88,6 +88,7 @@ class Study:
         objective = OBJECTIVES[self.recipe.objective]()
         assert isinstance(objective, DiscreteObjective)
         model = training.state.ema.module
+        assert isinstance(model, DiTModel)
         images = draw_samples(model, objective, self.latents, key.num_samples, key.num_steps, key.guidance_scale)
         labels = torch.arange(key.num_samples) % self.train.num_classes
         sample_seconds = time.monotonic() - began
@@ -117,13 +118,12 @@ class Study:
                 self._append(key, self.scorer(self.test.images[chosen], self.test.labels[chosen]), 0.0, None)
 
     def _append(self, key: Key, measures: Measures, sample_seconds: float, training: Training | None) -> None:
-        config = training.state.model.config if training else None
         row = Row(
             **key._asdict(),
             **{name: round(value, 5) for name, value in measures._asdict().items()},
             train_loss=round(training.train_loss, 5) if training else 0.0,
-            gmacs=count_gmacs(config) if config else 0.0,
-            parameters=sum(weight.numel() for weight in training.state.model.parameters()) if training else 0,
+            gmacs=count_gmacs(training.config) if training else 0.0,
+            parameters=count_parameters(training.config) if training else 0,
             train_seconds=round(training.seconds, 1) if training else 0.0,
             sample_seconds=round(sample_seconds, 1),
             dataset=Path(self.recipe.dataset).name,
