@@ -5,6 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# `--hypothesis-profile=long` is run by hand, and its figures stand in docs/log.md.
+settings.register_profile(
+    "suite", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.register_profile("long", settings.get_profile("suite"), max_examples=10_000)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

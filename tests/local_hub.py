@@ -151,6 +151,7 @@ class LocalHub:
         self.lfs: dict[str, bytes] = {}
         self.log: list[Request] = []
         self.faults: list[Fault] = []
+        self.signature = ""  # of the addresses that large files are sent to and fetched from, as those of the real Hub
         self.lock, self.closing = threading.Lock(), threading.Event()
         hub = self
 
@@ -361,7 +362,7 @@ def lfs_batch(call: "Handler", kind: str, name: str) -> Any:
     call.repository(kind.rstrip("/") or "models", name, content=True)
     objects = []
     for wanted in call.json()["objects"]:
-        upload = {"upload": {"href": f"{call.hub.url}/lfs/{wanted['oid']}", "header": {}}}
+        upload = {"upload": {"href": f"{call.hub.url}/lfs/{wanted['oid']}?{call.hub.signature}", "header": {}}}
         verify = {"verify": {"href": f"{call.hub.url}/lfs-verify"}}
         objects.append({**wanted, **({} if wanted["oid"] in call.hub.lfs else {"actions": {**upload, **verify}})})
     return {"transfer": "basic", "objects": objects}
@@ -423,6 +424,9 @@ def resolve(call: "Handler", kind: str, name: str, revision: str, path: str) -> 
         raise Refusal(404, "Entry not found", "EntryNotFound", **headers)
     blob = commit.files[path]
     linked = {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.content))} if blob.lfs else {}
+    if blob.lfs and call.hub.signature and not call.query:
+        there = f"{call.hub.url}{urlsplit(call.path).path}?{call.hub.signature}"
+        raise Refusal(302, "it lies elsewhere", Location=there, ETag=f'"{blob.etag}"', **headers, **linked)
     return blob, {**headers, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes", **linked}
 
 

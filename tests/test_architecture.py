@@ -18,7 +18,7 @@ PACKAGE = "dit_hf"
 
 ROOMS = {
     "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "evaluation", "analysis",
-    "conversion", "training", "training.run", "hub", "study",
+    "conversion", "evaluation.run", "finetuning", "training", "training.run", "hub", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -30,8 +30,10 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": set(),
     "data": set(),
     "evaluation": set(),
+    "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit"},
     "conversion": {"configuration_dit", "modeling_dit"},
+    "finetuning": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
     "training": {"diffusion"},
     "training.run": ROOMS | {PACKAGE},
     "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "analysis"},

@@ -82,6 +82,7 @@ def test_generate_draws_many_images_of_labels_in_a_file(model: str, tmp_path: Pa
 
     (tmp_path / "labels.txt").write_text("cat\n1\nsea cow\n")
     arguments = ["--labels", str(tmp_path / "labels.txt"), "--num_inference_steps", "2", "--batch_size", "2"]
+    arguments += ["--guidance_interval", "0", "0.5"]
     result = CliRunner().invoke(cli.app, ["generate", model, *arguments, "--output_dir", str(tmp_path / "many")])
     assert result.exit_code == 0, result.output
     result = CliRunner().invoke(cli.app, ["generate", model, *arguments, "--npz", str(tmp_path / "many.npz")])
@@ -90,8 +91,9 @@ def test_generate_draws_many_images_of_labels_in_a_file(model: str, tmp_path: Pa
     assert arrays["arr_1"].tolist() == [0, 1, 2]
     pipeline = dit_hf.DiTPipeline.from_pretrained(model)
     generators = [torch.Generator().manual_seed(image_seed(0, index)) for index in range(3)]
-    expected = pipeline([0, 1], num_inference_steps=2, generator=generators[:2]).images
-    expected += pipeline([2], num_inference_steps=2, generator=generators[2:]).images
+    call = {"num_inference_steps": 2, "guidance_interval": (0, 0.5)}
+    expected = pipeline([0, 1], generator=generators[:2], **call).images
+    expected += pipeline([2], generator=generators[2:], **call).images
     for index, image in enumerate(expected):
         assert Image.open(tmp_path / "many" / f"{index:06d}.png").tobytes() == image.tobytes()
         assert arrays["arr_0"][index].tobytes() == image.tobytes()

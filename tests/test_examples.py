@@ -99,6 +99,20 @@ def test_training_without_a_data_set_takes_the_embedded_one_and_tracks_it(tmp_pa
     assert DiTPipeline.from_pretrained(tmp_path / "pipeline").get_label_ids("frog") == [0]
 
 
+@pytest.mark.slow
+def test_new_classes_are_learned_and_old_ones_kept_from_a_handful_of_images(tmp_path: Path):
+    example = load_example("finetune_dit")
+    few = ["--output_dir", str(tmp_path), "--report_to", "none", "--num_threads", "1", "--max_train_steps", "120"]
+    adapter = ["--lora_rank", "16", "--learning_rate", "3e-3", "--ema_decay", "0.9", "--seed", "1"]
+    scores = example.main([*few, *adapter], new_classes=["blue heart", "alien"], num_old=8)
+    assert scores["new"][0] == 0
+    assert scores["new"][1] >= 7  # of 10
+    assert scores["old"][1] >= scores["old"][0] - 2  # of 8
+    assert Image.open(tmp_path / "before_after.png").size == (2 * 64, 5 * 64)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 2e6
+    assert DiTPipeline.from_pretrained(tmp_path / "pipeline").get_label_ids(["frog", "alien"]) == [19, 100]
+
+
 @pytest.mark.long
 def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
     start = time.monotonic()
@@ -122,3 +136,40 @@ def test_train_vae_saves_a_vae_with_its_report(tmp_path: Path):
     assert vae.config.scaling_factor == pytest.approx(report["scaling_factor"])
     assert report["psnr_patch_pca_db"] == pytest.approx(23.41, abs=0.01)
     assert Image.open(tmp_path / "reconstructions.png").size == (640, 512)
+
+
+def test_walk_goes_from_one_image_to_the_other_on_a_sphere(tmp_path):
+    example = load_example("interpolate_dit")
+    noise = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    path = example.slerp(*noise, torch.linspace(0, 1, 5))
+    torch.testing.assert_close(path[[0, -1]], noise, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(path.norm(dim=1), noise.norm(dim=1).mean().expand(5), rtol=0.03, atol=0)
+    pipeline = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 5, "guidance_scale": 1.0, "output_type": "pt"}
+    frames = example.interpolate(pipeline, ("strawberry", "tangerine"), 3, (0, 1), **arguments)
+    ends = [
+        pipeline(
+            label, latents=torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)), **arguments
+        ).images
+        for label, seed in (("strawberry", 0), ("tangerine", 1))
+    ]
+    torch.testing.assert_close(frames[[0, -1]], torch.cat(ends), rtol=1e-3, atol=1e-3)
+    assert (frames[1] - frames[0]).abs().mean() > 0.01
+
+
+@pytest.mark.slow
+def test_shipped_model_is_measured_beside_real_drawings(tmp_path: Path):
+    few = ["--num_images", "20", "--num_inference_steps", "2", "--num_jitters", "0", "--output_dir", str(tmp_path)]
+    card = tmp_path / "README.md"
+    card.write_text((ASSETS / "dit-emoji" / "README.md").read_text())
+    command = [sys.executable, str(EXAMPLES / "evaluate_emoji.py"), *few, "--card", str(card)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+    assert printed.count("20 images, features of efficientnet-lite0") == 4
+    assert "FID" not in printed
+    distance = json.loads((tmp_path / "model.json").read_text())["metrics"]["fd"]
+    assert f"| fd | {round(distance, 4)} |" in card.read_text()
+    # without jitters, "the same drawings" are the reference's
+    assert (
+        json.loads((tmp_path / "the same drawings, jittered otherwise.json").read_text())["metrics"]["precision"] == 1
+    )

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +27,8 @@ from diffusers.guiders import (
     TangentialClassifierFreeGuidance,
 )
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
@@ -621,6 +624,25 @@ def test_names_synonyms_and_ids_mix():
         torch.testing.assert_close(pipe(labels, generator=seeded(0), **arguments).images, expected, rtol=0, atol=0)
 
 
+WORDS = st.text(max_size=3) | st.sampled_from(["crane", "bird", " bird ", "crane, bird", "a,,b", "'", '"', "0"])
+PARTS = tiny_pipeline()
+
+
+@given(id2label=st.dictionaries(st.integers(0, 9), st.lists(WORDS, max_size=3).map(", ".join)), name=WORDS)
+def test_any_name_is_found_where_one_class_has_it_and_else_refused(id2label, name):
+    index = json.loads(json.dumps(id2label))  # the form that it has in a saved folder
+    pipe = DiTPipeline(PARTS.transformer, None, PARTS.scheduler, id2label=index)
+    assert pipe.config.id2label == (id2label or None)
+    classes = [label_id for label_id, label in id2label.items() if name in map(str.strip, label.split(","))]
+    if len(classes) == 1:
+        assert pipe.get_label_ids(name) == classes
+        assert pipe.labels[name] == classes[0]
+        return
+    assert name not in pipe.labels
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        pipe.get_label_ids(name)
+
+
 def test_training_mode_drops_no_label():
     pipe = tiny_pipeline()
     # unguarded, one of 200 labels would be dropped with probability 1 - 1e-9
@@ -1205,6 +1227,34 @@ def run_elsewhere(code: str, folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", ROUTES.values(), ids=ROUTES)
 def test_saved_folder_loads_by_every_route(code, saved, tmp_path):
     run_elsewhere(code, saved, tmp_path)
+
+
+@pytest.mark.slow
+def test_pipeline_of_images_comes_back_by_its_class_with_and_without_the_package(tmp_path):
+    folder = tmp_path / "dit-tiny"
+    pipe = variant(DiTImg2ImgPipeline, id2label=ID2LABEL)
+    pipe.save_pretrained(folder)
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == [
+        "pipeline_dit",
+        "DiTImg2ImgPipeline",
+    ]
+    arguments = {"strength": 0.5, "num_inference_steps": 4, "output_type": "np"}
+    expected = pipe(picture(), "tench", generator=seeded(5), **arguments).images
+    for cls in (DiTImg2ImgPipeline, DiTPipeline, DiTInpaintPipeline):
+        assert type(cls.from_pretrained(folder)) is cls
+    picture().save(tmp_path / "picture.png")
+    np.save(tmp_path / "expected.npy", expected)
+    code = f"""
+import numpy as np, torch
+from PIL import Image
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+assert type(pipe).__name__ == "DiTImg2ImgPipeline"
+generator = torch.Generator().manual_seed(5)
+found = pipe(Image.open(FOLDER + "/../picture.png"), "tench", generator=generator, **{arguments!r}).images
+np.testing.assert_allclose(found, np.load(FOLDER + "/../expected.npy"), rtol=0, atol=1e-5)
+"""
+    run_elsewhere(WITHOUT_PACKAGE + code, folder, tmp_path)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from . import __version__
 
 Form = Literal["dit_hf", "original", "diffusers"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Mode = Literal["exact", "adm_float16"]
 MANY = "Many images"
 
 app = typer.Typer(
@@ -53,10 +54,27 @@ def _refuse(options: dict[str, Any], why: str) -> None:
         raise ValueError(f"{given[0]} {why}")
 
 
-def _save_grid(images: list[Any], columns: int, output: Path) -> None:
+def _place_of_many(output_dir: Path | None, npz: Path | None) -> Path | None:
+    if output_dir and npz:
+        raise ValueError("--output-dir and --npz are two forms of the same: give one of them")
+    if npz and npz.suffix != ".npz" or output_dir and output_dir.suffix == ".npz":
+        raise ValueError(f"{npz or output_dir}: the file of --npz must end in .npz, the folder must not")
+    return output_dir or npz
+
+
+def _check_format(output: Path) -> Path:
+    from PIL import Image
+
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
+    return output
+
+
+def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> None:
     from diffusers.utils import make_image_grid
     from PIL import Image
 
+    columns = num_images_per_label if num_images_per_label > 1 else math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     empty = Image.new("RGB", images[0].size, "white")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +103,12 @@ def generate(
         float | None,
         typer.Option(help="Strength of classifier-free guidance, 1 is none; 4 where the model has guidance.", min=0),
     ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="Guide only between these fractions of the steps: 0.25 0.75 is the middle half.", metavar="A B"
+        ),
+    ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the scheduler; its usual number when not given.")
     ] = None,
@@ -110,19 +134,15 @@ def generate(
     """
     import torch
     from accelerate import PartialState
-    from PIL import Image
 
-    if output_dir or npz:
-        _refuse({"--class-labels": class_labels, "--output": output}, "is for one file: use --labels and --output-dir")
-        _refuse({"--num-images-per-label": num_images_per_label}, "is for one file: use --num-images")
-        _refuse({"--npz": npz if output_dir else None}, "does the same as --output-dir: give one of them")
-        if npz and npz.suffix != ".npz" or output_dir and output_dir.suffix == ".npz":
-            raise ValueError(f"{npz or output_dir}: the file of --npz must end in .npz, the folder must not")
+    place = _place_of_many(output_dir, npz)
+    if place:
+        one = {"--class-labels": class_labels, "--output": output, "--num-images-per-label": num_images_per_label}
+        _refuse(one, "is for one file: with --output-dir or --npz use --labels and --num-images")
     else:
         _refuse({"--labels": labels, "--batch-size": batch_size}, "is for many images: give --output-dir or --npz too")
         _refuse({"--num-images": num_images if class_labels else None}, "counts all: use --num-images-per-label")
-        if (output or Path("out.png")).suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
+        output = _check_format(output or Path("out.png"))
 
     from .evaluation import generate_with_pipeline
     from .pipeline_dit import DiTPipeline
@@ -131,7 +151,7 @@ def generate(
     if guidance_scale is None:
         guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
     arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
-    place = output_dir or npz
+    arguments["guidance_interval"] = guidance_interval
     if place:
         arguments |= {"labels": labels, "seed": seed, "batch_size": batch_size or 32}
         written = generate_with_pipeline(pipeline, place, num_images, **arguments)
@@ -143,9 +163,8 @@ def generate(
         arguments |= {"class_labels": _parse_labels(class_labels), "num_images_per_label": num_images_per_label or 1}
     pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
     images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images
-    per_row = num_images_per_label or 1
-    output = output or Path("out.png")
-    _save_grid(images, per_row if per_row > 1 else math.ceil(math.sqrt(len(images))), output)
+    assert output is not None
+    _save_grid(images, num_images_per_label or 1, output)
     typer.echo(f"wrote {len(images)} images to {output}")
 
 
@@ -195,6 +214,72 @@ def convert(
         arguments["vae"] = None
     conversion.convert(DiTPipeline, source, destination, to, scheduler, license, **arguments)
     typer.echo(f"wrote {destination}")
+
+
+@app.command(
+    epilog="Example: dit-hf evaluate --model my/dit --num-images 50000 --reference VIRTUAL_imagenet256_labeled.npz; "
+    "or --samples samples.npz; several processes: torchrun --nproc-per-node 8 --no-python dit-hf evaluate ..."
+)
+def evaluate(
+    reference: Annotated[str | None, typer.Option(help="ADM's .npz, saved statistics, a folder or a data set.")] = None,
+    samples: Annotated[str | None, typer.Option(help="ADM's .npz, a folder of images, or a data set.")] = None,
+    model: Annotated[str | None, typer.Option(help="Instead, a pipeline's folder or id: samples are drawn.")] = None,
+    num_images: Annotated[int | None, typer.Option(min=1, help="How many samples; all if not given.")] = None,
+    extractor: Annotated[str, typer.Option(help="inception, dinov2, or a class: my_network.py:Name.")] = "inception",
+    weights: Annotated[str | None, typer.Option(help="The extractor's; downloaded if not given.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names, separated by commas; all if not given.")] = None,
+    precision_recall: Annotated[Mode | None, typer.Option(help="adm_float16 as published; exact is better.")] = None,
+    kid_subset_size: Annotated[int, typer.Option(min=2, help="Images of a subset of KID.")] = 1000,
+    num_groups: Annotated[int, typer.Option(min=1, help="2 or more: standard errors, by leaving out parts.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="A JSON file for the result and all settings.")] = None,
+    card: Annotated[Path | None, typer.Option(help="A model card to write the result into.")] = None,
+    save_reference: Annotated[Path | None, typer.Option(help="Save statistics of --samples, to compare later.")] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="Keeps features, to go on after a kill.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once on each process.")] = 64,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Side to crop images to.")] = None,
+    split: Annotated[str, typer.Option(help="Of data sets.")] = "train",
+    image_column: Annotated[str, typer.Option(help="Of data sets.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Of data sets.")] = "label",
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="With --model; 1, none, if not given.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(min=1, help="With --model; as usual if not given.")] = None,
+    labels: Annotated[str | None, typer.Option(help="With --model: random, balanced, or a file of them.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --model. [default: 0]")] = None,
+    num_seeds: Annotated[int | None, typer.Option(min=1, help="With --model: draw so often. [default: 1]")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="With --model. [default: float32]")] = None,
+) -> None:
+    """Measure samples or a model: FID, sFID, Inception score, precision, recall and others, from one pass."""
+    of_model = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "labels": labels}
+    of_model |= {"seed": seed, "num_seeds": num_seeds, "dtype": dtype}
+    of_model = {name: value for name, value in of_model.items() if value is not None}
+    if (samples is None) == (model is None):
+        raise ValueError("--samples and --model: give one of them")
+    if (reference is None) == (save_reference is None):
+        raise ValueError("--reference and --save-reference: give one of them")
+    if samples is not None:
+        _refuse({f"--{name.replace('_', '-')}": value for name, value in of_model.items()}, "is for --model")
+    if save_reference is not None:
+        compares = {"--model": model, "--output": output, "--card": card, "--metrics": metrics}
+        _refuse(compares, "is for comparing: leave out --save-reference")
+
+    from .evaluation import run
+
+    of_sources: dict[str, Any] = {"batch_size": batch_size, "resolution": resolution, "split": split}
+    of_sources |= {"image_column": image_column, "label_column": label_column}
+    accelerator, network = run.open_extractor(extractor, weights)
+    if save_reference is not None:
+        run.save_statistics(str(samples), save_reference, network, num_images, work_dir, of_sources)
+        accelerator.print(f"wrote {save_reference}")
+        return
+    names = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    settings = {"precision_recall_mode": precision_recall, "kid_subset_size": kid_subset_size}
+    how: dict[str, Any] = {"num_images": num_images, "metrics": names, "num_groups": num_groups, "work_dir": work_dir}
+    if model is None:
+        result = run.evaluate_source(str(samples), str(reference), network, settings, of_sources, **how)
+    else:
+        result = run.evaluate_model(model, str(reference), network, settings, of_sources, of_model, **how)
+    if accelerator.is_main_process:
+        typer.echo(result.table())
+        run.write(result, output, card)
 
 
 @app.command(epilog="Example: dit-hf flops DiT-XL/2 --sample-size 64 --guidance-scale 1.5")

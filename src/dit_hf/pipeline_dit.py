@@ -777,6 +777,10 @@ class DiTPipeline(DiffusionPipeline):
         """
         if format not in ("dit_hf", "diffusers"):
             raise ValueError(f"format={format!r}: choose from dit_hf, diffusers")
+        if getattr(self.transformer, "peft_config", None):
+            raise ValueError(
+                "an adapter is loaded: call fuse_lora() or unload_lora_weights() before saving the pipeline"
+            )
         if kwargs.pop("push_to_hub", False):
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
         if format == "dit_hf":
@@ -822,6 +826,35 @@ class DiTPipeline(DiffusionPipeline):
         # there diffusers knows libraries by a fixed list, and would look for any other in the repository
         downloading = type(cls.__name__, (cls,), {"__module__": cls.__module__, "_transformer_module": "transformers"})
         return super(DiTPipeline, downloading).download(pretrained_model_name, **kwargs)  # type: ignore[misc]
+
+    def load_lora_weights(self, source: str | Path, **kwargs: Any) -> None:
+        """Load a LoRA adapter, with the classes it was trained for; one at a time.
+
+        Args:
+            source: a folder or an id on the Hub, as a training with `lora_rank` writes it.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            ImportError: where this package or PEFT is not installed.
+            ValueError: if the source is no adapter, or one of another model.
+        """
+        id2label = importlib.import_module("dit_hf.finetuning").load_lora(self.transformer, source, **kwargs)
+        self._id2label_before_lora = self.config.id2label
+        self.register_to_config(id2label=id2label)
+
+    def fuse_lora(self, lora_scale: float = 1.0) -> None:
+        """Add the adapter to the weights, at a strength of `lora_scale`; the pipeline saves as any other then.
+
+        Raises:
+            ValueError: if no adapter is loaded.
+        """
+        importlib.import_module("dit_hf.finetuning").merge_lora(self.transformer, lora_scale)
+
+    def unload_lora_weights(self) -> None:
+        """Take out an adapter that is not fused, and return to the classes before it."""
+        if getattr(self.transformer, "peft_config", None):
+            importlib.import_module("dit_hf.finetuning").remove_lora(self.transformer)
+            self.register_to_config(id2label=self._id2label_before_lora)
 
     def push_to_hub(
         self,
@@ -923,8 +956,8 @@ class DiTImg2ImgPipeline(DiTPipeline):
 class DiTInpaintPipeline(DiTPipeline):
     """Inpainting: draw a masked part of an image anew; every other pixel stays what it was, to the byte.
 
-    What is known is put back after each step (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, without resampling). It takes
-    the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
+    What is known is put back after each step (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, without resampling). It
+    takes the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
     """
 
     def __call__(

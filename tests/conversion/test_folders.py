@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from dit_hf import DiTPipeline, cli
+from dit_hf import DiTConfig, DiTPipeline, cli
 from dit_hf.conversion import from_original, to_original
+from dit_hf.conversion.assemble import empty_model
+from dit_hf.conversion.folders import _licence, _make_card
 
 HEADS = ["--num-attention-heads", "4"]
 
@@ -65,12 +67,28 @@ def test_card_names_licence_and_origin_and_no_path(sources, tmp_path):
     assert ModelCard.load(tmp_path / "copy" / "README.md").data.license == "apache-2.0"
 
 
-def test_weights_of_the_published_size_get_the_original_s_licence(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr("dit_hf.conversion.folders._has_published_size", lambda config: True)
-    run(sources / "DiT-P-2.pt", tmp_path / "dit", "--vae", sources / "vae", *HEADS)
-    card = ModelCard.load(tmp_path / "dit" / "README.md")
+def test_card_of_the_published_weights_has_the_original_s_licence():
+    model = empty_model(DiTConfig.from_name("DiT-XL/2"))  # without memory
+    said, text = _licence({}, model.config, others=True)
+    card = _make_card(model, "DiT-XL-2-256", "DiT-XL-2-256x256.pt", None, "dit_hf", said, text)
     assert card.data.license == "cc-by-nc-4.0"
     assert "CC-BY-NC 4.0: not for commercial use" in card.text
+    assert "DiT-XL/2: 28 layers of width 1152 with 16 heads" in card.text
+    assert "675,129,632 parameters" in card.text
+    for others, fields in ((False, {}), (True, {"num_classes": 10})):  # one's own of that size, and another size
+        assert _licence({}, DiTConfig.from_name("DiT-XL/2", **fields), others)[0] == {}
+    assert _licence({"license": "mit"}, model.config, others=True) == ({"license": "mit"}, "`mit`.")
+
+
+def test_other_scheduler_keeps_what_the_model_was_trained_with(sources, tmp_path, make_model):
+    trained = DDPMScheduler(beta_end=0.01, clip_sample=False, prediction_type="v_prediction", num_train_timesteps=500)
+    DiTPipeline(make_model(), None, trained, id2label={1: "one"}).save_pretrained(tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "again", "--scheduler", "DDIMScheduler")
+    pipe = DiTPipeline.from_pretrained(tmp_path / "again")
+    assert type(pipe.scheduler) is DDIMScheduler
+    for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "num_train_timesteps"):
+        assert pipe.scheduler.config[name] == trained.config[name], name
+    assert pipe.config.id2label == {1: "one"}
 
 
 def test_checkpoint_needs_no_vae_to_become_another_checkpoint(sources, tmp_path):
@@ -102,12 +120,23 @@ def test_folder_for_diffusers_has_a_card_too_and_comes_back(sources, tmp_path, m
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--weights", "best"], "choose from ema, model"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--scheduler", "Pipeline"], "no scheduler of diffusers"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--to", "diffusers"], "num_classes=10"),
+        (["FLOW", "NEW", "--scheduler", "DDIMScheduler"], "the model was trained with 'flow_prediction'"),
     ],
 )
-def test_error_is_one_line_and_nothing_is_written(arguments, message, sources, tmp_path, monkeypatch, capsys):
+def test_error_is_one_line_and_nothing_is_written(
+    arguments, message, sources, tmp_path, monkeypatch, capsys, make_model
+):
+    if "FLOW" in arguments:
+        flow = DiTPipeline(make_model(), None, FlowMatchEulerDiscreteScheduler(), prediction_type="flow_prediction")
+        flow.save_pretrained(tmp_path / "flow")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
-    places = {"SOURCE": sources / "DiT-P-2.pt", "TAKEN": tmp_path / "taken", "NEW": tmp_path / "new"}
+    places = {
+        "SOURCE": sources / "DiT-P-2.pt",
+        "TAKEN": tmp_path / "taken",
+        "NEW": tmp_path / "new",
+        "FLOW": tmp_path / "flow",
+    }
     monkeypatch.setattr(sys, "argv", ["dit-hf", "convert", *(str(places.get(word, word)) for word in arguments)])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -154,6 +154,10 @@ def test_training_checkpoint_without_the_wanted_weights_says_what_it_has(golden_
     del checkpoint["ema"]
     with pytest.raises(CheckpointError, match=r"holds model, opt, args, no 'ema': pass weights='model'"):
         from_original(checkpoint, **HEADS)
+    del checkpoint["model"]
+    with pytest.raises(CheckpointError, match="'opt' is a dict: a state dict has tensors by name only"):
+        from_original(checkpoint, **HEADS)
+    checkpoint["ema"] = load_file(golden_file)
     with pytest.raises(ValueError, match="weights='best': choose from ema, model"):
         from_original(checkpoint, weights="best")
 

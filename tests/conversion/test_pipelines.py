@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.conversion import from_original, to_diffusers, to_original
@@ -156,6 +156,26 @@ def test_cached_repository_loads_offline_by_its_id(published, golden_pipe, tmp_p
         DiTPipeline.from_pretrained("facebook/DiT-XL-2-256", revision="v2", **arguments)
 
 
+@pytest.mark.parametrize("form", ["ours", "diffusers", "checkpoint"])
+@pytest.mark.parametrize("fault", ["missing", "not finite"])
+def test_autoencoder_that_is_not_whole_is_refused_by_key(form, fault, golden_pipe, golden_file, tmp_path):
+    if form == "diffusers":
+        as_published(golden_pipe.transformer, tmp_path)
+    else:
+        golden_pipe.save_pretrained(tmp_path)
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    spoilt = weights.pop("decoder.conv_in.bias")
+    if fault == "not finite":
+        weights["decoder.conv_in.bias"] = spoilt * float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    source, arguments = tmp_path, {}
+    if form == "checkpoint":
+        source, arguments = golden_file, {"vae": str(tmp_path / "vae"), **HEADS}
+    with pytest.raises(ValueError, match=f"the vae of .*: 1 weights are {fault}: decoder.conv_in.bias"):
+        DiTPipeline.from_pretrained(source, **arguments)
+
+
 # --- an original checkpoint --------------------------------------------------------------------------------------
 
 
@@ -262,9 +282,9 @@ def test_stock_pipeline_gives_the_same_images_without_the_package(shift, thousan
 
 
 def test_folder_for_the_stock_pipeline_has_its_form_and_comes_back(thousand, tmp_path, caplog):
-    pipe = thousand(scheduler=DDPMScheduler(clip_sample=False, variance_type="learned_range", beta_end=0.01))
+    pipe = thousand(scheduler=DDPMScheduler(clip_sample=False, beta_end=0.01))
     pipe.save_pretrained(tmp_path, format="diffusers")
-    assert "DDPMScheduler is replaced by a deterministic DDIMScheduler" in caplog.text
+    assert "gets a deterministic DDIMScheduler in place of DDPMScheduler" in caplog.text
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["transformer"] == ["diffusers", "DiTTransformer2DModel"]
     assert index["id2label"] == {str(key): value for key, value in ID2LABEL.items()}
@@ -292,6 +312,10 @@ REFUSED = {
     "rectangular": ({"sample_size": (4, 8)}, r"sample_size=\[4, 8\]"),
     "another block": ({"block_type": "cross_attention"}, "block_type='cross_attention'"),
     "no null class": ({"class_dropout_prob": 0.0}, "class_dropout_prob=0.0"),
+    "a sampler that uses the variance": (
+        {"scheduler": DDPMScheduler(clip_sample=False, variance_type="learned_range")},
+        "DDPMScheduler with variance_type='learned_range'.*use a DDIMScheduler",
+    ),
     "a shifted VAE": ({"vae": tiny_vae(shift_factor=0.5)}, "shift_factor=0.5"),
 }
 
@@ -301,6 +325,12 @@ def test_what_the_stock_pipeline_cannot_run_is_refused_by_name(config, message, 
     with pytest.raises(ValueError, match=message):
         thousand(**config).save_pretrained(tmp_path / "stock", format="diffusers")
     assert not (tmp_path / "stock").exists()
+
+
+def test_scheduler_made_from_one_that_uses_the_variance_is_taken(thousand, tmp_path):
+    drawn = DDPMScheduler(clip_sample=False, variance_type="learned_range", timestep_spacing="leading")
+    thousand(scheduler=DDIMScheduler.from_config(drawn.config)).save_pretrained(tmp_path, format="diffusers")
+    assert type(diffusers.DiTPipeline.from_pretrained(tmp_path).scheduler) is DDIMScheduler
 
 
 def test_unknown_format_and_a_model_of_pixels_are_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import json
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -9,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Features, config
 from datasets import Image as ImageFeature
+from diffusers import AutoencoderKL
 from huggingface_hub import HfFileSystem
 from PIL import Image
 
+from dit_hf.data.moments import hash_vae
 from dit_hf.data.retries import SourceError
 from dit_hf.data.sources import open_images
 from dit_hf.data.streaming import ImageStream, Position
@@ -25,6 +30,7 @@ hub_conftest = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(hub_conftest)
 hub = hub_conftest.hub
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "extract_latents.py"
 NAMES = [f"class {k}" for k in range(1000)]
 SHARDS = r"resolve/.*parquet$"
 
@@ -157,3 +163,30 @@ def test_gate_and_missing_names_are_one_line(hub, images):
         open_imagenet()
     with pytest.raises(SourceError, match="^the data set user/nothing cannot be read: .* doesn't exist"):
         open_images("user/nothing")
+
+
+def test_latents_are_extracted_from_the_hub_and_pushed_there_privately(hub, images, tmp_path: Path, monkeypatch):
+    """The example, end to end; the latents train under their name on the Hub."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2)
+    vae.save_pretrained(tmp_path / "vae")
+    specification = importlib.util.spec_from_file_location("extract_latents", EXAMPLE)
+    example = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "extract_latents", example)
+    specification.loader.exec_module(example)
+    settings = {"dataset_name": "ILSVRC/imagenet-1k", "vae_name_or_path": str(tmp_path / "vae"), "resolution": 8}
+    settings |= {"output_dir": str(tmp_path / "latents"), "num_workers": 1, "push_to_hub": True}
+    hub.fail("POST", "/commit/", 503, times=1)
+    example.run(example.ExtractSettings(**settings))
+    pushed = hub.repository("user/latents", "datasets")
+    assert pushed.private
+    assert {"README.md", "latents.json", "data/train-00000-of-00001.parquet"} <= set(pushed.files())
+    assert json.loads(pushed.files()["latents.json"])["source_revision"] == images.refs["main"].oid
+    HfFileSystem.clear_instance_cache()
+    source = open_images("user/latents")
+    assert source.classes.names == NAMES
+    assert source.latents.vae_sha256 == hash_vae(vae)
+    assert sorted(read(source, 10)) == list(range(120))
+    pushed.private = False
+    with pytest.raises(ValueError, match="user/latents is public: pass --hub_private_repo false"):
+        example.run(example.ExtractSettings(**settings))

@@ -1,6 +1,7 @@
 """The stream of batches: every image once an epoch, in an order that processes, workers and restarts do not change."""
 
 import io
+import pickle
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -137,3 +138,8 @@ def test_column_of_another_type_is_refused(colours):
         open_images(str(colours), label_column="image")
     with pytest.raises(ValueError, match="no column 'label' of type Image"):
         open_images(str(colours), image_column="label")
+
+
+def test_stream_can_be_sent_to_a_worker_that_is_started_afresh(colours):
+    stream = pickle.loads(pickle.dumps(make_stream(colours)))
+    assert read(stream, 5) == read(make_stream(colours), 5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from huggingface_hub import HfApi, ModelCard, constants
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline, cli
@@ -69,7 +70,22 @@ def test_source_on_the_hub_becomes_a_checkpoint_and_diffusers_form(hub, convert,
         assert torch.equal(again.state_dict()[key], weight), key
     convert("user/theirs", tmp_path / "diffusers", "--to", "diffusers", "--license", "apache-2.0")
     assert ModelCard.load(tmp_path / "diffusers" / "README.md").data.license == "apache-2.0"
-    assert type(diffusers.DiTPipeline.from_pretrained(tmp_path / "diffusers").transformer).__module__.startswith("diff")
+    stock = diffusers.DiTPipeline.from_pretrained(tmp_path / "diffusers")
+    for part in ("transformer", "vae"):
+        source = load_file(tmp_path / "theirs" / part / "diffusion_pytorch_model.safetensors")
+        weights = getattr(stock, part).state_dict()
+        assert weights.keys() - {"pos_embed.pos_embed"} == source.keys()  # a buffer that diffusers computes
+        for key, weight in source.items():
+            assert torch.equal(weights[key], weight), key
+    assert type(stock.transformer) is diffusers.DiTTransformer2DModel
+
+
+def test_autoencoder_of_another_repository_has_its_own_revisions(hub, convert, theirs, pipeline, tmp_path):
+    pipeline.vae.save_pretrained(tmp_path / "vae")
+    HfApi().create_repo("user/vae")
+    HfApi().upload_folder(repo_id="user/vae", folder_path=tmp_path / "vae")
+    convert("user/theirs", tmp_path / "ours", "--vae", "user/vae", "--revision", "v1")
+    assert (tmp_path / "ours" / "vae" / "config.json").is_file()
 
 
 def test_source_in_this_form_without_a_licence_gets_none(hub, convert, pipeline, tmp_path, caplog):

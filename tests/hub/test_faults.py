@@ -1,6 +1,7 @@
 """What goes wrong between here and the Hub, in one table: load, stream and push end well, or in one line with why.
 
-A row without a message must end well, whatever happened on the way. Nothing hangs, and nothing broken is kept.
+A row without a message must end well, whatever happened on the way. Nothing hangs, and nothing broken is kept. The
+training's own stream has such a table in `data/test_hub_stream.py`.
 """
 
 import time

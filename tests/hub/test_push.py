@@ -1,6 +1,8 @@
 """Pushing to a local Hub with the real clients: what arrives, what is sent again, and what goes wrong on the way."""
 
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -305,6 +307,7 @@ def test_pipeline_with_wrong_bytes_in_the_cache_is_refused_offline_too(hub, save
     DiTPipeline.from_pretrained("user/dit", **cache)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_and_truncation_of_weights_in_the_cache_is_named(hub, saved):
     push_folder(saved, "user/dit")
     name = "transformer/model.safetensors"
@@ -333,6 +336,22 @@ def test_cache_without_links_is_held_against_the_hub_where_it_can_be_asked(hub, 
         check_cached("user/dit")
     check_cached("user/dit", local_files_only=True)
     assert "nothing is compared without the network" in caplog.text
+
+
+def test_usual_arguments_choose_what_is_loaded(hub, saved, monkeypatch):
+    push_folder(saved, "user/dit", revision="v2")
+    token = os.environ["HF_TOKEN"]
+    monkeypatch.delenv("HF_TOKEN")
+    chosen = {"revision": "v2", "token": token, "cache_dir": constants.HF_HUB_CACHE}
+    half = DiTPipeline.from_pretrained("user/dit", dtype=torch.bfloat16, use_safetensors=True, **chosen)
+    assert {half.transformer.dtype, half.vae.dtype} == {torch.bfloat16}
+    with pytest.raises(HubError, match="it lacks a file"):
+        DiTPipeline.from_pretrained("user/dit", **{**chosen, "revision": "main"})
+    with pytest.raises(HubError, match="the token may not see it"):
+        DiTPipeline.from_pretrained("user/dit", **{**chosen, "token": False})
+    with pytest.raises(ValueError, match="variant=fp16"):
+        DiTPipeline.from_pretrained("user/dit", variant="fp16", **chosen)
+    DiTPipeline.from_pretrained("user/dit", local_files_only=True, **{**chosen, "token": None})
 
 
 def test_loading_offline_says_which_commit(hub, saved, caplog):
@@ -378,15 +397,54 @@ def test_failed_push_beside_a_training_is_logged_and_the_next_one_arrives(hub, s
     assert hub.repository("user/dit").refs["main"].message == "Step 20"
 
 
-def test_pipeline_of_a_training_is_replaced_whole(pipeline, tmp_path, monkeypatch):
-    card = lambda pipeline, folder, *_: (folder / "README.md").write_text("card")  # noqa: E731
-    monkeypatch.setattr("dit_hf.hub.background.write_training_card", card)
-    save_training_pipeline(pipeline, tmp_path)
-    first = contents(tmp_path)
-    monkeypatch.setattr("dit_hf.hub.background.write_training_card", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        save_training_pipeline(pipeline, tmp_path)  # killed before it is complete
-    assert {name: content for name, content in contents(tmp_path).items() if ".partial/" not in name} == first
-    monkeypatch.setattr("dit_hf.hub.background.write_training_card", card)
-    save_training_pipeline(pipeline, tmp_path)
-    assert contents(tmp_path).keys() == first.keys()
+@pytest.mark.parametrize("first", range(8))
+def test_pipeline_of_a_training_is_whole_or_comes_back_whole_wherever_saves_are_killed(
+    first, pipeline, tmp_path, monkeypatch
+):
+    """Killed at the n-th of what moves, removes or writes; and the save after that, where it writes."""
+
+    class Kill(BaseException):
+        """Not an Exception: nothing may catch it and go on."""
+
+    def write_card(pipeline, folder, *_) -> None:
+        (folder / "README.md").write_text("card")
+
+    def save(kill_at: int = 100) -> bool:
+        """Whether it came to its end."""
+        calls = 0
+
+        def killed(function):
+            def call(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls > kill_at:
+                    raise Kill
+                return function(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr("dit_hf.hub.background.write_training_card", killed(write_card))
+            for owner, name in ((Path, "rename"), (shutil, "rmtree"), (DiTPipeline, "save_pretrained")):
+                patch.setattr(owner, name, killed(getattr(owner, name)))
+            try:
+                save_training_pipeline(pipeline, tmp_path)
+            except Kill:
+                return False
+        return True
+
+    def is_whole(name: str) -> bool:
+        return (tmp_path / name).is_dir() and contents(tmp_path / name).keys() == whole
+
+    assert save()
+    whole = contents(tmp_path / "pipeline").keys()
+    came_to_its_end = save(kill_at=first)
+    assert came_to_its_end == (first == 7)  # two removals, two writes, two renames, a removal
+    assert is_whole("pipeline") or is_whole("pipeline.old")
+    is_between_the_renames = not is_whole("pipeline")
+    assert is_between_the_renames == (first == 5)
+    assert not save(kill_at=2 + is_between_the_renames)
+    assert is_whole("pipeline")
+    assert save()
+    assert is_whole("pipeline")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from dit_hf.training.ema import make_ema
+from dit_hf.training.ema import EMA, make_ema
 
 
 def test_decay_is_constant_from_the_first_step_on():
@@ -25,3 +25,15 @@ def test_average_starts_as_a_frozen_copy_in_evaluation_mode():
     assert model.training
     assert not any(parameter.requires_grad for parameter in ema.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_several_averages_are_each_what_it_would_be_alone():
+    model = torch.nn.Linear(3, 2)
+    both, alone = EMA(model, [0.9, 0.5]), {decay: EMA(model, [decay]) for decay in (0.9, 0.5)}
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    for ema in (both, *alone.values()):
+        ema.update(model)
+    for decay, ema in alone.items():
+        torch.testing.assert_close(both.gather(decay, model), ema.gather(decay, model), rtol=0, atol=0)
+    assert not torch.equal(both.gather(0.9, model)["weight"], both.gather(0.5, model)["weight"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.diffusion import OBJECTIVES, HybridLoss
-from dit_hf.training.ema import make_ema
+from dit_hf.training.ema import EMA
 from dit_hf.training.loop import Draws, KeyedDraws, LatentBatch, train_steps
 
 
@@ -39,7 +39,7 @@ def test_twelve_steps_equal_those_of_the_original(golden_dir: Path):
 
     # evaluation mode: the null labels stand in y already
     optimizer = torch.optim.AdamW(model.parameters(), lr=golden["lr"].item(), weight_decay=0, fused=True)
-    ema = make_ema(model, golden["ema_decay"].item())
+    ema = EMA(model, [golden["ema_decay"].item()])
     accelerator, prepared, prepared_optimizer = start(model.eval(), optimizer)
     batches = [
         LatentBatch(x_0, y, [], (0, k)) for k, (x_0, y) in enumerate(zip(golden["x0"], golden["y"], strict=True))
@@ -91,7 +91,7 @@ def test_accumulated_batches_make_the_step_of_the_big_batch():
         draw = KeyedDraws(0, objective, 0.1)
         stream = iter(batches(batch_size, 2 * accumulation))
         records = list(
-            train_steps(accelerator, *prepared, constant_lr(optimizer), make_ema(model, 0.5), objective, stream, draw)
+            train_steps(accelerator, *prepared, constant_lr(optimizer), EMA(model, [0.5]), objective, stream, draw)
         )
         assert [record.images_seen for record in records] == [12, 24]
         results.append((model.state_dict(), [record.losses["loss"] for record in records]))
@@ -109,7 +109,7 @@ def test_gradients_are_clipped_and_their_norm_is_told():
         accelerator,
         *prepared,
         constant_lr(optimizer),
-        make_ema(model, 0.5),
+        EMA(model, [0.5]),
         objective,
         stream,
         draw,
@@ -163,6 +163,6 @@ def test_loop_asks_for_no_more_batches_than_steps():
     endless = (taken.append(1) or batch for batch in cycle(batches(2, 2)))
     objective = OBJECTIVES["epsilon"]()
     draw = KeyedDraws(0, objective, 0.1)
-    steps = train_steps(accelerator, *prepared, constant_lr(optimizer), make_ema(model, 0.5), objective, endless, draw)
+    steps = train_steps(accelerator, *prepared, constant_lr(optimizer), EMA(model, [0.5]), objective, endless, draw)
     assert [record.step for record in islice(steps, 3)] == [1, 2, 3]
     assert len(taken) == 3

@@ -1,10 +1,12 @@
 """Settings from flags, files and both."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from dit_hf.analysis.quoted import BLOCKS_400K, FIDS_400K
 from dit_hf.training.settings import TrainSettings, changed_settings, parse_settings
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
@@ -103,3 +105,32 @@ def test_changes_are_those_that_change_the_steps():
     before = vars(TrainSettings())
     now = TrainSettings(seed=1, output_dir="elsewhere", logging_steps=7)
     assert changed_settings(before, now) == {"seed": (0, 1)}
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "imagenet").glob("*.yaml")), ids=lambda path: path.stem)
+def test_imagenet_files_are_the_paper_s_recipe_on_eight_devices(path):
+    settings = parse_settings([str(path)])
+    assert settings.train_batch_size * settings.gradient_accumulation_steps * 8 == 256
+    assert path.stem.startswith(str(settings.resolution))
+    changed = {
+        "output_dir",
+        "train_batch_size",
+        "mixed_precision",
+        "torch_compile",
+        "checkpoints_milestone_steps",
+        "max_train_steps",
+        "resolution",
+        "model_overrides",
+        "gradient_checkpointing",
+    }
+    assert {name for name, value in vars(TrainSettings()).items() if getattr(settings, name) != value} <= changed
+
+
+def test_imagenet_files_print_the_paper_s_fids():
+    text = (CONFIGS / "imagenet" / "256.yaml").read_text()
+    printed = re.findall(r"--model DiT-(\S+) +([\d.]+)", text)
+    assert {name: float(fid) for name, fid in printed} == FIDS_400K
+    for name, result in BLOCKS_400K.items():
+        file = CONFIGS / "imagenet" / ("256.yaml" if name == "adaln_zero" else f"256_{name}.yaml")
+        assert f"{result.fid:.2f}" in file.read_text()
+        assert name == "adaln_zero" or f'"block_type": "{name}"' in parse_settings([str(file)]).model_overrides

@@ -89,17 +89,15 @@ def convert(
     others = os.path.isfile(source) or library_of_transformer(source, **hub) == "diffusers"
     pipeline = cls.from_pretrained(source, **arguments)
     if scheduler is not None:
-        pipeline.register_modules(scheduler=scheduler_of(scheduler, pipeline.transformer.config.learn_sigma))
+        new = scheduler_of(scheduler, pipeline.transformer.config.learn_sigma, like=pipeline.scheduler)
+        kept = {name: pipeline.config[name] for name in ("id2label", "guidance_channels", "prediction_type")}
+        pipeline = cls(**{**pipeline.components, "scheduler": new}, **kept)  # which checks that they fit
     if to == "original":
         _write_checkpoint(to_original(pipeline.transformer), destination)
         return
     said = {"license": license} if license else _said_license(source, hub)
-    text = "The source does not say it: ask its author before you use or share the weights."
-    if said:
-        text = f"`{said.get('license_name', said.get('license'))}`."
-    if not said and others and _has_published_size(pipeline.transformer.config):
-        said, text = {"license": ORIGINAL_LICENSE}, ORIGINAL_LICENSE_TEXT
-    elif not said:
+    said, text = _licence(said, pipeline.transformer.config, others)
+    if not said:
         logger.warning(f"{source} does not say its licence, and so the card says: pass --license where you know it")
     pipeline.save_pretrained(destination, format=to)
     card = _make_card(pipeline.transformer, destination.resolve().name, source, commit, to, said, text)
@@ -128,6 +126,15 @@ def _said_license(source: str, hub: Mapping[str, Any]) -> dict[str, str]:
         return {}
     names = ("license", "license_name", "license_link")
     return {name: data[name] for name in names if isinstance(data.get(name), str)}
+
+
+def _licence(said: dict[str, str], config: DiTConfig, others: bool) -> tuple[dict[str, str], str]:
+    """The licence as the card's metadata and text: what is said, else the original's for weights that may be theirs."""
+    if said:
+        return said, f"`{said.get('license_name', said.get('license'))}`."
+    if others and _has_published_size(config):
+        return {"license": ORIGINAL_LICENSE}, ORIGINAL_LICENSE_TEXT
+    return {}, "The source does not say it: ask its author before you use or share the weights."
 
 
 def _has_published_size(config: DiTConfig) -> bool:

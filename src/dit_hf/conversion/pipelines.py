@@ -27,12 +27,18 @@ TRAITS: dict[str, dict[str, Any]] = {
     "DDPMScheduler": {"clip_sample": False, "timestep_spacing": "linspace", "variance_type": "learned_range"},
     "DDIMScheduler": {"clip_sample": False, "timestep_spacing": "leading"},
 }
+TRAINED_WITH = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 CONFIG_FIELDS = inspect.signature(DiTConfig).parameters.keys() - {"kwargs"}
 STOCK_NULL_CLASS = 1000  # written into diffusers' pipeline
 
 
-def scheduler_of(name: str, learn_sigma: bool) -> Any:
-    """The scheduler of diffusers with this name, as the original's linear betas need it.
+def scheduler_of(name: str, learn_sigma: bool, like: Any = None) -> Any:
+    """The scheduler of diffusers with this name, as a DiT needs it.
+
+    Args:
+        name: Of the class.
+        learn_sigma: Whether the model has a variance to use.
+        like: The scheduler whose betas and kind of prediction it takes over; None for the original's linear betas.
 
     Raises:
         ValueError: If diffusers has no such scheduler.
@@ -45,7 +51,8 @@ def scheduler_of(name: str, learn_sigma: bool) -> Any:
     traits = dict(TRAITS.get(name, {}))
     if not learn_sigma and "variance_type" in traits:
         traits["variance_type"] = "fixed_small"
-    return cls(**LINEAR_BETAS, **traits)
+    trained_with = {} if like is None else {key: like.config[key] for key in TRAINED_WITH if key in like.config}
+    return cls(**{**LINEAR_BETAS, **traits, **trained_with})
 
 
 def load_pipeline(
@@ -61,14 +68,23 @@ def load_pipeline(
             for diffusers' form `timestep_freq_shift` and `mlp_norm_eps`.
 
     Raises:
-        ValueError: If a part is missing or an argument has no meaning for the source.
+        ValueError: If a part is missing or damaged, or an argument has no meaning for the source.
     """
+    given = arguments.get("vae")
+    pipeline = _load_any_form(cls, load, source, **arguments)
+    if given is None or isinstance(given, str | os.PathLike):  # else the caller loaded it
+        _check_vae(pipeline.vae, given or source)
+    return pipeline
+
+
+def _load_any_form(cls: Any, load: Callable[..., Any], source: str | os.PathLike, **arguments: Any) -> Any:
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
     if isinstance(arguments.get("vae"), str | os.PathLike):
         placing = {name: arguments[name] for name in ("dtype", "torch_dtype", "device_map") if name in arguments}
         for name in placing.keys() - {"device_map"}:
             placing[name] = _dtype_of("vae", placing[name])
-        arguments["vae"] = AutoencoderKL.from_pretrained(arguments["vae"], **hub, **placing)
+        elsewhere = {name: value for name, value in hub.items() if name != "revision"}  # which is the source's
+        arguments["vae"] = AutoencoderKL.from_pretrained(arguments["vae"], **elsewhere, **placing)
     if Path(source).is_file():
         return _load_checkpoint(cls, Path(source), **arguments)
     if "transformer" in arguments or library_of_transformer(source, **hub) != "diffusers":
@@ -77,6 +93,21 @@ def load_pipeline(
             raise ValueError(f"{foreign[0]}={arguments[foreign[0]]!r}: the pipeline in {source} says it already")
         return load(source, **arguments)
     return _load_diffusers_form(cls, load, source, hub, arguments)
+
+
+def _check_vae(vae: Any, source: str | os.PathLike) -> None:
+    """Refuse an autoencoder that is not whole, which diffusers loads with a warning or without a word."""
+    weights = dict(vae.named_parameters()) if vae is not None else {}
+    faults = {
+        "missing": [key for key, weight in weights.items() if weight.is_meta],
+        "not finite": [key for key, weight in weights.items() if not (weight.is_meta or weight.isfinite().all())],
+    }
+    for fault, keys in faults.items():
+        if keys:
+            first = f"{', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
+            raise ValueError(
+                f"the vae of {source}: {len(keys)} weights are {fault}: {first}. Fetch it again, or pass another vae"
+            )
 
 
 def library_of_transformer(source: str | os.PathLike, **hub: Any) -> Any:
@@ -142,7 +173,7 @@ def save_for_diffusers(pipeline: Any, folder: str | os.PathLike, *options: Any, 
     """Write a pipeline so that diffusers' own `DiTPipeline` loads it, without this package.
 
     That pipeline has a deterministic DDIM here, guides all channels and divides the frequencies by 127: where this
-    pipeline does otherwise, warnings say so, with the size of the deviation.
+    pipeline does otherwise, warnings say so, with the size of the deviation. It drops the learned variance.
 
     Args:
         pipeline: A `DiTPipeline`.
@@ -154,14 +185,10 @@ def save_for_diffusers(pipeline: Any, folder: str | os.PathLike, *options: Any, 
         ValueError: If the stock pipeline cannot run it; the message names the field.
     """
     _check_stock(pipeline)
-    betas = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    kept = {name: pipeline.scheduler.config[name] for name in betas if name in pipeline.scheduler.config}
-    prediction = pipeline.config.prediction_type
-    scheduler = DDIMScheduler(**kept, **TRAITS["DDIMScheduler"], prediction_type=prediction)
+    scheduler = scheduler_of("DDIMScheduler", learn_sigma=False, like=pipeline.scheduler)
     if not isinstance(pipeline.scheduler, DDIMScheduler):
         logger.warning(
-            f"diffusers' pipeline drops the learned variance: {type(pipeline.scheduler).__name__} is replaced by a "
-            "deterministic DDIMScheduler."
+            f"diffusers' pipeline gets a deterministic DDIMScheduler in place of {type(pipeline.scheduler).__name__}."
         )
     channels = pipeline.config.guidance_channels
     if channels != "all":
@@ -179,7 +206,7 @@ def save_for_diffusers(pipeline: Any, folder: str | os.PathLike, *options: Any, 
 
 
 def _check_stock(pipeline: Any) -> None:
-    config, vae = pipeline.transformer.config, pipeline.vae
+    config, vae, scheduler = pipeline.transformer.config, pipeline.vae, pipeline.scheduler
     if config.num_classes != STOCK_NULL_CLASS:
         raise ValueError(
             f"num_classes={config.num_classes}: diffusers' pipeline takes {STOCK_NULL_CLASS} for the null class, so it "
@@ -187,6 +214,13 @@ def _check_stock(pipeline: Any) -> None:
         )
     if pipeline.config.prediction_type == "flow_prediction":
         raise ValueError("prediction_type='flow_prediction': diffusers' pipeline gets a DDIMScheduler, which has betas")
+    # other classes keep the field of a configuration that they were made from, and do not read it
+    reads_variance = "variance_type" in inspect.signature(type(scheduler)).parameters
+    if reads_variance and scheduler.config.variance_type in ("learned", "learned_range"):
+        raise ValueError(
+            f"{type(scheduler).__name__} with variance_type={scheduler.config.variance_type!r}: diffusers' pipeline "
+            "drops the learned variance, use a DDIMScheduler, in `dit-hf convert` by --scheduler DDIMScheduler"
+        )
     if vae is None:
         raise ValueError("vae=None: diffusers' pipeline always decodes latents")
     unread = [name for name in ("shift_factor", "latents_mean", "latents_std") if vae.config.get(name)]

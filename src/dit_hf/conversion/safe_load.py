@@ -6,6 +6,7 @@ read when it is wanted, held against the archive's checksum. A `.safetensors` fi
 """
 
 import argparse
+import pickle
 import pickletools
 import struct
 import zipfile
@@ -92,7 +93,9 @@ def _one_error(path: Path) -> Iterator[None]:
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from None
     except Exception as error:  # a damaged file makes its readers fail in any way, OSError included
-        raise CheckpointError(f"{path.name} is damaged: {' '.join(str(error).split())[:300]}") from error
+        # torch wraps what its reader said in the advice to unpickle the file after all
+        said = error.__context__ if isinstance(error, pickle.UnpicklingError) and error.__context__ else error
+        raise CheckpointError(f"{path.name} is damaged: {' '.join(str(said).split())[:300]}") from error
 
 
 def _read_archive(path: Path) -> dict[str, Any]:

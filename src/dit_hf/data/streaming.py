@@ -6,7 +6,7 @@ end of an epoch: nothing is dropped, and no process runs dry first.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 from math import gcd
@@ -76,6 +76,7 @@ class ImageStream:
         start: where to begin.
         num_workers: processes that prepare samples, beside this one.
         max_bad_images: share of images that may be skipped; one image always may, unless this is 0.
+        worker_init: called in each of these processes as it starts, with its number.
         num_streams: that the order is cut into; what the source finds right unless given.
         window: rows that are shuffled together; likewise.
     """
@@ -94,6 +95,7 @@ class ImageStream:
         start: Position = BEGINNING,
         num_workers: int = 0,
         max_bad_images: float = 0.001,
+        worker_init: Callable[[int], None] | None = None,
         num_streams: int | None = None,
         window: int | None = None,
     ) -> None:
@@ -102,6 +104,7 @@ class ImageStream:
         self.random_flip, self.num_jitters = random_flip, num_jitters
         self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
         self.num_workers, self.max_bad_images = num_workers, max_bad_images
+        self.worker_init = worker_init
         self.num_streams, self.window = num_streams or source.num_streams, window or source.window
         self._bad: dict[str, str] = {}  # key -> reason
         self._parts = _Parts(self)
@@ -131,7 +134,13 @@ class ImageStream:
             yield from self._parts.batches(0, 1)
             return
         # The loader has a random generator of its own, as it would draw from the global one.
-        loader = DataLoader(self._parts, batch_size=None, num_workers=self.num_workers, generator=torch.Generator())
+        loader = DataLoader(
+            self._parts,
+            batch_size=None,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),
+            worker_init_fn=self.worker_init,
+        )
         parts = iter(loader)
         while True:
             batch = []
@@ -147,8 +156,11 @@ class ImageStream:
             if key not in self._bad:
                 self._bad[key] = reason
                 logger.warning(f"skipped {key}: {reason}")
-        images = max(seen, 1000) if isinstance(self.source, SequentialSource) else self.source.group_sizes.sum()
-        share = self.max_bad_images * images / self.world_size
+        if isinstance(self.source, SequentialSource):  # nobody knows how many there are
+            images = max(seen, 1000)
+        else:
+            images = self.source.group_sizes.sum() / self.world_size
+        share = self.max_bad_images * images
         if len(self._bad) > (max(share, 1) if self.max_bad_images else 0):
             listed = "; ".join(f"{key}: {reason}" for key, reason in list(self._bad.items())[:5])
             raise ValueError(

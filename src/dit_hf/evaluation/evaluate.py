@@ -106,7 +106,10 @@ def _class_fid(samples: Features, reference: Reference, settings: MetricSettings
     reference_rows, rows = _rows(samples, reference)
     if samples.labels is None or reference.labels is None:
         raise Unavailable("samples or reference have no labels")
-    distances = class_frechet_distances(rows, samples.labels, reference_rows, reference.labels)
+    try:
+        distances = class_frechet_distances(rows, samples.labels, reference_rows, reference.labels)
+    except ValueError as error:  # other classes, or too few images of one
+        raise Unavailable(str(error)) from error
     return {"class_fid": float(np.mean(list(distances.values())))}
 
 
@@ -213,6 +216,23 @@ def measure(
     if num_groups > 1:
         about["spread"] = f"jackknife standard error over {num_groups} groups"
     return Evaluation(found, spread, skipped, about)
+
+
+def average(results: Sequence[Evaluation]) -> Evaluation:
+    """The mean of each metric over repetitions, such as seeds, and its standard deviation as the spread.
+
+    Args:
+        results: of the same settings but for the seed; one is returned as it is.
+    """
+    first, *others = results
+    if not others:
+        return first
+    values = {name: [result.metrics[name] for result in results] for name in first.metrics}
+    means = {name: float(np.mean(each)) for name, each in values.items()}
+    spread = {name: float(np.std(each, ddof=1)) for name, each in values.items()}
+    settings = {**first.settings, "samples": [result.settings.get("samples") for result in results]}
+    settings |= {"each": values, "spread": f"standard deviation over {len(results)} repetitions"}
+    return Evaluation(means, spread, first.skipped, settings)
 
 
 def check_metrics(metrics: Sequence[str] | None) -> None:

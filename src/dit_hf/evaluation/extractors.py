@@ -110,8 +110,8 @@ class InceptionExtractor:
         self.name, self.device = name, torch.device(device)
         self.network = network.to(self.device, torch.float32).eval()
         num_spatial = 17 * 17 * NUM_SPATIAL_CHANNELS
-        self.taps = {"pool": NUM_POOL, "spatial": num_spatial, "logits": NUM_LOGITS}
-        self.settings: dict[str, Any] = {"resize": "bilinear to 299, as TensorFlow 1", "dtype": "float32"}
+        self.taps: Mapping[str, int] = {"pool": NUM_POOL, "spatial": num_spatial, "logits": NUM_LOGITS}
+        self.settings: Mapping[str, Any] = {"resize": "bilinear to 299, as TensorFlow 1", "dtype": "float32"}
 
     @classmethod
     def from_file(cls, path: str | Path | None = None, device: str | torch.device = "cpu") -> "InceptionExtractor":
@@ -124,7 +124,7 @@ class InceptionExtractor:
         network = Inception()
         network.load_state_dict(torch.load(fid_weights(path), map_location="cpu", weights_only=True))
         extractor = cls(network, FID_NAME, device)
-        extractor.settings["sha256"] = FID_SHA256
+        extractor.settings = {**extractor.settings, "sha256": FID_SHA256}
         return extractor
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -149,8 +149,8 @@ class DINOv2Extractor:
         self.device = torch.device(device)
         self.network = Dinov2Model.from_pretrained(name_or_path, dtype=torch.float32).to(self.device).eval()
         self.name = Path(name_or_path).name
-        self.taps = {"pool": self.network.config.hidden_size}
-        self.settings = {
+        self.taps: Mapping[str, int] = {"pool": self.network.config.hidden_size}
+        self.settings: Mapping[str, Any] = {
             "sha256_of_weights": weights_sha256(self.network),
             "resize": f"bicubic to {DINOV2_SIDE}, Pillow",
             "dtype": "float32",

@@ -9,6 +9,7 @@ Legend: B images of a batch, N of the set, D features of a tap.
 import copy
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from .statistics import GaussianStatistics, Moments
 
 POOL, SPATIAL, LOGITS = "pool", "spatial", "logits"
 GAUSSIAN_TAPS = (POOL, SPATIAL)
+CHUNK_SECONDS = 60.0  # at most, however slowly images come
 CHUNK = 1024  # images whose features enter the statistics together, and are written together: 20 MB with Inception
 
 
@@ -187,15 +189,16 @@ def _chunks(
 ) -> Iterator[_Chunk]:
     """Compute features, and yield them CHUNK images at a time."""
     parts: list[_Chunk] = []
+    began = time.monotonic()
     for number, first, batch in batches:
         images, labels = check_batch(batch)
         images = images[: None if num_images is None else num_images - first]
         outputs = {tap: value.cpu().numpy() for tap, value in extractor(torch.from_numpy(images.copy())).items()}
         index = first + np.arange(len(images))
         parts.append(_Chunk(np.array([number]), index, None if labels is None else labels[: len(images)], outputs))
-        if sum(len(part.index) for part in parts) >= CHUNK:
+        if sum(len(part.index) for part in parts) >= CHUNK or time.monotonic() - began >= CHUNK_SECONDS:
             yield _join(parts)
-            parts = []
+            parts, began = [], time.monotonic()
     if parts:
         yield _join(parts)
 
@@ -257,11 +260,16 @@ def extract(
         total=num_images or available, unit="image", desc=extractor.name, disable=not state.is_main_process
     ) as bar:
         bar.update(sum(map(len, share.index)) * state.num_processes)
-        for chunk in _chunks(batches, extractor, num_images):
+
+        def watched() -> Iterator[tuple[int, int, Batch]]:
+            for number, first, batch in batches:
+                yield number, first, batch
+                bar.update(len(check_batch(batch)[0]) * state.num_processes)  # the others are about as far
+
+        for chunk in _chunks(watched(), extractor, num_images):
             if folder is not None:
                 folder.write(chunk)
             share.add(chunk)
-            bar.update(len(chunk.index) * state.num_processes)
     return _gather(share, about, num_images)
 
 

@@ -82,7 +82,11 @@ def load_reference(path: str | Path, extractor: Extractor, work_dir: str | Path 
 
 
 def make_reference(
-    images: Iterable[Batch], extractor: Extractor, source: str = "", work_dir: str | Path | None = None
+    images: Iterable[Batch],
+    extractor: Extractor,
+    source: str = "",
+    work_dir: str | Path | None = None,
+    num_images: int | None = None,
 ) -> Reference:
     """Compare with any images; see `extract`."""
-    return Reference.from_features(extract(images, extractor, work_dir=work_dir), source)
+    return Reference.from_features(extract(images, extractor, num_images=num_images, work_dir=work_dir), source)

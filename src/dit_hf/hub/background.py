@@ -15,19 +15,21 @@ logger = logging.getLogger("dit_hf.training")
 
 
 def save_training_pipeline(pipeline: DiTPipeline, output_dir: Path, license: str | None = None) -> None:
-    """Save the pipeline and its card to `output_dir/pipeline`: written beside it and renamed, so never half of one."""
-    folder, partial = output_dir / "pipeline", output_dir / "pipeline.partial"
+    """Save the pipeline and its card to `output_dir/pipeline`: written beside it and renamed, so never half of one.
+
+    A kill between the two renames leaves no `pipeline`; the next save begins with putting the old one back.
+    """
+    folder, partial, old = (output_dir / name for name in ("pipeline", "pipeline.partial", "pipeline.old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
     shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     pipeline.save_pretrained(partial)
     write_training_card(pipeline, partial, output_dir, license)
     if folder.exists():
-        old = output_dir / "pipeline.old"
-        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old)
-    else:
-        partial.rename(folder)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class BackgroundPush:
@@ -75,6 +77,7 @@ class BackgroundPush:
         try:
             commit = push_folder(folder, self.repo_id, private=self.private, commit_message=message)
         except (OSError, ValueError) as error:
-            logger.error(f"{message}: the push failed, the training does not: {error}. The files are in {folder}")
+            kept = f"The files stay in {folder.name}/"
+            logger.error(f"{message}: the push failed, the training does not: {error}. {kept}")
         else:
             logger.info(f"{message}: {commit.commit_url}")

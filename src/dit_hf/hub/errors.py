@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
@@ -19,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,16 @@ REMEDIES_BY_STATUS: dict[int, str] = {
 }
 
 
+SECRETS_OF_ADDRESSES = re.compile(r"(?<=://)[^/\s@]+@|(?<=\?)[^\s'\"]+=[^\s'\"]+")  # a password, a signature
+WRITES_ADDRESSES = ("huggingface_hub.utils._http", "huggingface_hub.file_download")  # to the log
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """A filter of a log that lets all pass."""
+    record.msg, record.args = SECRETS_OF_ADDRESSES.sub("", record.getMessage()), ()
+    return True
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came from: the libraries wrap what the Hub said."""
     while error is not None:
@@ -83,8 +96,13 @@ def explain(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def one_line_errors(repo_id: str) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into one `HubError` that names the repository and the remedy."""
+    """Turn the errors of huggingface_hub into one `HubError` that names the repository and the remedy.
+
+    It logs on the way, and from now on without the signatures of addresses.
+    """
     _bound_waiting()
+    for name in WRITES_ADDRESSES:
+        logging.getLogger(name).addFilter(_without_secrets)
     try:
         yield
     except HubError:
@@ -93,7 +111,8 @@ def one_line_errors(repo_id: str) -> Iterator[None]:
         explanation = explain(error)
         if explanation is None:  # a full disk, an unreadable file
             raise
-        raise HubError(f"{repo_id} at {constants.ENDPOINT}: {explanation}") from error
+        hub = SECRETS_OF_ADDRESSES.sub("", constants.ENDPOINT)
+        raise HubError(f"{repo_id} at {hub}: {explanation}") from error
 
 
 def retried(call: Callable[[], T], *, only: set[int] | None = None, seconds: float = math.inf) -> T:
@@ -139,34 +158,50 @@ def _seconds_to_wait(error: Exception, attempt: int) -> float:
     return float(asked) if asked.isdecimal() else 2.0 ** (attempt - 1)
 
 
-def load_from_hub(repo_id: str, load: Callable[[], T], *, local_files_only: bool = False, **hub: Any) -> T:
-    """Load from the Hub, with passing errors retried and others in one line.
+def load_from_hub(
+    repo_id: str,
+    load: Callable[..., T],
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
+) -> T:
+    """Load one commit from the Hub, with passing errors retried and others in one line.
 
-    The Hub is asked for the repository first, since diffusers takes any error there for a lost network, and would go on
-    with what of it lies in the cache.
+    The Hub is asked for the commit first: a branch may move while its files are fetched, and diffusers takes any error
+    there for a lost network, and would go on with what of it lies in the cache.
 
     Args:
         repo_id: what is loaded.
-        load: without arguments; what it fetched before lies in the cache when it is called again.
+        load: takes `revision`; what it fetched before lies in the cache when it is called again.
+        revision: a branch, tag or commit; None for `main`.
+        cache_dir: as in huggingface_hub.
         local_files_only: whether the network may not be asked.
-        **hub: `revision` and `token`; others are for the load itself.
+        token: for a private repository.
 
     Raises:
         HubError: if the Hub cannot be used, and the cache does not hold all.
     """
-    unreachable = None
+    unreachable = commit = None
     with one_line_errors(repo_id):
         if not (local_files_only or constants.HF_HUB_OFFLINE):
-            api = HfApi(token=hub.get("token"))
+            api = HfApi(token=token)
             try:
-                retried(lambda: api.model_info(repo_id, revision=hub.get("revision")), only=PASSING)
+                commit = retried(lambda: api.model_info(repo_id, revision=revision), only=PASSING).sha
             except (HTTPError, OSError) as error:
                 if status_of(error) not in (None, *PASSING):
                     raise
                 unreachable = error
         try:
-            return retried(load, seconds=LOAD_SECONDS)
+            loaded = retried(lambda: load(revision=commit or revision), seconds=LOAD_SECONDS)
         except (OSError, ValueError):
             if unreachable is None:
                 raise
             raise unreachable from None
+    if commit and commit != revision:  # as huggingface_hub notes where it resolves a branch, for the next time offline
+        folder = Path(cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+        reference = folder / "refs" / (revision or constants.DEFAULT_REVISION)
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(commit)
+    return loaded

@@ -43,8 +43,10 @@ def sent_files(folder: Path) -> dict[str, Path]:
         ValueError: if a file is not of those that a pipeline has, is a link, or gives a secret away.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
-    if "model_index.json" not in files:
-        raise ValueError(f"{folder} has no model_index.json: pass a folder that DiTPipeline.save_pretrained wrote")
+    if not files.keys() & {"model_index.json", "adapter_config.json"}:
+        raise ValueError(
+            f"{folder} has no model_index.json: pass a folder that DiTPipeline.save_pretrained wrote, or an adapter's"
+        )
     for name, path in files.items():
         if path.is_symlink() or not (path.suffix in SENT_SUFFIXES or name in SENT_CODE):
             raise ValueError(

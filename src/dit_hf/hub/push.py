@@ -34,7 +34,7 @@ def check_push(repo_id: str, *, private: bool = True, token: str | None = None) 
         account = retried(api.whoami)
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubError(
-                f"{repo_id} at {constants.ENDPOINT}: the token of {account['name']} can only read: make one with write "
+                f"{repo_id}: the token of {account['name']} can only read: make one with write "
                 "access in the account's settings, then `hf auth login`, or set HF_TOKEN"
             )
         repo_id = retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
@@ -55,12 +55,12 @@ def push_folder(
     create_pr: bool = False,
     token: str | None = None,
 ) -> CommitInfo:
-    """Push a saved pipeline; pushing it again sends only what changed, also after a push that was cut.
+    """Push a saved pipeline or adapter; pushing it again sends only what changed, also after a push that was cut.
 
     All files arrive in one commit, so that a reader never sees a half of them, and none is deleted.
 
     Args:
-        folder: written by `DiTPipeline.save_pretrained`, with a card and pictures perhaps.
+        folder: written by `DiTPipeline.save_pretrained`, with a card and pictures perhaps; or an adapter's.
         repo_id: "user/name", created if it is not there.
         private: False for a repository that everybody sees.
         revision: a branch, made from `main` if it is not there; None for `main`.
@@ -139,4 +139,5 @@ def _content(name: str, path: Path, repo_id: str) -> str | bytes:
     if name != CARD:
         return str(path)
     text = path.read_text(encoding="utf-8")
-    return re.sub(rf'from_pretrained\("{re.escape(LOCAL_ID)}"', f'from_pretrained("{repo_id}"', text).encode()
+    call = rf'(from_pretrained|load_lora_weights)\("{re.escape(LOCAL_ID)}"'
+    return re.sub(call, rf'\1("{repo_id}"', text).encode()

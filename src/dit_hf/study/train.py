@@ -15,9 +15,10 @@ from diffusers.optimization import get_scheduler
 from ..configuration_dit import DiTConfig
 from ..diffusion import OBJECTIVES, Objective
 from ..modeling_dit import DiTModel
-from ..training.checkpoint import Progress, TrainingState, load_latest, save_checkpoint
-from ..training.ema import make_ema
+from ..training.checkpoint import Progress, newest_whole, prune, read_record, write_checkpoint
+from ..training.ema import EMA
 from ..training.loop import KeyedDraws, LatentBatch, train_steps
+from ..training.state import TrainingState
 from .images import LabelledImages, PixelLatents
 from .recipe import Cell, Recipe
 
@@ -57,8 +58,10 @@ class Training:
         self.config = make_config(recipe, cell, data)
         self.state = self._fresh()
         self.progress, self.seconds, self.train_loss = Progress(), 0.0, float("nan")
-        if found := load_latest(folder, self.state):
-            self.progress, saved = found
+        if newest := newest_whole(folder):
+            self.state.restore(newest)
+            record = read_record(newest)
+            self.progress, saved = record.progress, record.settings
             self.seconds, self.train_loss = saved.pop("seconds"), saved.pop("train_loss")
             fields = recipe.training_fields()
             if any(fields.get(name) != value for name, value in saved.items()):
@@ -71,7 +74,7 @@ class Training:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
         lr_scheduler = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=recipe.warmup_steps)
-        return TrainingState(model, make_ema(model, recipe.ema_decay), optimizer, lr_scheduler)
+        return TrainingState(self.accelerator, model, EMA(model, [recipe.ema_decay]), optimizer, lr_scheduler)
 
     def advance(self, images_seen: int, is_late: Callable[[], bool]) -> bool:
         """Train until that many images were seen, or until it is late; whether they were.
@@ -117,7 +120,8 @@ class Training:
         if not np.isfinite(self.train_loss):
             raise FloatingPointError(f"{self.cell}: the loss is {self.train_loss} at step {self.progress.step}")
         about = {**self.recipe.training_fields(), "seconds": self.seconds, "train_loss": self.train_loss}
-        save_checkpoint(self.folder, self.state, self.progress, about, total_limit=1)
+        write_checkpoint(self.folder, self.state.snapshot(), self.progress, about)
+        prune(self.folder, total_limit=1)
 
     def _batches(self) -> Iterator[LatentBatch]:
         """Endless latents, each epoch in an order of its own; what does not fill a batch waits for the next epoch."""

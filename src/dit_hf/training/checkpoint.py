@@ -1,23 +1,30 @@
 """Checkpoints that are either whole or not there: written beside, sealed by a manifest, then renamed.
 
-A checkpoint is the folder `step-00001000` with the model, its EMA, the optimiser, the progress, and `manifest.json`,
-which is written last and holds the size and SHA-256 of every file. A folder without a valid manifest is never picked.
+A checkpoint is the folder `step-00001000` with the model, its averages, the optimiser, the progress, and
+`manifest.json`, which is written last and holds the size and SHA-256 of every file. A folder without a valid manifest
+is never picked. Folders are ordered by their step, never by time. What is deleted is renamed first, so that a kill in
+the middle leaves nothing that looks like a checkpoint.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch.optim.swa_utils import AveragedModel
+from safetensors.torch import save_file
+from torch import Tensor
 
 MANIFEST = "manifest.json"
+ABANDONED = "abandoned"  # where checkpoints go that a run went back behind
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
@@ -28,52 +35,83 @@ class Progress:
     images_seen: int = 0
     epoch: int = 0  # with `offset`, where the stream of images goes on
     offset: int = 0
+    skipped_steps: int = 0  # whose loss or gradient was not finite
 
 
 @dataclass
-class TrainingState:
-    """The objects that a checkpoint saves and restores, all unwrapped."""
+class Snapshot:
+    """What a checkpoint holds, whole and on the CPU."""
 
-    model: torch.nn.Module
-    ema: AveragedModel
-    optimizer: torch.optim.Optimizer
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    weights: dict[str, dict[str, Tensor]]  # file name -> tensors
+    optimizer: dict[str, Any]  # state of the optimiser, the learning rate and the loss scaler
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors, which is that of the checkpoint but for some kilobytes."""
+        states = self.optimizer.get("optimizer", {}).get("state", {}).values()
+        tensors = [tensor for file in self.weights.values() for tensor in file.values()]
+        tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def save_checkpoint(
-    folder: Path, state: TrainingState, progress: Progress, settings: dict[str, Any], total_limit: int | None = None
+@dataclass
+class Record:
+    """What `progress.json` of a checkpoint tells."""
+
+    progress: Progress
+    settings: dict[str, Any]
+    world_size: int
+
+
+def write_checkpoint(
+    folder: Path, snapshot: Snapshot, progress: Progress, settings: dict[str, Any], world_size: int = 1
 ) -> Path:
-    """Write `folder/step-XXXXXXXX` and then delete the oldest ones beyond `total_limit`.
+    """Write `folder/step-XXXXXXXX`, whole or not at all.
 
     Args:
         folder: the run's folder of checkpoints.
-        state: what is saved.
+        snapshot: the tensors.
         progress: how far the training has come.
         settings: of the run, compared when it is resumed.
-        total_limit: number of checkpoints kept; None for all.
+        world_size: number of processes, told when a run is resumed with another.
+
+    Raises:
+        FloatingPointError: if a weight is not finite, naming it.
+        OSError: if there is no room for it, with the bytes that are needed and left.
     """
+    for file, tensors in snapshot.weights.items():
+        if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+            raise FloatingPointError(f"{bad[0]} of {file} is not finite at step {progress.step}: it is not saved")
     target = folder / f"step-{progress.step:08d}"
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    sweep(folder)
     try:
-        save_file(_contiguous(state.model.state_dict()), partial / "model.safetensors")
-        save_file(_contiguous(state.ema.module.state_dict()), partial / "ema.safetensors")
-        optimizer_state = {"optimizer": state.optimizer.state_dict(), "lr_scheduler": state.lr_scheduler.state_dict()}
-        torch.save(optimizer_state, partial / "optimizer.pt")
-        (partial / "progress.json").write_text(json.dumps({"progress": vars(progress), "settings": settings}, indent=2))
+        partial.mkdir(parents=True)
+        for file, tensors in snapshot.weights.items():
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / file)
+        torch.save(snapshot.optimizer, partial / "optimizer.pt")
+        told = {"progress": vars(progress), "settings": settings, "world_size": world_size}
+        (partial / "progress.json").write_text(json.dumps(told, indent=2))
         _seal(partial)
-        if target.exists():
-            shutil.rmtree(target)
+        if target.exists():  # a damaged one, from before this run went on
+            _remove(target)
         os.replace(partial, target)
         _fsync(folder)
-    except BaseException:
+    except Exception as error:
+        available = shutil.disk_usage(folder).free if folder.exists() else 0
         shutil.rmtree(partial, ignore_errors=True)
+        if _is_no_space(error, snapshot.num_bytes - available):
+            need, have = f"{snapshot.num_bytes / 2**20:.1f} MiB", f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB"
+            raise OSError(errno.ENOSPC, f"no space in {folder}, need {need}, have {have}") from error
         raise
-    complete = find_checkpoints(folder)
-    for old in complete[: -total_limit if total_limit else 0]:
-        shutil.rmtree(old)
     return target
+
+
+def _is_no_space(error: Exception, missing: int) -> bool:
+    """Whether a write failed for want of room; safetensors and torch raise exceptions of their own then."""
+    if isinstance(error, OSError):
+        return error.errno in NO_SPACE
+    return "No space left" in str(error) or "os error 28" in str(error) or missing > 0
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -81,32 +119,66 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
 
-def load_latest(folder: Path, state: TrainingState) -> tuple[Progress, dict[str, Any]] | None:
-    """Restore the newest checkpoint that matches its manifest; None when there is none.
+def prune(
+    folder: Path, total_limit: int | None, milestone_steps: int | None = None, keep: Collection[int] = ()
+) -> None:
+    """Delete the oldest checkpoints beyond `total_limit`.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        total_limit: number of newest checkpoints that stay; None for all.
+        milestone_steps: checkpoints whose step is a multiple of it stay for ever, and are not counted.
+        keep: steps that stay too, and are not counted.
+    """
+    if total_limit is None:
+        return
+    stays = {path for path in find_checkpoints(folder) if step_of(path) in keep}
+    if milestone_steps:
+        stays |= {path for path in find_checkpoints(folder) if step_of(path) % milestone_steps == 0}
+    for old in [path for path in find_checkpoints(folder) if path not in stays][:-total_limit]:
+        _remove(old)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def abandon_after(folder: Path, step: int) -> None:
+    """Move the checkpoints after a step aside, as a run goes back to it; nothing is deleted."""
+    for path in find_checkpoints(folder):
+        if step_of(path) > step:
+            number = 0
+            while (target := folder / ABANDONED / f"{path.name}-{number}").exists():
+                number += 1
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
+            warnings.warn(f"{path.name} is after step {step} and was moved to {target}", stacklevel=2)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that matches its manifest; None when there is none.
 
     A damaged one is named in a warning and the one before it is taken.
-
-    Returns:
-        How far the training had come, and the settings it ran with.
 
     Raises:
         ValueError: if there are checkpoints, and all are damaged.
     """
     checkpoints = find_checkpoints(folder)
     for path in reversed(checkpoints):
-        if damage := find_damage(path):
-            warnings.warn(f"{path} is damaged ({damage}): looking for the checkpoint before it", stacklevel=2)
-            continue
-        state.model.load_state_dict(load_file(path / "model.safetensors"))
-        state.ema.module.load_state_dict(load_file(path / "ema.safetensors"))
-        optimizer_state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        state.optimizer.load_state_dict(optimizer_state["optimizer"])
-        state.lr_scheduler.load_state_dict(optimizer_state["lr_scheduler"])
-        saved = json.loads((path / "progress.json").read_text())
-        return Progress(**saved["progress"]), saved["settings"]
+        damage = find_damage(path)
+        if damage is None:
+            return path
+        warnings.warn(f"{path} is damaged ({damage}): looking for the checkpoint before it", stacklevel=2)
     if checkpoints:
         raise ValueError(f"every checkpoint in {folder} is damaged: move it away to start anew, or restore a copy")
     return None
+
+
+def read_record(path: Path) -> Record:
+    """How far the training of a checkpoint had come, and with which settings."""
+    told = json.loads((path / "progress.json").read_text())
+    return Record(Progress(**told["progress"]), told["settings"], told["world_size"])
 
 
 def find_damage(path: Path) -> str | None:
@@ -114,8 +186,10 @@ def find_damage(path: Path) -> str | None:
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except OSError as error:
         return f"{MANIFEST} cannot be read: {error}"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read: {error!r}"
     for name, (num_bytes, sha256) in expected.items():
         file = path / name
         if not file.is_file():
@@ -125,19 +199,37 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
+def sweep(folder: Path) -> None:
+    """Delete what a kill left unfinished, of a save or of a deletion."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file beside and rename it, so that a kill leaves the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    _fsync(partial)
+    os.replace(partial, path)
+
+
 def _seal(folder: Path) -> None:
     """Write the manifest, after everything it names is on the disk."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
         _fsync(path)
     entries = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-    (folder / MANIFEST).write_text(json.dumps({"files": entries, "torch": torch.__version__}, indent=2))
+    versions = {name: version(name) for name in ("dit-hf", "torch", "diffusers", "accelerate")}
+    (folder / MANIFEST).write_text(json.dumps({"files": entries, "versions": versions}, indent=2))
     _fsync(folder / MANIFEST)
     _fsync(folder)
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+def _remove(path: Path) -> None:
+    hidden = path.with_name(f".{path.name}.deleted")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(path, hidden)
+    shutil.rmtree(hidden)
 
 
 def _sha256(path: Path) -> str:

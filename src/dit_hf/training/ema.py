@@ -1,6 +1,11 @@
-"""The exponential moving average of the paper: constant decay from the first step, started as a copy (section 4)."""
+"""Exponential moving averages of the weights: constant decay from the first step, started as a copy (section 4)."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -15,3 +20,70 @@ def make_ema(model: torch.nn.Module, decay: float) -> AveragedModel:
     ema.module.eval().requires_grad_(False)
     ema.n_averaged += 1  # the copy counts as the first average: torch would overwrite it with the weights of step one
     return ema
+
+
+class LocalShards(torch.nn.Module):
+    """This process's part of a model that FSDP2 has split; an average is element by element, so parts suffice."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        shards = [local_part(parameter.detach()) for parameter in model.parameters()]
+        self.shards = torch.nn.ParameterList(torch.nn.Parameter(shard, requires_grad=False) for shard in shards)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor; the tensor itself where nothing is split."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether FSDP2 has split the model's parameters over the processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+class EMA:
+    """Averages of one model, each with its own decay; the first is the one that previews and the pipeline use.
+
+    Args:
+        model: unwrapped; split by FSDP2 or whole.
+        decays: weights of the old average, in [0, 1).
+    """
+
+    def __init__(self, model: torch.nn.Module, decays: Sequence[float]) -> None:
+        self.is_sharded = is_sharded(model)
+        self.averages = {decay: make_ema(LocalShards(model) if self.is_sharded else model, decay) for decay in decays}
+
+    @property
+    def module(self) -> Any:
+        """The first average as a model, which a model that is split does not have."""
+        assert not self.is_sharded
+        return next(iter(self.averages.values())).module
+
+    def update(self, model: torch.nn.Module) -> None:
+        """Take a step towards the model's weights."""
+        source = LocalShards(model) if self.is_sharded else model
+        for average in self.averages.values():
+            average.update_parameters(source)
+
+    def gather(self, decay: float, model: torch.nn.Module) -> dict[str, Tensor]:
+        """A whole average, by the names of the model's parameters; every process has to ask for it."""
+        whole = {}
+        for (name, parameter), part in self._parts(decay, model):
+            if isinstance(parameter, DTensor):
+                mesh, placements, shape = parameter.device_mesh, parameter.placements, parameter.shape
+                split = DTensor.from_local(part, mesh, placements, shape=shape, stride=parameter.stride())
+                part = split.full_tensor()
+            whole[name] = part.detach().cpu()
+        return whole
+
+    @torch.no_grad()
+    def set(self, decay: float, model: torch.nn.Module, whole: dict[str, Tensor]) -> None:
+        """Overwrite an average with one that every process holds whole."""
+        for (name, parameter), part in self._parts(decay, model):
+            value = whole[name].to(part.device)
+            if isinstance(parameter, DTensor):  # src_data_rank=None: each process cuts its own part
+                value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            part.copy_(local_part(value))
+
+    def _parts(self, decay: float, model: torch.nn.Module) -> list[tuple[tuple[str, Tensor], Tensor]]:
+        return list(zip(model.named_parameters(), self.averages[decay].module.parameters(), strict=True))

@@ -2,9 +2,9 @@
 
 The model, the data and the objective are handed in; logging, saving and sampling are the caller's lines. All randomness
 of a sample is keyed by (seed, epoch, position), so that neither a restart nor the number of processes changes it.
+A step whose loss or gradient is not finite changes nothing: it is passed over, and told.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch.distributed.tensor import DTensor
 
 from ..diffusion.objectives import Objective
+from .ema import EMA
+
+NUM_QUARTILES = 4  # of the timesteps, whose losses are told apart
 
 
 @dataclass
@@ -44,8 +47,11 @@ class StepRecord:
     images_seen: int  # over all processes, since the start of the training
     position: tuple[int, int]  # (epoch, offset) where the stream goes on
     losses: dict[str, Tensor]  # loss, mse and, from the hybrid objective, vb; scalars
+    quartiles: Tensor  # (4, 2): sum and number of the losses of each quarter of the timesteps
     grad_norm: Tensor  # before clipping
     learning_rate: float
+    samples: list[tuple[int, int]]  # (epoch, offset) of this process's samples
+    bad_ranks: list[int] | None = None  # of a step that was passed over: whose loss was not finite
 
 
 class KeyedDraws:
@@ -80,7 +86,7 @@ def train_steps(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-    ema: AveragedModel,
+    ema: EMA,
     objective: Objective,
     batches: Iterator[LatentBatch],
     draw: Callable[[LatentBatch], Draws],
@@ -95,7 +101,7 @@ def train_steps(
         accelerator: that `model` and `optimizer` were prepared with; it says how many forwards make a step.
         model: in train mode.
         lr_scheduler: not prepared, as a prepared one steps once for each process.
-        ema: of the unwrapped model, see `make_ema`.
+        ema: of the unwrapped model.
         objective: of `dit_hf.diffusion`.
         batches: endless.
         draw: the random part of a batch's loss.
@@ -105,6 +111,8 @@ def train_steps(
     """
     step = first_step
     micro_losses: list[dict[str, Tensor]] = []
+    quartiles = torch.zeros(NUM_QUARTILES, 2, device=accelerator.device)
+    samples: list[tuple[int, int]] = []
     for batch in batches:
         drawn = draw(batch)
         with accelerator.accumulate(model):
@@ -117,18 +125,48 @@ def train_steps(
                 drop_labels=drawn.drop_labels,
             )
             accelerator.backward(losses["loss"].mean())
-            if accelerator.sync_gradients:  # by an infinite limit nothing is clipped, and the norm is told all the same
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
-            learning_rate = float(lr_scheduler.get_last_lr()[0])
-            optimizer.step()
-            optimizer.zero_grad()
-        micro_losses.append({name: values.detach().mean() for name, values in losses.items()})
-        images_seen += len(batch.x_0) * accelerator.num_processes
-        if accelerator.sync_gradients:
-            if not accelerator.optimizer_step_was_skipped:  # fp16's loss scaler skips what overflowed
-                lr_scheduler.step()
-                ema.update_parameters(accelerator.unwrap_model(model))
-            step += 1
+            micro_losses.append({name: values.detach().mean() for name, values in losses.items()})
+            quartiles += sum_by_quartile(losses["loss"].detach(), drawn.timestep, objective.num_train_timesteps)
+            samples += batch.positions
+            images_seen += len(batch.x_0) * accelerator.num_processes
+            if not accelerator.sync_gradients:
+                continue
             means = {name: torch.stack([each[name] for each in micro_losses]).mean() for name in losses}
-            micro_losses = []
-            yield StepRecord(step, images_seen, batch.next_position, means, grad_norm, learning_rate)
+            grad_norm = measure_and_clip(accelerator, model, max_grad_norm)
+            bad_ranks = find_bad_ranks(accelerator, means["loss"], grad_norm)
+            learning_rate = float(lr_scheduler.get_last_lr()[0])
+            if bad_ranks is None or accelerator.scaler:  # a loss scaler passes over by itself, and learns from it
+                optimizer.step()
+            optimizer.zero_grad()
+        if bad_ranks is None and not accelerator.optimizer_step_was_skipped:
+            lr_scheduler.step()
+            ema.update(accelerator.unwrap_model(model))
+        step += 1
+        yield StepRecord(
+            step, images_seen, batch.next_position, means, quartiles, grad_norm, learning_rate, samples, bad_ranks
+        )
+        micro_losses, quartiles, samples = [], torch.zeros_like(quartiles), []
+
+
+def sum_by_quartile(losses: Tensor, timestep: Tensor, num_train_timesteps: int) -> Tensor:
+    """Sum and number of the losses in each quarter of the timesteps, (4, 2)."""
+    quartile = (timestep * NUM_QUARTILES / num_train_timesteps).long().clamp(0, NUM_QUARTILES - 1)  # (B,)
+    sums = torch.zeros(NUM_QUARTILES, 2, device=losses.device)
+    return sums.index_add_(0, quartile, torch.stack([losses, torch.ones_like(losses)], dim=1))
+
+
+def measure_and_clip(accelerator: Accelerator, model: torch.nn.Module, max_norm: float | None) -> Tensor:
+    """The norm of all gradients, as it was before they were clipped to `max_norm`."""
+    accelerator.unscale_gradients()
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def find_bad_ranks(accelerator: Accelerator, loss: Tensor, grad_norm: Tensor) -> list[int] | None:
+    """None if the step is finite everywhere; else the processes whose loss is not, agreed by all."""
+    flags = torch.stack([~torch.isfinite(loss), ~torch.isfinite(grad_norm)]).float()[None]  # (1, 2)
+    bad = accelerator.gather(flags).cpu()  # (processes, 2)
+    return bad[:, 0].nonzero().flatten().tolist() if bad.any() else None

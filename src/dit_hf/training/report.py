@@ -14,6 +14,9 @@ def plot_losses(metrics: Path, picture: Path) -> None:
         picture: a PNG to write.
     """
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for row in rows if row["loss"] is not None]  # of steps that were passed over
+    if not rows:
+        return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     names = [name for name in ("loss", "mse", "vb") if name in rows[-1]]

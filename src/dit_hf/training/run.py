@@ -5,12 +5,15 @@
 The same command again goes on from the newest checkpoint.
 """
 
+import contextlib
+import copy
+import importlib
 import json
 import logging
-import math
+import multiprocessing
 import os
+import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +22,11 @@ import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
-from tqdm import tqdm
 
-from ..configuration_dit import DiTConfig
+from ..configuration_dit import DiTConfig, PaperSize
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
@@ -33,16 +34,23 @@ from ..data.sources import Source, open_images
 from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
+from ..finetuning import Start, check_origin, load_origin, merged, save_lora, start_from
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
-from .checkpoint import Progress, TrainingState, load_latest
-from .ema import make_ema
-from .loop import KeyedDraws, LatentBatch, StepRecord, train_steps
-from .output import Meter, RunFolder, save_samples
+from .ema import EMA
+from .launch import on_main_process, start_accelerator
+from .lock import FolderLock
+from .loop import KeyedDraws, LatentBatch, train_steps
+from .output import Distance, Meter, PreviewStopped, RunFolder, draw_samples, save_grid
 from .report import plot_losses
-from .settings import TrainSettings, changed_settings, parse_settings, read_yaml
+from .resume import resume
+from .settings import TrainSettings, parse_settings, read_yaml
+from .signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, shield_worker
+from .state import TrainingState
+from .throughput import count_training_flops, device_peak
+from .work import Work
 
 logger = get_logger("dit_hf.training")
 
@@ -51,12 +59,35 @@ def run(settings: TrainSettings) -> Path:
     """Train, and return the folder of the finished pipeline, `output_dir/pipeline`.
 
     Raises:
-        ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from, or
-            fewer processes started than the launcher was asked for.
+        ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from, if
+            another run is in the folder, or if fewer processes started than the launcher was asked for.
+        Preempted: on SIGTERM or SIGUSR1, once a checkpoint is saved.
+        FloatingPointError: after `max_skipped_steps` in a row whose loss or gradient is not finite.
+        MemoryError: if a step does not fit the device's memory.
     """
     accelerator = start_accelerator(settings)
-    set_seed(settings.seed)  # the same fresh weights on every process
     folder = RunFolder(Path(settings.output_dir), accelerator)
+    with StopRequest() as stop, contextlib.ExitStack() as stack:
+        on_main_process(accelerator, lambda: bool(stack.enter_context(FolderLock(folder.path))))
+        try:
+            pipeline = assemble_and_train(settings, accelerator, folder, stop)
+        except BaseException as error:
+            is_agreed = isinstance(error, Preempted)  # by all processes; the others' ends are not waited for otherwise
+            if folder.has_begun and accelerator.is_main_process:
+                received = {"signal": stop.received.name, "exit_code": EXIT_CODE} if stop.received else {}
+                state, reason = "preempted" if is_agreed else "failed", str(error) or repr(error)
+                folder.write_status(state, step=folder.last_saved, reason=reason, **received)
+            if is_agreed or accelerator.num_processes == 1:
+                accelerator.end_training()
+            raise
+        accelerator.end_training()
+    return pipeline
+
+
+def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, stop: StopRequest) -> Path:
+    """Put together what the settings name, and train it."""
+    set_seed(settings.seed)  # the same fresh weights on every process
+    distance = load_distance(settings)
     push = start_push(settings, accelerator)
 
     source = open_source(settings)
@@ -71,14 +102,17 @@ def run(settings: TrainSettings) -> Path:
             num_jitters=settings.num_jitters,
         )
     objective = make_objective(settings)
-    model = DiTModel(model_config(settings, vae, len(class_names)))
+    start = make_model(settings, vae, objective, class_names)
+    model = start.model
+    if settings.lora_rank and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("lora_rank: adapters are trained whole on each process, launch without FSDP")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    sampler = copy.deepcopy(model) if accelerator.distributed_type == DistributedType.FSDP else None
+    meter = make_meter(accelerator, model)
     state, prepared = make_state(settings, accelerator, model)
     check_previews(settings, model.config)
     progress = resume(folder, settings, state)
-    if progress.step >= settings.max_train_steps:
-        logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
 
     stream = ImageStream(
         source,
@@ -92,96 +126,36 @@ def run(settings: TrainSettings) -> Path:
         start=Position(progress.epoch, progress.offset),
         num_workers=settings.dataloader_num_workers,
         max_bad_images=settings.max_bad_images,
+        worker_init=shield_worker,
     )
     encoder = LatentEncoder(vae, settings.seed, settings.cache_latents)
-    pipeline = DiTPipeline(
-        transformer=state.ema.module,
-        vae=vae,
-        scheduler=make_scheduler(objective),
-        id2label=dict(enumerate(class_names)) if model.config.num_classes else None,
-        prediction_type=objective.prediction_type,
-    )
+    pipeline = None
+    if accelerator.is_main_process:
+        pipeline = DiTPipeline(
+            transformer=sampler.eval().to(accelerator.device) if sampler else state.ema.module,
+            vae=vae,
+            scheduler=make_scheduler(objective),
+            id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
+            prediction_type=objective.prediction_type,
+        )
     records = train_steps(
         accelerator,
         *prepared,
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, conditional=model.config.num_classes > 0),
+        latent_batches(stream, encoder, accelerator.device, start.places if model.config.num_classes else None),
         KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
         first_step=progress.step,
         images_seen=progress.images_seen,
         max_grad_norm=settings.max_grad_norm,
     )
-    train_and_write(settings, accelerator, folder, state, progress, records, pipeline, push)
-    if accelerator.is_main_process:
-        finish(settings, folder, pipeline, push)
-    accelerator.end_training()
+    work = Work(settings, accelerator, folder, stop, state, pipeline, push, meter, distance)
+    work.train(progress, records)
+    work.refresh_pipeline()
+    if pipeline is not None:
+        finish(work, pipeline)
     return folder.path / "pipeline"
-
-
-def start_accelerator(settings: TrainSettings) -> Accelerator:
-    """Start Accelerate with every process and every core that was asked for.
-
-    Raises:
-        ValueError: if the launcher was asked for more processes than started, or the tracker is not installed.
-    """
-    available = ["none", *(tracker.value for tracker in get_available_trackers())]
-    if settings.report_to not in available:
-        raise ValueError(
-            f"report_to={settings.report_to!r} is not installed: choose one of {', '.join(available)}, or install it"
-        )
-    accelerator = Accelerator(
-        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        log_with=None if settings.report_to == "none" else settings.report_to,
-        project_config=ProjectConfiguration(settings.output_dir, logging_dir=str(Path(settings.output_dir) / "logs")),
-    )
-    # torchrun says how many it starts. `accelerate launch --num_processes 2` on a machine without GPU names a master
-    # and then starts a single process without a rank.
-    by_accelerate = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
-    asked = int(os.environ.get("WORLD_SIZE", 2 if by_accelerate else 1))
-    if accelerator.num_processes < asked:
-        raise ValueError(
-            f"{accelerator.num_processes} process started where {asked} or more were asked for: use `torchrun "
-            "--nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`, which start N also without GPUs"
-        )
-    check_accelerator(settings, accelerator)
-    # `accelerate launch` sets OMP_NUM_THREADS=1 on every process.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    by_user = int(os.environ.get("OMP_NUM_THREADS", 1))
-    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    torch.set_num_threads(settings.num_threads or (by_user if by_user > 1 else share))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.allow_tf32
-    logger.info(
-        f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each, "
-        f"mixed precision: {accelerator.mixed_precision}, {global_batch_size(settings, accelerator)} images a step"
-    )
-    return accelerator
-
-
-def check_accelerator(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Refuse what the launcher's configuration would change behind the settings' back.
-
-    Raises:
-        ValueError: for sharded training, and for another number of accumulation steps.
-    """
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise ValueError(
-            f"distributed_type={accelerator.distributed_type} is not supported yet: launch on one process, or with "
-            "--multi_gpu"
-        )
-    if accelerator.gradient_accumulation_steps != settings.gradient_accumulation_steps:
-        raise ValueError(
-            f"the launcher sets gradient_accumulation_steps={accelerator.gradient_accumulation_steps}, the settings "
-            f"{settings.gradient_accumulation_steps}: set it in one place"
-        )
-
-
-def global_batch_size(settings: TrainSettings, accelerator: Accelerator) -> int:
-    """Images of one optimiser step, over all processes."""
-    return settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
 
 
 def open_source(settings: TrainSettings) -> Source:
@@ -258,19 +232,57 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
     return DiTConfig.from_name(settings.model, **{**fitted, **overrides})
 
 
+def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective, names: list[str]) -> Start:
+    """A fresh model, or the one of `init_from` with the classes of the data.
+
+    Raises:
+        ValueError: if `init_from` is not the model that the other settings describe.
+    """
+    config = model_config(settings, vae, len(names))
+    if not settings.init_from:
+        return Start(DiTModel(config), names, list(range(len(names))))
+    origin = load_origin(settings.init_from)
+    by_name = PaperSize._fields[:4] if settings.model != TrainSettings.model else ()
+    fields = {"in_channels", "learn_sigma", *by_name, *json.loads(settings.model_overrides)}
+    scheduler = objective.scheduler_config()
+    names_of_betas = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+    check_origin(
+        origin,
+        {field: getattr(config, field) for field in sorted(fields)},
+        {name: scheduler[name] for name in names_of_betas if name in scheduler}
+        | {"prediction_type": objective.prediction_type, "scaling_factor": vae.config.scaling_factor},
+    )
+    return start_from(
+        origin,
+        names if config.num_classes else [],
+        sample_size=config.sample_size,
+        keep_classes=settings.keep_classes,
+        position_embedding=settings.position_embedding,
+        last_blocks=settings.last_blocks,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+    )
+
+
 def make_state(
     settings: TrainSettings, accelerator: Accelerator, model: DiTModel
 ) -> tuple[TrainingState, tuple[torch.nn.Module, torch.optim.Optimizer]]:
     """EMA, optimiser and learning rate; what checkpoints hold, and what the loop runs."""
-    remaining = settings.ema_decay**settings.max_train_steps
-    if remaining > 1e-3:
-        warnings.warn(
-            f"ema_decay={settings.ema_decay} keeps {remaining:.1%} of the fresh weights after "
-            f"{settings.max_train_steps} steps: choose a smaller decay for a short training",
-            stacklevel=2,
-        )
+    for decay in settings.ema_decays:
+        remaining = decay**settings.max_train_steps
+        if remaining > 1e-3:
+            warnings.warn(
+                f"ema_decay={decay} keeps {remaining:.1%} of the fresh weights after {settings.max_train_steps} steps: "
+                "choose a smaller decay for a short training",
+                stacklevel=2,
+            )
     model.to(accelerator.device).train()
-    ema = make_ema(model, settings.ema_decay)
+    is_split = accelerator.distributed_type == DistributedType.FSDP
+    ema = None if is_split else EMA(model, settings.ema_decays)  # before Accelerate changes the model's forward
+    model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses the names of designs that it lacks
+    if settings.torch_compile:
+        for block in model.blocks:
+            block.compile()
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=settings.learning_rate,
@@ -285,7 +297,9 @@ def make_state(
         num_training_steps=settings.max_train_steps,
     )
     prepared = accelerator.prepare(model, optimizer)
-    return TrainingState(model, ema, optimizer, lr_scheduler), prepared
+    unwrapped = accelerator.unwrap_model(prepared[0])
+    ema = ema or EMA(unwrapped, settings.ema_decays)
+    return TrainingState(accelerator, unwrapped, ema, optimizer, lr_scheduler), prepared
 
 
 def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
@@ -304,130 +318,97 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
         )
 
 
-def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> Progress:
-    """Restore the newest checkpoint of the folder, if it has one.
-
-    Raises:
-        ValueError: if the settings or the number of processes would change what the steps compute, naming each.
-    """
-    found = load_latest(folder.checkpoints, state)
-    if found is None:
-        folder.begin(settings)
-        return Progress()
-    progress, before = found
-    if changes := changed_settings(before, settings):
-        listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items())
-        raise ValueError(
-            f"{folder.path} holds a training with other settings: {listed}. "
-            "Set them back, or choose another --output_dir"
-        )
-    batch, batch_before = global_batch_size(settings, folder.accelerator), progress.images_seen // progress.step
-    if batch != batch_before:
-        raise ValueError(
-            f"{folder.path} was trained with {batch_before} images a step and would go on with {batch}: "
-            "choose --train_batch_size so that the product with the number of processes stays"
-        )
-    logger.info(f"going on from step {progress.step}, {progress.images_seen} images seen")
-    folder.begin(settings, progress.step)
-    return progress
-
-
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, *, conditional: bool
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, places: list[int] | None
 ) -> Iterator[LatentBatch]:
-    """Endless latents of this process."""
+    """Endless latents of this process; `places` has the model's class of each of the data's, None without classes."""
     for batch in stream:
         yield LatentBatch(
             x_0=encoder(batch).to(device),
-            class_labels=batch.class_labels.to(device) if conditional else None,
+            class_labels=torch.tensor(places)[batch.class_labels].to(device) if places else None,
             positions=list(batch.positions),
             next_position=batch.next_position,
         )
 
 
-def train_and_write(
-    settings: TrainSettings,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    state: TrainingState,
-    progress: Progress,
-    records: Iterator[StepRecord],
-    pipeline: DiTPipeline,
-    push: BackgroundPush | None,
-) -> None:
-    """Draw steps from the loop, and write metrics, previews and checkpoints at theirs."""
-    meter = Meter(accelerator)
-    bar = tqdm(
-        desc="train",
-        total=settings.max_train_steps,
-        initial=progress.step,
-        disable=not accelerator.is_main_process,
-        mininterval=1,
-    )
-    deadline = time.monotonic() + 60 * settings.max_train_minutes if settings.max_train_minutes else None
-    done = progress.step >= settings.max_train_steps
-    while not done:
-        record = next(records)
-        progress = Progress(record.step, record.images_seen, *record.position)
-        meter.add(record)
-        bar.update()
-        done = record.step >= settings.max_train_steps or _any_process(accelerator, _is_past(deadline))
-        if record.step % settings.logging_steps == 0 or done:
-            metrics = meter.read(record)
-            folder.log(metrics)
-            accelerator.log(metrics, step=record.step)
-            if not math.isfinite(metrics["loss"]):
-                raise FloatingPointError(
-                    f"loss={metrics['loss']} at step {record.step}: lower --learning_rate, or set --max_grad_norm 1; "
-                    f"the checkpoints in {folder.checkpoints} are from before"
-                )
-            bar.set_postfix(loss=f"{metrics['loss']:.4f}", images_per_second=f"{metrics['images_per_second']:.1f}")
-        if record.step % settings.checkpointing_steps == 0 or done:
-            folder.checkpoint(state, progress, settings)
-            if push and not done:
-                push.push_checkpoint(pipeline, folder.path, record.step, settings.hub_license)
-        if record.step % settings.validation_steps == 0 or done:
-            folder.preview(pipeline, record.step, settings)
-        if record.step % settings.checkpointing_steps == 0 or record.step % settings.validation_steps == 0:
-            meter.restart_clock()
-    bar.close()
+def load_distance(settings: TrainSettings) -> Distance | None:
+    """The function that `validation_distance` names.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if settings.validation_distance is None:
+        return None
+    module, _, name = settings.validation_distance.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"validation_distance={settings.validation_distance!r} is not found: {error}. Write module:function, of a "
+            "module that Python can import"
+        ) from error
 
 
-def finish(settings: TrainSettings, folder: RunFolder, pipeline: DiTPipeline, push: BackgroundPush | None) -> None:
-    """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push."""
+def make_meter(accelerator: Accelerator, model: DiTModel) -> Meter:
+    """A meter that knows what one image costs, and what the device promises."""
+    device, config = accelerator.device, model.config
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    with torch.device("meta"):
+        latents = torch.empty(1, config.in_channels, *config.sample_height_width)
+        labels = [torch.empty(1, dtype=torch.long)] if config.num_classes else []
+        flops = count_training_flops(DiTModel(config).eval(), latents, torch.empty(1), *labels)
+    return Meter(accelerator, flops, device_peak(name, accelerator.mixed_precision))
+
+
+def finish(work: Work, pipeline: DiTPipeline) -> None:
+    """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push.
+
+    Raises:
+        Preempted: if asked to stop meanwhile; the same command again finishes.
+    """
+    settings, path, push = work.settings, work.folder.path, work.push
+    work.wait_for_push()  # it reads the folder
+    if settings.lora_rank:
+        save_lora(pipeline.transformer, path / "adapter", pipeline.config.id2label, settings.init_from)
+    pipeline = merged(pipeline)
+    save_training_pipeline(pipeline, path, settings.hub_license)
+    loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
+    try:
+        save_grid(draw_samples(loaded, settings, lambda: bool(work.stop)), path / "samples.png")
+    except PreviewStopped as error:
+        raise Preempted("asked to stop at the end of the training") from error
+    plot_losses(path / "metrics.jsonl", path / "loss.png")
+    write_training_card(pipeline, path / "pipeline", path, settings.hub_license)
     if push:
-        push.wait()  # it reads the folder
-    save_training_pipeline(pipeline, folder.path, settings.hub_license)
-    loaded = DiTPipeline.from_pretrained(folder.path / "pipeline").to(pipeline.device)
-    save_samples(loaded, folder.path / "samples.png", settings)
-    plot_losses(folder.path / "metrics.jsonl", folder.path / "loss.png")
-    write_training_card(pipeline, folder.path / "pipeline", folder.path, settings.hub_license)
-    if push:
-        push.start(folder.path / "pipeline", "End of training")
-        push.wait()
-    folder.write_status("finished")
-    logger.info(f"wrote {folder.path / 'pipeline'}")
-
-
-def _is_past(deadline: float | None) -> bool | None:
-    return None if deadline is None else time.monotonic() > deadline
-
-
-def _any_process(accelerator: Accelerator, flag: bool | None) -> bool:
-    """Whether the flag is set on any process, agreed by all; None, on all, asks nobody."""
-    if flag is None:
-        return False
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
+        push.start(path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
+        work.wait_for_push()
+    work.folder.write_status("finished", step=work.folder.last_saved)
+    logger.info(f"wrote {path / 'pipeline'}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the settings and run; a wrong setting ends with one line and a non-zero exit code."""
+    """Read the settings and run; a wrong setting ends with one line and exit code 1, a request to stop with 143."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    except Preempted as stopped:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # a second one comes too late
+        logger.info(f"{stopped}; exit code {EXIT_CODE}")
+        leave(EXIT_CODE)
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        sys.exit(f"error: {rank}{error}")
+
+
+def leave(code: int) -> None:
+    """End now: neither a push, nor a loader's worker, nor another process is waited for."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

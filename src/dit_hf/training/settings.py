@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser
@@ -47,6 +47,14 @@ class TrainSettings:
     model_overrides: str = _setting("{}", "fields of DiTConfig that differ, as JSON: '{\"hidden_size\": 256}'")
     gradient_checkpointing: bool = _setting(False, "compute activations twice instead of keeping them")
 
+    # fine-tuning
+    init_from: str | None = _setting(None, "start from this model: a pipeline's folder or id, or an original .pt")
+    keep_classes: bool = _setting(False, "keep the classes of init_from beside those of the data")
+    position_embedding: Literal["extend", "interpolate"] = _setting("extend", "at another resolution than init_from's")
+    last_blocks: int | None = _setting(None, "train that many last blocks, final layer and labels; freeze the rest")
+    lora_rank: int | None = _setting(None, "train a LoRA adapter of this rank and the labels; freeze the rest")
+    lora_alpha: float | None = _setting(None, "scale of the adapter times its rank; the rank unless given")
+
     # objective
     objective: str = _setting("hybrid", "hybrid, epsilon, v_prediction, sample or flow")
     beta_schedule: str | None = _setting(None, "linear (the paper's) unless given; squaredcos_cap_v2, scaled_linear")
@@ -67,7 +75,10 @@ class TrainSettings:
     adam_weight_decay: float = _setting(0.0, "of AdamW")
     max_grad_norm: float | None = _setting(None, "clip gradients to this norm; no clipping unless given")
     ema_decay: float = _setting(0.9999, "weight of the old average at each step")
+    extra_ema_decays: list[float] | None = _setting(None, "of more averages, which checkpoints hold beside the first")
+    max_skipped_steps: int = _setting(10, "steps in a row whose loss or gradient is not finite, before the run ends")
     mixed_precision: str | None = _setting(None, "no, bf16 or fp16; what the launcher says unless given")
+    torch_compile: bool = _setting(False, "compile the blocks of the model, each of which has the same graph")
     allow_tf32: bool = _setting(True, "TF32 in float32 products on NVIDIA GPUs")
     num_threads: int = _setting(0, "CPU threads of each process; 0: cores / processes")
     seed: int = _setting(0, "of the weights, the order, and every draw of a sample")
@@ -76,7 +87,12 @@ class TrainSettings:
     logging_steps: int = _setting(100, "steps between rows of metrics.jsonl")
     checkpointing_steps: int = _setting(10_000, "steps between checkpoints")
     checkpoints_total_limit: int | None = _setting(3, "number of checkpoints kept; all if 'null' in a file")
+    checkpoints_milestone_steps: int | None = _setting(None, "checkpoints at multiples of it are kept for ever")
+    stop_on_failed_checkpoint: bool = _setting(False, "end the run when a checkpoint cannot be written")
+    resume_from_checkpoint: str = _setting("latest", "the newest that is whole; or a step, or a checkpoint's folder")
+    allow_config_change: bool = _setting(False, "go on from a checkpoint although settings would change its steps")
     validation_steps: int = _setting(10_000, "steps between previews")
+    validation_distance: str | None = _setting(None, "module:function of a list of images; the lowest is kept as best")
     validation_labels: list[int] | None = _setting(None, "of the previews; all up to 16 unless given")
     validation_inference_steps: int = _setting(50, "scheduler steps of the previews")
     guidance_scale: float = _setting(4.0, "of the previews; 1 for none")
@@ -95,8 +111,23 @@ class TrainSettings:
             fits = isinstance(value, kinds) and not isinstance(value, bool) and value >= lowest
             if value is not None and not fits:
                 raise ValueError(f"{name}={value!r} is not possible: set it to {kind} of at least {lowest}")
-        if self.ema_decay >= 1:
-            raise ValueError(f"ema_decay={self.ema_decay} is outside [0, 1): the paper's is 0.9999")
+        for name, needed in NEEDS.items():
+            if getattr(self, name) not in (None, False, "extend") and getattr(self, needed) is None:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect without {needed}: set that too")
+        if self.position_embedding not in ("extend", "interpolate"):
+            raise ValueError(f"position_embedding={self.position_embedding!r}: choose extend or interpolate")
+        if self.last_blocks is not None and self.lora_rank is not None:
+            raise ValueError("last_blocks and lora_rank each say what is trained: set one of them")
+        for decay in self.ema_decays:
+            if not 0 <= decay < 1:
+                raise ValueError(f"ema_decay={decay} is outside [0, 1): the paper's is 0.9999")
+        if len(set(self.ema_decays)) < len(self.ema_decays):
+            raise ValueError(f"extra_ema_decays={self.extra_ema_decays} names a decay twice: leave one of them out")
+
+    @property
+    def ema_decays(self) -> list[float]:
+        """All decays, the pipeline's first."""
+        return [self.ema_decay, *(self.extra_ema_decays or [])]
 
 
 LOWEST: dict[str, float] = {
@@ -105,6 +136,9 @@ LOWEST: dict[str, float] = {
     "max_bad_images": 0.0,
     "dataloader_num_workers": 0,
     "cache_latents": 0,
+    "last_blocks": 0,
+    "lora_rank": 1,
+    "lora_alpha": 0.0,
     "num_train_timesteps": 2,
     "train_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -114,16 +148,22 @@ LOWEST: dict[str, float] = {
     "lr_warmup_steps": 0,
     "adam_weight_decay": 0.0,
     "max_grad_norm": 0.0,
+    "max_skipped_steps": 1,
     "ema_decay": 0.0,
     "num_threads": 0,
     "seed": 0,
     "logging_steps": 1,
     "checkpointing_steps": 1,
     "checkpoints_total_limit": 1,
+    "checkpoints_milestone_steps": 1,
     "validation_steps": 1,
     "validation_inference_steps": 1,
     "guidance_scale": 0.0,
 }
+
+# Settings that mean nothing without another one.
+NEEDS = dict.fromkeys(("keep_classes", "position_embedding", "last_blocks", "lora_rank"), "init_from")
+NEEDS["lora_alpha"] = "lora_rank"
 
 # What may change when a run goes on from a checkpoint: none of these changes what a step computes.
 FREE_ON_RESUME = {
@@ -132,11 +172,17 @@ FREE_ON_RESUME = {
     "max_bad_images",
     "cache_latents",
     "max_train_minutes",
+    "max_skipped_steps",
     "num_threads",
     "logging_steps",
     "checkpointing_steps",
     "checkpoints_total_limit",
+    "checkpoints_milestone_steps",
+    "stop_on_failed_checkpoint",
+    "resume_from_checkpoint",
+    "allow_config_change",
     "validation_steps",
+    "validation_distance",
     "validation_labels",
     "validation_inference_steps",
     "guidance_scale",
@@ -185,9 +231,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def changed_settings(before: dict[str, Any], now: TrainSettings) -> dict[str, tuple[Any, Any]]:
-    """The settings that would change what the steps of a resumed run compute: name -> (before, now)."""
+def changed_settings(
+    before: dict[str, Any], now: TrainSettings, world_size_before: int = 1, world_size: int = 1
+) -> dict[str, tuple[Any, Any]]:
+    """The settings that would change what the steps of a resumed run compute: name -> (before, now).
+
+    A step takes the same images however they are divided over processes and accumulated batches, so of these only the
+    product counts.
+    """
     after = dataclasses.asdict(now)
-    free = FREE_ON_RESUME | ({"max_train_steps"} if now.lr_scheduler.startswith("constant") else set())
+    free = FREE_ON_RESUME | DIVISION | ({"max_train_steps"} if now.lr_scheduler.startswith("constant") else set())
     names = [name for name in after if name not in free and name in before]
-    return {name: (before[name], after[name]) for name in names if before[name] != after[name]}
+    changes = {name: (before[name], after[name]) for name in names if before[name] != after[name]}
+    images_before = images_a_step(before, world_size_before)
+    if (images := images_a_step(after, world_size)) != images_before:
+        changes["images a step"] = (images_before, images)
+    return changes
+
+
+DIVISION = {"train_batch_size", "gradient_accumulation_steps"}
+
+
+def images_a_step(settings: dict[str, Any], world_size: int) -> int:
+    """Images of one optimiser step, over all processes."""
+    return settings["train_batch_size"] * settings["gradient_accumulation_steps"] * world_size

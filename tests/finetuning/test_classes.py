@@ -1,0 +1,58 @@
+"""Which row of the label table a class gets, and what that does to the model's answers."""
+
+import pytest
+import torch
+
+from dit_hf.finetuning import carry_classes, match_classes
+
+KNOWN = {0: "tench, Tinca tinca", 1: "crane", 2: "goldfish", 3: "crane"}
+
+
+def test_classes_match_by_label_and_by_any_synonym():
+    names = ["goldfish", "Tinca tinca", "koi, goldfish", "my cat", "tench, Tinca tinca"]
+    assert match_classes(KNOWN, names) == [2, 0, 2, None, 0]
+
+
+def test_a_label_that_two_classes_have_keeps_its_place_and_is_refused_elsewhere():
+    assert match_classes(KNOWN, list(KNOWN.values())) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="class 'crane' fits the known classes 1, 3: use a longer name"):
+        match_classes(KNOWN, ["crane"])
+
+
+def test_known_classes_keep_their_answers_and_new_ones_start_at_the_mean(build):
+    model, before = build(), build()
+    carry_classes(model, [2, None, 0])
+    table = before.y_embedder.embedding_table.weight
+    expected = torch.stack([table[2], (table[0] + table[1] + table[2] + table[3]) / 4, table[0], table[4]])
+    torch.testing.assert_close(model.y_embedder.embedding_table.weight, expected)
+    assert (model.config.num_classes, model.config.null_class_id) == (3, 3)
+    x = torch.randn(3, 4, 8, 8)
+    new, old = (m(x, 500, torch.tensor(ids)).sample for m, ids in ((model, [0, 2, 3]), (before, [2, 0, 4])))
+    torch.testing.assert_close(new, old, rtol=0, atol=0)
+
+
+def test_a_model_without_a_null_class_gets_none(build):
+    model = build(class_dropout_prob=0.0)
+    carry_classes(model, [None, 3])
+    assert model.y_embedder.embedding_table.weight.shape == (2, 32)
+
+
+def test_precision_and_training_mode_stay(build):
+    model = build().to(torch.bfloat16).train()
+    carry_classes(model, [0])
+    assert model.y_embedder.embedding_table.weight.dtype == torch.bfloat16
+    assert model.y_embedder.training
+
+
+@pytest.mark.parametrize(
+    ("fields", "origins", "message"),
+    [
+        ({"num_classes": 0}, [None], "num_classes=0: an unconditional model has no label table"),
+        ({}, [], "the new set has no classes"),
+        ({}, [4], r"class 4 cannot be carried over: the model has 0\.\.3"),
+        ({}, [-1], r"class -1 cannot be carried over"),
+    ],
+)
+def test_what_cannot_be_carried_is_refused(build, fields: dict, origins: list, message: str):
+    with pytest.raises(ValueError, match=message):
+        carry_classes(build(**fields), origins)

@@ -1,0 +1,146 @@
+"""What a fine-tuning starts from, from every kind of source, and what it refuses before anything is computed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from dit_hf import DiTPipeline
+from dit_hf.conversion import to_original
+from dit_hf.conversion.original import HEADS
+from dit_hf.finetuning import Origin, check_origin, load_origin, start_from
+
+NAMES = {0: "tench, Tinca tinca", 1: "crane", 2: "goldfish", 3: "koi"}
+
+
+def origin_of(model, id2label: dict | None = NAMES) -> Origin:
+    return Origin("user/dit", model, id2label, {})
+
+
+def tiny_vae(scaling_factor: float = 0.5) -> AutoencoderKL:
+    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4, "layers_per_block": 1}
+    return AutoencoderKL(**sizes, mid_block_add_attention=False, scaling_factor=scaling_factor)
+
+
+def test_a_pipelines_folder_tells_classes_schedule_and_scaling(build, tmp_path: Path):
+    scheduler = DDPMScheduler(variance_type="learned_range", clip_sample=False, beta_schedule="squaredcos_cap_v2")
+    DiTPipeline(build(), tiny_vae(), scheduler, id2label=NAMES).save_pretrained(tmp_path)
+    origin = load_origin(str(tmp_path))
+    assert origin.id2label == NAMES
+    assert origin.trained == {
+        "prediction_type": "epsilon",
+        "beta_schedule": "squaredcos_cap_v2",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "num_train_timesteps": 1000,
+        "scaling_factor": 0.5,
+    }
+    torch.testing.assert_close(origin.model.state_dict(), build().state_dict(), rtol=0, atol=0)
+
+
+def test_a_folder_of_diffusers_own_pipeline_will_do(build, tmp_path: Path):
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing="leading", clip_sample=False)
+    names = {class_id: f"class {class_id}" for class_id in range(1000)}
+    pipeline = DiTPipeline(build(num_classes=1000, timestep_freq_shift=1.0), tiny_vae(), scheduler, id2label=names)
+    pipeline.save_pretrained(tmp_path, format="diffusers")
+    origin = load_origin(str(tmp_path))
+    assert (origin.id2label, origin.trained["beta_end"], origin.trained["scaling_factor"]) == (names, 0.02, 0.5)
+    torch.testing.assert_close(origin.model.state_dict(), pipeline.transformer.state_dict())
+
+
+def test_a_flow_model_has_no_betas_and_one_of_pixels_no_scaling(build, tmp_path: Path):
+    flow = FlowMatchEulerDiscreteScheduler()
+    DiTPipeline(build(), None, flow, prediction_type="flow_prediction").save_pretrained(tmp_path)
+    assert load_origin(str(tmp_path)).trained == {"prediction_type": "flow_prediction"}
+
+
+def test_an_original_checkpoint_gives_its_averaged_weights(build, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(HEADS, (2, 32), 2)  # as if this were one of the paper's sizes, whose heads are known
+    model = build()
+    averaged = {key: weight * 0.5 for key, weight in to_original(model).items()}
+    torch.save({"model": to_original(model), "ema": averaged}, tmp_path / "dit.pt")
+    origin = load_origin(str(tmp_path / "dit.pt"))
+    torch.testing.assert_close(origin.model.state_dict(), averaged, rtol=0, atol=0)
+    assert origin.id2label is None
+    assert origin.trained["prediction_type"] == "epsilon"
+
+
+def test_a_models_own_folder_will_do(build, tmp_path: Path):
+    build().save_pretrained(tmp_path)
+    assert load_origin(str(tmp_path)).model.config.num_classes == 4
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_sources_that_are_not_there_are_refused(source: str):
+    with pytest.raises(ValueError, match=f"init_from='{source}' is not there"):
+        load_origin(source)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="has no model_index.json and no config.json"):
+        load_origin(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "trained", "message"),
+    [
+        ({"in_channels": 16}, {}, "in_channels=16 is asked for, and user/dit has in_channels=4"),
+        ({"patch_size": 4}, {}, "patch_size=4 is asked for, and user/dit has patch_size=2"),
+        ({"block_type": "adaln"}, {}, "block_type='adaln' is asked for, and user/dit has block_type='adaln_zero'"),
+        ({"learn_sigma": False}, {}, "learn_sigma=False is asked for"),
+        ({}, {"scaling_factor": 0.13}, "scaling_factor=0.13 is asked for, and user/dit was trained with 0.5"),
+        ({}, {"prediction_type": "sample"}, "prediction_type='sample' is asked for, .* was trained with 'epsilon'"),
+    ],
+)
+def test_another_model_than_the_settings_describe_is_refused(build, wanted: dict, trained: dict, message: str):
+    origin = Origin("user/dit", build(), NAMES, {"scaling_factor": 0.5, "prediction_type": "epsilon"})
+    check_origin(
+        origin, {"in_channels": 4}, {"scaling_factor": 0.5, "beta_start": 0.3}
+    )  # what is not known is not held
+    with pytest.raises(ValueError, match=message):
+        check_origin(origin, wanted, trained)
+
+
+def test_new_classes_replace_the_old_ones_or_join_them(build):
+    table = build().y_embedder.embedding_table.weight
+    replaced = start_from(origin_of(build()), ["my cat", "Tinca tinca"], sample_size=8)
+    assert (replaced.names, replaced.places) == (["my cat", "Tinca tinca"], [0, 1])
+    torch.testing.assert_close(replaced.model.y_embedder.embedding_table.weight[1:], table[[0, 4]], rtol=0, atol=0)
+    joined = start_from(origin_of(build()), ["my cat", "Tinca tinca", "my dog"], sample_size=8, keep_classes=True)
+    assert joined.names == [*NAMES.values(), "my cat", "my dog"]
+    assert joined.places == [4, 0, 5]
+    known = [0, 1, 2, 3, 6]
+    torch.testing.assert_close(joined.model.y_embedder.embedding_table.weight[known], table, rtol=0, atol=0)
+
+
+def test_without_names_as_many_classes_keep_their_rows_and_others_start_at_the_mean(build, caplog):
+    table = build().y_embedder.embedding_table.weight
+    same = start_from(origin_of(build(), None), ["a", "b", "c", "d"], sample_size=8)
+    torch.testing.assert_close(same.model.y_embedder.embedding_table.weight, table, rtol=0, atol=0)
+    other = start_from(origin_of(build(), None), ["a"], sample_size=8)
+    torch.testing.assert_close(other.model.y_embedder.embedding_table.weight[0], table[:4].mean(0))
+    assert "holds no class names: its label table is kept row by row" in caplog.text
+    with pytest.raises(ValueError, match="keep_classes: user/dit holds no class names"):
+        start_from(origin_of(build(), None), ["a"], sample_size=8, keep_classes=True)
+
+
+def test_an_unconditional_model_stays_one(build):
+    start = start_from(origin_of(build(num_classes=0), None), [], sample_size=16, position_embedding="interpolate")
+    assert (start.names, start.model.config.sample_size) == ([], 16)
+    with pytest.raises(ValueError, match="num_classes=0: an unconditional model has no label table"):
+        start_from(origin_of(build(num_classes=0), None), ["a"], sample_size=8)
+
+
+def test_only_what_is_asked_for_is_trained(build):
+    def trained(**options: int) -> set[str]:
+        model = start_from(origin_of(build()), list(NAMES.values()), sample_size=8, **options).model
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return {".".join(name.split(".")[:2]) if name.startswith("blocks") else name.split(".")[0] for name in names}
+
+    assert trained() == {"x_embedder", "t_embedder", "y_embedder", "blocks.0", "blocks.1", "final_layer"}
+    assert trained(last_blocks=1) == {"y_embedder", "blocks.1", "final_layer"}
+    assert trained(last_blocks=0) == {"y_embedder", "final_layer"}
+    assert trained(lora_rank=2) == {"y_embedder", "blocks.0", "blocks.1"}
+    with pytest.raises(ValueError, match="last_blocks=3: the model has 2 blocks"):
+        trained(last_blocks=3)

@@ -1,0 +1,192 @@
+"""Two processes: split by FSDP2, resumed as one, losing one of them, met over two machines' launchers."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the module by its name
+
+import trainer
+
+ROOT = Path(__file__).parents[2]
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+def arguments(tiny: Path, out: Path, *flags: str) -> list[str]:
+    return [str(tiny / "tiny.yaml"), "--output_dir", str(out), "--validation_steps", "4", *flags]
+
+
+def train_two(tiny: Path, folder: Path, *flags: str, **environment: str) -> Path:
+    port = trainer.free_port()
+    command = arguments(tiny, folder / "out", "--train_batch_size", "3", *flags)
+    processes = [trainer.start(folder / "journal", command, rank=rank, port=port, **environment) for rank in range(2)]
+    for rank, process in enumerate(processes):
+        process.join(120)
+        assert process.exitcode == 0, (folder / f"journal.{rank}.out").read_text()[-3000:]
+    return folder / "out"
+
+
+def train_one(tiny: Path, folder: Path, *flags: str, **environment: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    process = trainer.start(folder / "journal", arguments(tiny, folder / "out", *flags), **environment)
+    process.join(120)
+    assert process.exitcode == 0, (folder / "journal.0.out").read_text()[-3000:]
+    return folder / "out"
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path, step: int, name: str) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_one(tiny, tmp_path_factory.mktemp("alone"), "--extra_ema_decays", "0.2")
+
+
+@pytest.mark.slow
+def test_model_split_by_fsdp2_trains_saves_samples_and_goes_on_like_a_whole_one(
+    tiny: Path, tmp_path: Path, alone: Path
+):
+    more = ("--extra_ema_decays", "0.2")
+    out = train_two(tiny, tmp_path, *more, "--max_train_steps", "5", **FSDP)
+    train_two(tiny, tmp_path, *more, **FSDP)
+    np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-4)  # sums in another order
+    for name in ("model", "ema", "ema_0.2"):
+        split, whole = weights(out, 8, name), weights(alone, 8, name)
+        assert split.keys() == whole.keys()
+        torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-4)
+    pipeline = load_file(next((out / "pipeline" / "transformer").glob("*.safetensors")))
+    torch.testing.assert_close(pipeline, weights(out, 8, "ema"), rtol=0, atol=0)
+    assert (out / "previews" / "step-00000004.png").is_file()
+
+
+@pytest.mark.slow
+def test_checkpoint_of_one_process_goes_on_split_over_two_and_back(tiny: Path, tmp_path: Path, alone: Path):
+    more = ("--extra_ema_decays", "0.2")
+    for steps in ("2", "4", "6", "8"):
+        if steps in "26":
+            out = train_one(tiny, tmp_path, *more, "--max_train_steps", steps)
+        else:
+            train_two(tiny, tmp_path, *more, "--max_train_steps", steps, **(FSDP if steps == "4" else {}))
+    np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-4)
+    torch.testing.assert_close(weights(out, 8, "ema"), weights(alone, 8, "ema"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_second_of_two_runs_in_a_folder_is_refused_on_every_process(tiny: Path, tmp_path: Path):
+    first = trainer.start(tmp_path / "first", arguments(tiny, tmp_path / "out"), "step")
+    while "begin step" not in ((tmp_path / "first.0").read_text() if (tmp_path / "first.0").exists() else ""):
+        time.sleep(0.01)
+    port, command = trainer.free_port(), arguments(tiny, tmp_path / "out", "--train_batch_size", "3")
+    second = [trainer.start(tmp_path / "second", command, rank=rank, port=port) for rank in range(2)]
+    for rank, process in enumerate(second):
+        process.join(30)
+        assert process.exitcode == 1
+        message = f"error: rank {rank}: .* belongs to a run that is alive: process {first.pid} on "
+        assert re.search(message, (tmp_path / f"second.{rank}.out").read_text())
+    first.join(60)
+    assert first.exitcode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_process_that_is_lost_ends_the_other_and_the_same_command_goes_on(
+    tiny: Path, tmp_path: Path, alone: Path, lost: int
+):
+    command = arguments(tiny, tmp_path / "out", "--train_batch_size", "3", "--checkpointing_steps", "1")
+    port = trainer.free_port()
+    processes = [trainer.start(tmp_path / "journal", command, rank=rank, port=port) for rank in range(2)]
+    while "end step" not in ((tmp_path / "journal.0").read_text() if (tmp_path / "journal.0").exists() else ""):
+        time.sleep(0.01)
+    processes[lost].kill()
+    start = time.monotonic()
+    processes[1 - lost].join(60)
+    assert processes[1 - lost].exitcode not in (None, 0)
+    assert time.monotonic() - start < 60
+    out = train_two(tiny, tmp_path, "--checkpointing_steps", "1")
+    np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-4)
+
+
+@pytest.mark.long
+def test_launcher_ends_a_job_that_lost_a_process_and_says_which(tiny: Path, tmp_path: Path):
+    torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(trainer.free_port())]
+    command = [sys.executable, "-m", *torchrun, trainer.__file__, str(tmp_path / "journal"), "step"]
+    command += arguments(tiny, tmp_path / "out", "--train_batch_size", "3")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while "begin step" not in ((tmp_path / "journal.1").read_text() if (tmp_path / "journal.1").exists() else ""):
+        time.sleep(0.1)
+    os.kill(int((tmp_path / "journal.1").read_text().split()[1]), 9)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert re.search(r"rank\s*: 1", output)
+    assert "Signal 9" in output
+
+
+@pytest.mark.slow
+def test_two_machines_meet_and_train_as_one(tiny: Path, tmp_path: Path, alone: Path):
+    port = trainer.free_port()
+    meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "1"]
+    end = ["--rdzv_endpoint", f"127.0.0.1:{port}", str(ROOT / "examples" / "train_dit.py")]
+    flags = arguments(tiny, tmp_path / "out", "--train_batch_size", "3", "--extra_ema_decays", "0.2")
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, *end, *flags]
+    machines = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in "ab"]
+    outputs = [machine.communicate(timeout=240)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert any("2 processes on cpu" in output for output in outputs)
+    np.testing.assert_allclose(losses(tmp_path / "out"), losses(alone), rtol=1e-4)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_files_are_what_accelerate_reads(path: Path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"] == 8
+    assert str(config.distributed_type) in ("DistributedType.MULTI_GPU", "DistributedType.FSDP")
+    if "FSDP" in str(config.distributed_type):
+        assert config.fsdp_config["fsdp_version"] == 2
+
+
+def launch_lines() -> list[str]:
+    """The commands of docs/training.md that start several processes, without what continues them."""
+    text = (ROOT / "docs" / "training.md").read_text().replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith(("torchrun", "accelerate launch -")) and "examples/" in line]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("line", launch_lines())
+def test_documented_line_starts_the_processes_that_it_says(tiny: Path, tmp_path: Path, line: str):
+    words = shlex.split(line.replace("--nproc_per_node 8", "--nproc_per_node 2").replace("--num_processes 8", ""))
+    words = words[: words.index("examples/train_dit.py")]
+    program = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.launch"]}[words[0]]
+    rest = words[1 if words[0] == "torchrun" else 2 :]
+    if "accelerate" in words[0]:
+        rest = [*rest, "--num_processes", "2", "--mixed_precision", "no"]
+    if "$HEAD" in line:
+        pytest.skip("needs two machines: test_two_machines_meet_and_train_as_one")
+    command = [sys.executable, "-m", *program, *rest, "examples/train_dit.py"]
+    flags = arguments(tiny, tmp_path / "out", "--train_batch_size", "3", "--max_train_steps", "1", "--ema_decay", "0")
+    result = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 processes on cpu" in result.stdout + result.stderr
