@@ -956,8 +956,8 @@ class DiTImg2ImgPipeline(DiTPipeline):
 class DiTInpaintPipeline(DiTPipeline):
     """Inpainting: draw a masked part of an image anew; every other pixel stays what it was, to the byte.
 
-    What is known is put back after each step (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, without resampling). It takes
-    the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
+    What is known is put back after each step (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, without resampling). It
+    takes the parts of `DiTPipeline`; `DiTInpaintPipeline.from_pipe(pipeline)` shares them.
     """
 
     def __call__(
