@@ -93,6 +93,60 @@ def test_position_embedding_equals_the_original(golden_dir):
     assert_close(DiTModel(tiny_config()).pos_embed.data, expected, atol=1e-6, rtol=0)
 
 
+def drifted_model(**config) -> DiTModel:
+    """A model whose position embedding is no longer that of the formula, as the original's EMA left it."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "sample_size": 8, "num_classes": 3}
+    model = DiTModel(DiTConfig(**{**sizes, **config})).eval()
+    for name, parameter in model.named_parameters():
+        generator = torch.Generator().manual_seed(len(name))
+        parameter.data += 1e-3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def test_extended_positions_count_on_from_the_stored_ones():
+    model = drifted_model()
+    embedding = model.resize_pos_embed(12, 4, "extend").unflatten(1, (6, 2))
+    assert torch.equal(embedding[:, :4], model.pos_embed.unflatten(1, (4, 4))[:, :, :2])
+    # beyond, the formula, by hand: row 5 and column 1, of D/4 = 4 frequencies each
+    omega = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    by_hand = torch.cat([(1 * omega).sin(), (1 * omega).cos(), (5 * omega).sin(), (5 * omega).cos()])
+    assert_close(embedding[0, 5, 1], by_hand.float())
+    assert torch.equal(model.resize_pos_embed(8, 8, "extend"), model.pos_embed)
+
+
+def test_interpolated_positions_stretch_the_trained_ones_over_the_image():
+    model = drifted_model()
+    embedding = model.resize_pos_embed(16, 8, "interpolate").unflatten(1, (8, 4))
+    omega = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    # eight rows over the four trained ones: the centre of row 6 lies at 6.5 / 2 - 0.5 = 2.75
+    by_hand = torch.cat([(3 * omega).sin(), (3 * omega).cos(), (2.75 * omega).sin(), (2.75 * omega).cos()])
+    assert_close(embedding[0, 6, 3], by_hand.float())
+    assert_close(model.resize_pos_embed(8, 8, "interpolate"), position_embedding((4, 4), 16))
+
+
+@torch.no_grad()
+def test_latents_of_another_size_need_their_positions():
+    model = drifted_model()
+    y = torch.tensor([1, 2])
+    for policy in ("extend", "interpolate"):
+        x = torch.randn(2, 4, 12, 4)
+        out = model(x, 7, y, pos_embed=model.resize_pos_embed(12, 4, policy)).sample
+        assert out.shape == (2, 8, 12, 4)
+        # the same as a model of that size with those positions
+        other = drifted_model(sample_size=(12, 4))
+        weights = {**model.state_dict(), "pos_embed": model.resize_pos_embed(12, 4, policy)}
+        other.load_state_dict(weights)
+        assert torch.equal(other(x, 7, y).sample, out)
+    with pytest.raises(ValueError, match=r"resize_pos_embed\(height, width, policy\)"):
+        model(torch.randn(2, 4, 12, 4), 7, y)
+    with pytest.raises(ValueError, match="for 12 patches does not fit latents of 8 x 8"):
+        model(torch.randn(2, 4, 8, 8), 7, y, pos_embed=model.resize_pos_embed(12, 4, "extend"))
+    with pytest.raises(ValueError, match="policy='stretch': choose from extend, interpolate"):
+        model.resize_pos_embed(12, 4, "stretch")
+    with pytest.raises(ValueError, match="latents of 13 x 4: pass multiples of patch_size=2"):
+        model.resize_pos_embed(13, 4, "extend")
+
+
 def test_position_embedding_of_a_rectangle_has_the_column_first():
     embedding = position_embedding((2, 3), 8)[0]
     for token, (row, column) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]):

@@ -1230,6 +1230,34 @@ def test_saved_folder_loads_by_every_route(code, saved, tmp_path):
 
 
 @pytest.mark.slow
+def test_pipeline_of_images_comes_back_by_its_class_with_and_without_the_package(tmp_path):
+    folder = tmp_path / "dit-tiny"
+    pipe = variant(DiTImg2ImgPipeline, id2label=ID2LABEL)
+    pipe.save_pretrained(folder)
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == [
+        "pipeline_dit",
+        "DiTImg2ImgPipeline",
+    ]
+    arguments = {"strength": 0.5, "num_inference_steps": 4, "output_type": "np"}
+    expected = pipe(picture(), "tench", generator=seeded(5), **arguments).images
+    for cls in (DiTImg2ImgPipeline, DiTPipeline, DiTInpaintPipeline):
+        assert type(cls.from_pretrained(folder)) is cls
+    picture().save(tmp_path / "picture.png")
+    np.save(tmp_path / "expected.npy", expected)
+    code = f"""
+import numpy as np, torch
+from PIL import Image
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+assert type(pipe).__name__ == "DiTImg2ImgPipeline"
+generator = torch.Generator().manual_seed(5)
+found = pipe(Image.open(FOLDER + "/../picture.png"), "tench", generator=generator, **{arguments!r}).images
+np.testing.assert_allclose(found, np.load(FOLDER + "/../expected.npy"), rtol=0, atol=1e-5)
+"""
+    run_elsewhere(WITHOUT_PACKAGE + code, folder, tmp_path)
+
+
+@pytest.mark.slow
 def test_remote_code_is_refused_unless_it_is_trusted(saved, tmp_path):
     code = """
 from diffusers import DiffusionPipeline
