@@ -34,6 +34,16 @@ def test_line_that_a_kill_cut_off_is_passed_over_and_then_replaced(tmp_path, cut
     assert read_rows(path) == [ROW, replace(ROW, seed=3)]
 
 
+def test_cut_off_line_that_is_longer_than_the_next_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "results.csv"
+    append_rows(path, [ROW])
+    with path.open("a") as file:
+        file.write("x" * 2000)
+    append_rows(path, [ROW])
+    assert read_rows(path) == [ROW, ROW]
+    assert path.read_text().endswith("Z\n")
+
+
 def test_file_whose_header_was_cut_off_starts_anew(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text("model,blo")

@@ -307,6 +307,7 @@ def test_pipeline_with_wrong_bytes_in_the_cache_is_refused_offline_too(hub, save
     DiTPipeline.from_pretrained("user/dit", **cache)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_and_truncation_of_weights_in_the_cache_is_named(hub, saved):
     push_folder(saved, "user/dit")
     name = "transformer/model.safetensors"

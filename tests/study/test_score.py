@@ -1,6 +1,5 @@
 """Samples that depend on model and place only, and measures against brute force."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,27 +7,7 @@ from dit_hf import DiTModel
 from dit_hf.diffusion import SampleLoss
 from dit_hf.study.classifier import Classifier
 from dit_hf.study.images import PixelLatents, load_images
-from dit_hf.study.score import Scorer, coverage, draw_samples, radii
-
-
-def brute_force(manifold: np.ndarray, points: np.ndarray) -> float:
-    inside = 0
-    for point in points:
-        for center in manifold:
-            radius = np.sort(np.linalg.norm(manifold - center, axis=1))[3]  # [0] is the center itself
-            if np.linalg.norm(point - center) <= radius:
-                inside += 1
-                break
-    return inside / len(points)
-
-
-def test_coverage_is_that_of_balls_to_the_third_neighbour():
-    rng = np.random.default_rng(0)
-    manifold, points = rng.normal(size=(40, 2)), rng.normal(0.5, 1.5, size=(30, 2))
-    a, b = torch.from_numpy(manifold), torch.from_numpy(points)
-    found = coverage(a, radii(a), b)
-    assert 0.1 < found < 0.95
-    assert found == pytest.approx(brute_force(manifold, points))
+from dit_hf.study.score import Scorer, draw_samples
 
 
 def test_scorer_finds_real_images_near_and_noise_far(toys):

@@ -1,6 +1,8 @@
 """What a training does when a step goes wrong, and what it keeps when one goes well."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from safetensors.torch import load_file
 from dit_hf.diffusion import HybridLoss
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
+from dit_hf.training.signals import Preempted, StopRequest
+from dit_hf.training.work import Work
 
 
 def train(tiny: Path, output_dir: Path, *flags: str) -> None:
@@ -122,6 +126,18 @@ def test_best_samples_keep_their_checkpoint(tiny: Path, tmp_path: Path, monkeypa
     assert kept == ["step-00000004", "step-00000008"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "distances.jsonl").read_text().splitlines()]
     assert [(row["step"], row["distance"]) for row in rows] == [(2, 5.0), (4, 2.0), (6, 3.0), (8, 4.0)]
+
+
+def test_push_that_runs_is_left_where_it_is_when_the_run_is_asked_to_stop():
+    class Slow:
+        is_busy = True
+
+    with StopRequest() as stop:
+        work = Work(*[None] * 3, stop, *[None] * 2, Slow(), None, None)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(Preempted, match="during a push"):
+            work.wait_for_push()
+    assert stop.received == signal.SIGUSR1
 
 
 def test_distance_that_cannot_be_imported_is_refused(tiny: Path, tmp_path: Path):

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..diffusion import DiscreteObjective
-from ..evaluation import frechet_distance
+from ..evaluation import frechet_distance, precision_recall
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .classifier import Classifier, describe
 from .images import LabelledImages, PixelLatents
 
 BATCH = 250  # samples drawn together; each batch has noise of its own seed, the same for every model
-NEIGHBOURS = 3
 MANIFOLD_IMAGES = 5000  # real images that precision and recall know
 
 
@@ -86,34 +85,17 @@ class Scorer:
         self.net = net
         features, _ = describe(net, train.images)
         self.mean, self.covariance = moments(features)
-        self.real = features[:MANIFOLD_IMAGES]
-        self.real_radii = radii(self.real)
+        self.real = features[:MANIFOLD_IMAGES].numpy()
 
     def __call__(self, images: Tensor, labels: Tensor) -> Measures:
         """Measure images (N, C, S, S) uint8 that were to be of the classes (N,)."""
         features, predicted = describe(self.net, images)
         agreement = (predicted == labels).float().mean().item()
         distance = frechet_distance(self.mean, self.covariance, *moments(features))
-        precision = coverage(self.real, self.real_radii, features)
-        recall = coverage(features, radii(features), self.real)
-        return Measures(distance, agreement, precision, recall)
+        return Measures(distance, agreement, *precision_recall(self.real, features.numpy()))
 
 
 def moments(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean (D,) and covariance (D, D) of features (N, D), in float64."""
     x = features.double().numpy()
     return x.mean(0), np.cov(x, rowvar=False)
-
-
-def radii(points: Tensor) -> Tensor:
-    """Distances (N,) of points (N, D) to their third neighbour."""
-    return torch.cdist(points, points).kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the point itself
-
-
-def coverage(manifold: Tensor, manifold_radii: Tensor, points: Tensor) -> float:
-    """Share of the points (N, D) that lie in a ball around one of the manifold's (M, D).
-
-    Precision is that of samples in the manifold of real images, recall that of real images in the manifold of samples.
-    Source: Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1.
-    """
-    return (torch.cdist(points, manifold) <= manifold_radii).any(1).float().mean().item()
