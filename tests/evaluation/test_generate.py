@@ -370,7 +370,7 @@ def test_two_processes_write_the_files_of_one(tmp_path: Path):
     result = subprocess.run([*command, *output], env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("wrote") == 1
-    arguments = {"num_inference_steps": 3, "batch_size": 2, "seed": 5, "guidance_scale": 1.5, "labels": "random"}
+    arguments = {"labels": "random", "seed": 5, "batch_size": 2, "guidance_scale": 1.5, "num_inference_steps": 3}
     generate_with_pipeline(
         DiTPipeline.from_pretrained(tmp_path / "model"), tmp_path / "one" / "images", 23, **arguments
     )
