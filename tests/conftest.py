@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# `--hypothesis-profile=long` is run by hand, and its figures stand in docs/log.md.
+# `pytest --hypothesis-profile=long` is run by hand
 settings.register_profile(
     "suite", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -31,7 +31,8 @@ def public_files(suffixes: set[str]) -> Iterator[Path]:
             for name in folders
             if name not in NOT_OURS and not name.endswith(".egg-info") and (name == ".ci" or not name.startswith("."))
         ]
-        yield from (here / name for name in names if Path(name).suffix in suffixes)
+        # in a worktree .git is a file
+        yield from (here / name for name in names if Path(name).suffix in suffixes and name != ".git")
 
 
 def assigned_names(node: ast.stmt) -> Iterator[str]:

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import AutoencoderKL, DDPMScheduler
 
-from dit_hf import DiTPipeline
+from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.data.latents import LatentEncoder
 from dit_hf.data.sources import open_images
 from dit_hf.data.streaming import ImageBatch, ImageStream
@@ -81,6 +80,8 @@ def test_pipeline_s_decoding_undoes_the_scaling(vae):
     latents = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     decoded = []
     vae.decode = lambda z: (decoded.append(z), SimpleNamespace(sample=torch.zeros(1, 3, 4, 4)))[1]
-    pipeline = SimpleNamespace(vae=vae, image_processor=VaeImageProcessor())
-    DiTPipeline._decode(pipeline, LatentEncoder(vae)._normalise(latents), "pt")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "sample_size": 4, "in_channels": 2}
+    scheduler = DDPMScheduler(variance_type="learned_range", timestep_spacing="linspace", clip_sample=False)
+    pipeline = DiTPipeline(DiTModel(DiTConfig(**sizes, num_classes=1)), vae, scheduler)
+    pipeline._decode(LatentEncoder(vae)._normalise(latents), "pt")
     torch.testing.assert_close(decoded[0], latents)

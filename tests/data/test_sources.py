@@ -248,3 +248,15 @@ def test_passing_errors_are_tried_again_with_growing_pauses_and_others_are_not(m
     with pytest.raises(SourceError, match=f"shard cannot be read after {retries.TRIES} tries: ConnectionError: cut"):
         retried(answer, "shard")
     assert max(pauses) <= retries.MAX_WAIT_SECONDS
+
+
+def test_what_retries_say_holds_no_signature_of_an_address(monkeypatch, caplog):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    def read():
+        raise ConnectionError("503 for url 'https://cdn.example/x.parquet?X-Amz-Credential=A0&X-Amz-Signature=5ec7e7'")
+
+    with pytest.raises(SourceError, match="x.parquet") as error:
+        retried(read, "shard")
+    assert "try 2 of" in caplog.text
+    assert "5ec7e7" not in caplog.text + str(error.value)

@@ -1,12 +1,15 @@
 """An adapter on the Hub: pushed as its few files, and loaded from there by id."""
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 
+import dit_hf
 from dit_hf import DiTPipeline
 from dit_hf.finetuning import add_lora, save_lora
 from dit_hf.hub.push import push_folder
@@ -53,3 +56,26 @@ def test_a_checkpoint_beside_an_adapter_is_not_pushed(hub, adapter: Path):
     torch.save({}, adapter / "optimizer.pt")
     with pytest.raises(ValueError, match="optimizer.pt is not pushed"):
         push_folder(adapter, "user/my-lora")
+
+
+ORIGIN = """
+from dit_hf.finetuning import load_origin
+
+origin = load_origin("user/dit-tiny")
+trained = origin.trained
+print(origin.id2label[1], trained["beta_schedule"], trained["scaling_factor"], origin.model.config.num_classes)
+"""
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_starts_from_an_id_on_the_hub(hub, saved: Path, hub_environment: dict[str, str]):
+    push_folder(saved, "user/dit-tiny")
+    source = Path(dit_hf.__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", ORIGIN],
+        env=hub_environment | {"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.stdout.split() == ["goldfish", "linear", "0.18215", "4"], result.stderr

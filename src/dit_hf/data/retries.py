@@ -1,6 +1,7 @@
 """Reading again what the network interrupted; what stays broken is named with its shard."""
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,6 +15,7 @@ T = TypeVar("T")
 TRIES = 8
 MAX_WAIT_SECONDS = 60.0
 PASSING = {408, 429, 500, 502, 503, 504}  # statuses that another try may not meet
+SIGNATURE = re.compile(r"(?<=\?)[^\s'\"]+=[^\s'\"]+")  # of an address: whoever reads it may read the data
 
 
 class SourceError(OSError):
@@ -40,7 +42,7 @@ def retried(read: Callable[[], T], what: str) -> T:
             if isinstance(error, HfHubHTTPError):
                 passing = error.response is None or error.response.status_code in PASSING
             passing = passing and not is_offline_mode()
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = SIGNATURE.sub("", f"{type(error).__name__}: {' '.join(str(error).split())}")
             if not passing or attempt == TRIES:
                 tries = f" after {attempt} tries" if passing else ""
                 raise SourceError(f"{what} cannot be read{tries}: {reason}") from error
