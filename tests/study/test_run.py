@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import dit_hf.study.run as run_module
@@ -89,6 +90,9 @@ def test_study_that_was_stopped_and_killed_ends_with_the_same_numbers(recipe, tm
     assert saved[0] == 3 * 4  # no step twice: three trainings of four
     assert appended[0] == len(comparable(tmp_path / "whole"))  # no measurement twice
     assert comparable(stopped) == comparable(tmp_path / "whole")
+    for file in sorted((tmp_path / "whole").glob("checkpoints/*/step-*/*.safetensors")):
+        weights, others = load_file(file), load_file(stopped / file.relative_to(tmp_path / "whole"))
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 @pytest.mark.usefixtures("few")
