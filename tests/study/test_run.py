@@ -1,14 +1,17 @@
 """A whole study in seconds: complete, the same when it is stopped or killed, and nothing twice."""
 
+import contextlib
 import time
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import dit_hf.study.run as run_module
+import dit_hf.study.train as train_module
 from dit_hf import cli
 from dit_hf.analysis import read_rows
 from dit_hf.analysis.results import REAL
@@ -16,7 +19,8 @@ from dit_hf.study.recipe import Cell, measurements
 from dit_hf.study.run import Study, missing
 from dit_hf.study.train import Training
 
-UNREPEATABLE = {"train_seconds": 0.0, "sample_seconds": 0.0, "date": "", "commit": ""}
+# the loss is a mean since the training was last taken up
+UNREPEATABLE = {"train_loss": 0.0, "train_seconds": 0.0, "sample_seconds": 0.0, "date": "", "commit": ""}
 
 
 def comparable(folder) -> list:
@@ -59,29 +63,36 @@ def test_study_measures_everything_once(recipe, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_study_that_was_stopped_and_killed_ends_with_the_same_numbers(recipe, tmp_path, monkeypatch):
+    recipe = replace(recipe, checkpoints=(128,))  # four steps without a stop
     Study(recipe, tmp_path / "whole").run()
 
+    def interrupt(module: object, name: str, every: int) -> list[int]:
+        """Let the function do its work, and raise after every so many calls."""
+        work, calls = getattr(module, name), [0]
+
+        def killed(*arguments, **options):
+            result = work(*arguments, **options)
+            calls[0] += 1
+            if calls[0] % every == 0:
+                raise KeyboardInterrupt
+            return result
+
+        monkeypatch.setattr(module, name, killed)
+        return calls
+
+    monkeypatch.setattr(train_module, "SAVE_SECONDS", 0)  # a checkpoint each step
+    saved = interrupt(train_module, "write_checkpoint", every=3)
+    appended = interrupt(run_module, "append_rows", every=4)
     stopped = tmp_path / "stopped"
-    append, calls = run_module.append_rows, 0
-
-    def killed(path, rows):
-        nonlocal calls
-        calls += 1
-        if calls % 6 == 0:
-            raise KeyboardInterrupt
-        append(path, rows)
-
-    monkeypatch.setattr(run_module, "append_rows", killed)
-    monkeypatch.setattr("dit_hf.study.train.SAVE_SECONDS", 0)  # a checkpoint each step
-    for _ in range(30):
-        try:
-            Study(recipe, stopped).run(time.monotonic() + 0.3)
-        except KeyboardInterrupt:
-            continue
-        if not missing(recipe, stopped / "results.csv"):
-            break
-    assert calls > 6
+    while not (stopped / "results.csv").is_file() or missing(recipe, stopped / "results.csv"):
+        with contextlib.suppress(KeyboardInterrupt):
+            Study(recipe, stopped).run(time.monotonic() + 5)
+    assert saved[0] == 3 * 4  # no step twice: three trainings of four
+    assert appended[0] == len(comparable(tmp_path / "whole"))  # no measurement twice
     assert comparable(stopped) == comparable(tmp_path / "whole")
+    for file in sorted((tmp_path / "whole").glob("checkpoints/*/step-*/*.safetensors")):
+        weights, others = load_file(file), load_file(stopped / file.relative_to(tmp_path / "whole"))
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 @pytest.mark.usefixtures("few")

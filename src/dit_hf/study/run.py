@@ -1,6 +1,5 @@
 """Work off what a results file lacks: plan, train, sample, score, append a row; a rerun goes on where it stopped."""
 
-import json
 import logging
 import math
 import platform
@@ -18,7 +17,7 @@ from ..analysis.flops import count_gmacs, count_parameters
 from ..analysis.results import REAL, Key, Row, append_rows, read_rows
 from ..diffusion import OBJECTIVES, DiscreteObjective
 from ..modeling_dit import DiTModel
-from ..training.checkpoint import find_checkpoints
+from ..training.checkpoint import find_checkpoints, read_record
 from .classifier import NAME, load_or_train
 from .images import PixelLatents, load_images
 from .planner import expected_seconds, format_plan, measure_speed
@@ -67,9 +66,7 @@ class Study:
 
     def _images_seen(self, cell: Cell) -> int:
         checkpoints = find_checkpoints(self.folder / "checkpoints" / cell.folder)
-        if not checkpoints:
-            return 0
-        return int(json.loads((checkpoints[-1] / "progress.json").read_text())["progress"]["images_seen"])
+        return read_record(checkpoints[-1]).progress.images_seen if checkpoints else 0
 
     def run(self, deadline: float = math.inf) -> None:
         """Work off what is missing until the deadline, of `time.monotonic`; then stop at a step, with a checkpoint."""
@@ -124,8 +121,8 @@ class Study:
             train_loss=round(training.train_loss, 5) if training else 0.0,
             gmacs=count_gmacs(training.config) if training else 0.0,
             parameters=count_parameters(training.config) if training else 0,
-            train_seconds=round(training.seconds, 1) if training else 0.0,
-            sample_seconds=round(sample_seconds, 1),
+            train_seconds=round(training.seconds, 3) if training else 0.0,
+            sample_seconds=round(sample_seconds, 3),
             dataset=Path(self.recipe.dataset).name,
             recipe=self.recipe.summary if training else "",
             sampler="DDIM" if training else "",
