@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.evaluation import draw_labels, generate_images, generate_with_pipeline, iterate_batches, pipeline_sampler
-from dit_hf.evaluation.from_pipeline import weights_sha256
+from dit_hf.evaluation.extractors import weights_sha256
 from dit_hf.evaluation.generate import image_seed
 
 ROOT = Path(__file__).parents[2]

@@ -67,12 +67,13 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """One hash of all parameters and buffers, by name."""
+def weights_sha256(*modules: nn.Module | None) -> str:
+    """Hash every weight and buffer, so that a model that was trained on is not taken for the one before."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for module in modules:
+        for name, tensor in module.state_dict().items() if module is not None else ():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """A pipeline as the sampler that `generate` takes, its settings as JSON, and the labels that a user names."""
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .extractors import weights_sha256
 from .generate import Sampler, draw_labels, generate_images, start_accelerator
 
 
@@ -30,16 +30,6 @@ def pipeline_sampler(pipeline: Any, **arguments: Any) -> Sampler:
         return (images * 255).round().astype(np.uint8)
 
     return sample
-
-
-def weights_sha256(*modules: torch.nn.Module | None) -> str:
-    """Hash every weight and buffer, so that a model that was trained on is not taken for the one before."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items() if module is not None else ():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def pipeline_settings(pipeline: Any, **arguments: Any) -> dict[str, Any]:
