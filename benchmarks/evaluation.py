@@ -1,31 +1,42 @@
 """Time the metrics at the size of papers, beside plain numpy and scipy, and beside the matrix product of this machine.
 
-    OMP_NUM_THREADS=2 python benchmarks/evaluation.py                          # 50,000 x 2048 against 10,000
-    OMP_NUM_THREADS=2 python benchmarks/evaluation.py --num_samples 5000 --num_reference 2000 --plain
+    OMP_NUM_THREADS=2 python benchmarks/evaluation.py --plain                  # 50,000 x 2048 against 10,000
+    OMP_NUM_THREADS=2 python benchmarks/evaluation.py --plain --num_samples 5000 --num_reference 2000
 
-Prints one JSON line a measurement. The product's rate is measured before and after each. CPU seconds, of all threads
-together, say what a quiet machine would do: where others use it too, divide them by the threads.
+Prints a row of a table for each measurement, which has a process of its own, so that the peak of memory is its own.
+The product's rate is the best of six, before and after each. The share of it is by the clock, and by CPU seconds of all
+threads together: the second says what a quiet machine would do where others use it too.
 """
 
 import argparse
-import json
-import platform
+import multiprocessing
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 import torch
 
-from dit_hf.evaluation import GaussianStatistics, InceptionScoreSums, frechet_distance, neighbours, precision_recall
+from dit_hf.evaluation import (
+    GaussianStatistics,
+    InceptionScoreSums,
+    Moments,
+    frechet_distance,
+    neighbours,
+    precision_recall,
+)
 from dit_hf.evaluation.inception_score import softmax
 
 D, K, BATCH = 2048, 1008, 1000
+PRODUCT = 4096  # rows of the product that is timed for comparison
+Metric = tuple[Callable[[], tuple[float, float]], float]  # gives its two numbers; operations of its products, or 0
 
 
 def features(num: int, seed: int) -> np.ndarray:
-    """Non-negative and correlated, as the network's are."""
+    """Non-negative and correlated, as the network's are (num, D)."""
     rng = np.random.default_rng(seed)
     mix = np.random.default_rng(0).standard_normal((256, D), np.float32) / 16
     rows = np.empty((num, D), np.float32)
@@ -35,53 +46,80 @@ def features(num: int, seed: int) -> np.ndarray:
     return rows
 
 
-def product_rate() -> float:
-    """GFLOP per CPU second of a float32 product of torch, (4096, D) by (D, 4096)."""
-    x = torch.ones(4096, D)
-    start = time.process_time()
-    x @ x.T
-    return 2 * 4096**2 * D / (time.process_time() - start) / 1e9
+def both(num_samples: int, num_reference: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples, and a reference that differs a little."""
+    samples, reference = features(num_samples, 1), features(num_reference, 2)
+    reference *= np.float32(1.05)
+    return samples, reference
 
 
-def timed(name: str, function: Callable[[], object], flops: float = 0) -> None:
-    before = product_rate()
-    start, cpu_start = time.perf_counter(), time.process_time()
-    result = function()
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    rate = (before + product_rate()) / 2
-    line = {"measure": name, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
-    line |= {"product_gflop_per_cpu_second": round(rate, 1), "result": result}
-    if flops:
-        line["share_of_product_rate"] = round(flops / cpu_seconds / 1e9 / rate, 3)
-    line["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    print(json.dumps(line), flush=True)
+def logit_weights() -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((D, K), np.float32) / 8
 
 
-def fid_and_score(samples: np.ndarray, reference: GaussianStatistics, weights: np.ndarray) -> list[float]:
-    statistics, scores = GaussianStatistics.empty(D), InceptionScoreSums()
-    for start in range(0, len(samples), BATCH):
-        rows = samples[start : start + BATCH]
-        statistics.update(rows)
-        scores.update(softmax(rows @ weights), np.arange(start, start + len(rows)))
-    ours, theirs = statistics.moments(), reference.moments()
-    fid = frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
-    return [round(fid, 4), round(float(scores.scores().mean()), 4)]
+# --- what is measured: samples and reference are made before the clock starts -------------------------------------
 
 
-def plain_fid_and_score(samples: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> list[float]:
-    moments = [(x.mean(0), np.cov(x, rowvar=False)) for x in (samples, reference)]
-    root = scipy.linalg.sqrtm(moments[0][1] @ moments[1][1]).real
-    fid = ((moments[0][0] - moments[1][0]) ** 2).sum() + np.trace(moments[0][1] + moments[1][1] - 2 * root)
-    p = softmax(samples @ weights)
-    parts = [p[start : start + 5000] for start in range(0, len(p), 5000)]
-    score = np.mean([np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in parts])
-    return [round(float(fid), 4), round(float(score), 4)]
+def fid_and_score(num_samples: int, num_reference: int) -> Metric:
+    """From streamed statistics; those of the reference are given, as in ADM's file."""
+    samples, reference = both(num_samples, num_reference)
+    statistics, weights = GaussianStatistics.empty(D), logit_weights()
+    statistics.update(reference)
+    theirs = statistics.moments()
+
+    def compute() -> tuple[float, float]:
+        statistics, scores = GaussianStatistics.empty(D), InceptionScoreSums()
+        for start in range(0, len(samples), BATCH):
+            rows = samples[start : start + BATCH]
+            statistics.update(rows)
+            scores.update(softmax(rows @ weights), np.arange(start, start + len(rows)))
+        ours = statistics.moments()
+        fid = frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
+        return fid, float(scores.scores().mean())
+
+    return compute, 0
 
 
-def plain_precision_recall(reference: np.ndarray, samples: np.ndarray) -> list[float]:
+def plain_fid_and_score(num_samples: int, num_reference: int) -> Metric:
+    samples, reference = both(num_samples, num_reference)
+    theirs, weights = Moments(reference.mean(0), np.cov(reference, rowvar=False)), logit_weights()
+
+    def compute() -> tuple[float, float]:
+        ours = Moments(samples.mean(0), np.cov(samples, rowvar=False))
+        root = scipy.linalg.sqrtm(ours.covariance @ theirs.covariance).real
+        fid = ((ours.mean - theirs.mean) ** 2).sum() + np.trace(ours.covariance + theirs.covariance - 2 * root)
+        p = softmax(samples @ weights)
+        parts = [p[start : start + 5000] for start in range(0, len(p), 5000)]
+        score = np.mean([np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in parts])
+        return float(fid), float(score)
+
+    return compute, 0
+
+
+def exact(num_samples: int, num_reference: int) -> Metric:
+    samples, reference = both(num_samples, num_reference)
+    sides = [(num_reference, num_reference, True), (num_samples, num_samples, True), (num_reference, num_samples)]
+    blocks = [block for side in sides for block in neighbours._blocks(*side)]
+    flops = sum(2.0 * D * (rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in blocks)
+    return lambda: precision_recall(reference, samples), flops
+
+
+def whole_products(num_samples: int, num_reference: int) -> float:
+    """Operations where no symmetry is used."""
+    return 2.0 * D * (num_reference**2 + num_samples**2 + num_reference * num_samples)
+
+
+def adm_float16(num_samples: int, num_reference: int) -> Metric:
+    samples, reference = both(num_samples, num_reference)
+    flops = whole_products(num_samples, num_reference)
+    return lambda: precision_recall(reference, samples, mode="adm_float16"), flops
+
+
+def plain_precision_recall(num_samples: int, num_reference: int) -> Metric:
     """Row by row of blocks, partitioned by numpy: float32 as it comes, so that near ties may differ."""
+    samples, reference = both(num_samples, num_reference)
 
-    def blocks(x: np.ndarray, y: np.ndarray):
+    def blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         norms = (y * y).sum(1)
         for start in range(0, len(x), BATCH):
             rows = x[start : start + BATCH]
@@ -90,17 +128,61 @@ def plain_precision_recall(reference: np.ndarray, samples: np.ndarray) -> list[f
     def radii(x: np.ndarray) -> np.ndarray:
         return np.concatenate([np.partition(distances, 3, axis=1)[:, 3] for _, distances in blocks(x, x)])
 
-    radii_reference, radii_samples = radii(reference), radii(samples)
-    precise, recalled = np.zeros(len(samples), bool), np.zeros(len(reference), bool)
-    for rows, distances in blocks(reference, samples):
-        precise |= (distances <= radii_reference[rows, None]).any(0)
-        recalled[rows] |= (distances <= radii_samples).any(1)
-    return [float(precise.mean()), float(recalled.mean())]
+    def compute() -> tuple[float, float]:
+        radii_reference, radii_samples = radii(reference), radii(samples)
+        precise, recalled = np.zeros(len(samples), bool), np.zeros(len(reference), bool)
+        for rows, distances in blocks(reference, samples):
+            precise |= (distances <= radii_reference[rows, None]).any(0)
+            recalled[rows] |= (distances <= radii_samples).any(1)
+        return float(precise.mean()), float(recalled.mean())
+
+    return compute, whole_products(num_samples, num_reference)
 
 
-def block_flops(num_rows: int, num_columns: int, triangle: bool = False) -> float:
-    blocks = neighbours._blocks(num_rows, num_columns, triangle)
-    return sum(2.0 * D * (r.stop - r.start) * (c.stop - c.start) for r, c in blocks)
+OURS = {
+    "FID, Inception score": fid_and_score,
+    "precision, recall, exact": exact,
+    "precision, recall, adm_float16": adm_float16,
+}
+PLAIN = {
+    "plain: FID, Inception score": plain_fid_and_score,
+    "plain: precision, recall": plain_precision_recall,
+}
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+class Seconds(NamedTuple):
+    wall: float
+    cpu: float  # of all threads
+
+
+def seconds_of(function: Callable[[], object]) -> tuple[Seconds, object]:
+    start, cpu_start = time.perf_counter(), time.process_time()
+    result = function()
+    return Seconds(time.perf_counter() - start, time.process_time() - cpu_start), result
+
+
+def product_seconds() -> list[Seconds]:
+    """Of three float32 products of torch, (PRODUCT, D) by (D, PRODUCT)."""
+    x = torch.ones(PRODUCT, D)
+    return [seconds_of(lambda: x @ x.T)[0] for _ in range(3)]
+
+
+def measure(name: str, num_samples: int, num_reference: int) -> str:
+    """A row of the table."""
+    compute, flops = (OURS | PLAIN)[name](num_samples, num_reference)
+    products = product_seconds()
+    seconds, result = seconds_of(compute)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the products that follow
+    products += product_seconds()
+    product_flops = 2.0 * PRODUCT**2 * D
+    rates = [product_flops / min(times) / 1e9 for times in zip(*products, strict=True)]
+    shares = [f"{flops / used / 1e9 / rate:.2f}" if flops else "" for used, rate in zip(seconds, rates, strict=True)]
+    numbers = ", ".join(f"{number:.4f}" for number in result)
+    cells = [name, numbers, f"{seconds.wall:.1f}", f"{seconds.cpu:.1f}", *shares, f"{rates[0]:.0f}", f"{peak:.2f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -109,21 +191,13 @@ def main() -> None:
     parser.add_argument("--num_reference", type=int, default=10_000)
     parser.add_argument("--plain", action="store_true", help="also plain numpy and scipy")
     arguments = parser.parse_args()
-    n, m = arguments.num_samples, arguments.num_reference
-    about = {"samples": n, "reference": m, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(json.dumps({**about, "numpy": np.__version__, "machine": platform.machine()}), flush=True)
-    samples, reference = features(n, 1), features(m, 2) * np.float32(1.05)
-    weights = np.random.default_rng(3).standard_normal((D, K), np.float32) / 8
-    statistics = GaussianStatistics.empty(D)
-    statistics.update(reference)
-    exact = block_flops(m, m, True) + block_flops(n, n, True) + block_flops(m, n)
-    timed("precision, recall, exact", lambda: precision_recall(reference, samples), exact)
-    timed("FID, Inception score", lambda: fid_and_score(samples, statistics, weights))
-    adm = 2.0 * D * (m * m + n * n + m * n)
-    timed("precision, recall, adm_float16", lambda: precision_recall(reference, samples, mode="adm_float16"), adm)
-    if arguments.plain:
-        timed("plain: FID, Inception score", lambda: plain_fid_and_score(samples, reference, weights))
-        timed("plain: precision, recall", lambda: plain_precision_recall(reference, samples), adm)
+    sizes = (arguments.num_samples, arguments.num_reference)
+    print(f"{sizes[0]} x {D} against {sizes[1]}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print("| | result | wall s | CPU s | share of product, wall | share, CPU | product GFLOP/s | peak GiB |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for name in OURS | (PLAIN if arguments.plain else {}):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            print(process.submit(measure, name, *sizes).result(), flush=True)
 
 
 if __name__ == "__main__":
