@@ -96,3 +96,13 @@ def test_hash_of_weights_tells_models_apart(dinov2):
     with torch.no_grad():
         second.network.layernorm.weight[0] += 1
     assert extractors.weights_sha256(second.network) != first.settings["sha256_of_weights"]
+
+
+def test_hash_of_weights_tells_shapes_and_names_apart():
+    zeros = [torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False), torch.nn.Embedding(3, 2)]
+    for module in zeros:
+        torch.nn.init.zeros_(module.weight)
+    modules = [*zeros, torch.nn.Sequential(zeros[0])]
+    hashes = [extractors.weights_sha256(module) for module in modules]
+    assert hashes[0] == hashes[2]  # the name and shape of both are the same
+    assert len(set(hashes)) == 3

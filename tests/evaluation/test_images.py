@@ -75,6 +75,29 @@ def test_a_part_of_an_npz_reads_that_part_only(tmp_path, pictures):
     assert array._file.tell() == array._begin + 5 * 8 * 8 * 3
 
 
+def test_grey_pictures_of_a_stream_become_rgb(pictures):
+    grey = Image.fromarray(pictures[0]).convert("L")
+    [images] = row_batches([{"image": grey}])
+    np.testing.assert_array_equal(images[0], np.asarray(grey)[..., None].repeat(3, 2))
+
+
+def test_arrays_that_cannot_be_read_in_parts_are_refused(tmp_path, pictures):
+    np.savez(tmp_path / "samples.npz", pictures)
+    with pytest.raises(ValueError, match=r"ends before row 231: the file is damaged"):
+        ArrayInNpz(tmp_path / "samples.npz", "arr_0").read(228, 231)
+    np.savez(tmp_path / "fortran.npz", np.asfortranarray(pictures))
+    with pytest.raises(ValueError, match="Fortran order"):
+        npz_batches(tmp_path / "fortran.npz")
+
+
+def test_another_file_in_the_same_place_is_another_source(tmp_path, pictures):
+    path, sources = tmp_path / "samples.npz", set()
+    for num in (3, 4):
+        np.savez(path, pictures[:num])
+        sources.add(npz_batches(path).source)
+    assert len(sources) == 2  # a pass is not resumed with it
+
+
 def test_moments_are_found_by_adms_names(tmp_path):
     np.savez(tmp_path / "reference.npz", mu=np.arange(3.0), sigma=np.eye(3), mu_s=np.zeros(2), sigma_s=np.eye(2))
     moments = npz_moments(tmp_path / "reference.npz")

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline, cli
-from dit_hf.evaluation import run
+from dit_hf.evaluation import draw_labels, load_reference, run
 
 TINY = f"{Path(__file__).with_name('conftest.py')}:TinyExtractor"
 
@@ -114,6 +114,41 @@ def test_one_seed_gives_the_images_that_generate_writes(model, files, monkeypatc
     command(monkeypatch, capsys, "--samples", tmp_path / "s.npz", *common, "--output", tmp_path / "file.json")
     first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("model", "file"))
     assert first["metrics"] == pytest.approx(second["metrics"], rel=1e-3)  # batches of 20 and 64 round differently
+
+
+def test_batches_of_a_model_carry_their_own_labels(model):
+    pipeline = DiTPipeline.from_pretrained(model)
+    batches, about = run.model_batches(pipeline, 20, seed=1, batch_size=6, num_inference_steps=1, guidance_scale=1.0)
+    found = [labels for _, labels in batches]
+    assert [len(labels) for labels in found] == [6, 6, 6, 2]
+    assert np.concatenate(found).tolist() == draw_labels("random", 20, 3, 1)
+    assert about["latents"] == 3
+
+
+def test_each_seed_and_the_reference_have_their_own_folder(model, files, monkeypatch, capsys, tmp_path):
+    options = ["--model", model, "--num-images", "8", "--num-inference-steps", "1", "--num-seeds", "2", "--seed", "5"]
+    options += ["--reference", files / "reference.npz", "--extractor", TINY, "--metrics", "fid", "--dtype", "bfloat16"]
+    command(monkeypatch, capsys, *options, "--work-dir", tmp_path / "work", "--output", tmp_path / "result.json")
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["reference", "seed-5", "seed-6"]
+    samples = json.loads((tmp_path / "result.json").read_text())["settings"]["samples"]
+    assert [each["dtype"] for each in samples] == ["bfloat16"] * 2
+
+
+def test_extractor_in_a_file_gets_its_weights():
+    assert run.open_extractor(TINY, "other")[1].name == "other"
+
+
+def test_statistics_are_saved_of_as_many_images_as_asked(files, monkeypatch, capsys, tmp_path, extractor):
+    options = ["--samples", files / "images", "--extractor", TINY, "--num-images", "30", "--save-reference"]
+    command(monkeypatch, capsys, *options, tmp_path / "statistics.npz")
+    assert load_reference(tmp_path / "statistics.npz", extractor).moments["pool"].num == 30
+    assert "must end in .npz" in command(monkeypatch, capsys, *options, tmp_path / "statistics.txt", ok=False)
+
+
+def test_features_of_a_reference_are_kept_in_the_work_folder(files, tmp_path, extractor):
+    for _ in range(2):
+        load_reference(files / "reference.npz", extractor, tmp_path)
+    assert extractor.num_images == 115  # seen once
 
 
 def test_saved_statistics_serve_as_a_reference(files, monkeypatch, capsys, tmp_path):
