@@ -19,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the 
 
 import trainer
 
+from dit_hf.training.run import run
+from dit_hf.training.settings import parse_settings
+
 ROOT = Path(__file__).parents[2]
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -162,9 +165,19 @@ def test_launch_files_are_what_accelerate_reads(path: Path):
 
     config = load_config_from_file(str(path))
     assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"] == 8
-    assert str(config.distributed_type) in ("DistributedType.MULTI_GPU", "DistributedType.FSDP")
+    assert str(config.distributed_type).removeprefix("DistributedType.") in ("MULTI_GPU", "FSDP", "DEEPSPEED")
     if "FSDP" in str(config.distributed_type):
         assert config.fsdp_config["fsdp_version"] == 2
+    if "DEEPSPEED" in str(config.distributed_type):
+        assert path.stem == f"deepspeed_zero{config.deepspeed_config['zero_stage']}"
+        assert path.read_text().startswith("# REFUSED by examples/train_dit.py, and NOT run by anybody: launch with fsdp2")
+
+
+def test_deepspeed_is_refused_with_the_files_that_split_the_same(tiny: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported: .*fsdp2_keep_weights.yaml.* ZeRO-2.* fsdp2.yaml"):
+        run(parse_settings(arguments(tiny, tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def launch_lines() -> list[str]:
