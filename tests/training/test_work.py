@@ -72,6 +72,9 @@ def test_images_that_were_skipped_are_counted_once_and_across_a_restart(tiny: Pa
     rows |= {"row 7 of train-00001-of-00002.parquet"}
     assert progress["bad_images"].keys() <= rows
     assert set(progress["bad_images"].values()) == {"8 bytes of no known image format"}
+    other = ("--dataset_name", str(tiny / "data"), "--allow_config_change", "--max_train_steps", "9")
+    train(tiny, tmp_path / "stopped", *flags, *other)
+    assert metrics(tmp_path / "stopped")[-1]["images_skipped"] == 0  # of other data
 
 
 def test_too_many_bad_steps_end_the_run_with_step_rank_samples_and_checkpoint(tiny: Path, tmp_path: Path, monkeypatch):
