@@ -1,6 +1,7 @@
 """A data set, a VAE and settings small enough for a training of seconds."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,30 @@ def fresh_accelerator() -> None:
     GradientState._reset_state()
 
 
+def write_data(folder: Path, bad_rows: Sequence[int] = ()) -> None:
+    """20 images of 4 classes in two shards; in the place of some of them, what is no image."""
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c", "d"])})
+    images = [b"no image" if k in bad_rows else striped(k % 4, k // 4) for k in range(20)]
+    rows = [{"image": {"bytes": image, "path": None}, "label": k % 4} for k, image in enumerate(images)]
+    folder.mkdir()
+    for shard in range(2):
+        path = folder / f"train-{shard:05d}-of-00002.parquet"
+        Dataset.from_list(rows[shard::2], features=features).to_parquet(path)
+
+
+@pytest.fixture(scope="session")
+def three_bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of `tiny`, three of whose images cannot be decoded."""
+    folder = tmp_path_factory.mktemp("three_bad") / "data"
+    write_data(folder, bad_rows=[2, 9, 15])
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `data` (20 images of 4 classes, two shards), `vae` and `tiny.yaml`."""
     folder = tmp_path_factory.mktemp("tiny")
-    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c", "d"])})
-    rows = [{"image": {"bytes": striped(k % 4, k // 4), "path": None}, "label": k % 4} for k in range(20)]
-    (folder / "data").mkdir()
-    for shard in range(2):
-        path = folder / "data" / f"train-{shard:05d}-of-00002.parquet"
-        Dataset.from_list(rows[shard::2], features=features).to_parquet(path)
+    write_data(folder / "data")
     torch.manual_seed(0)
     AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,

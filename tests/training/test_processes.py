@@ -19,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the 
 
 import trainer
 
+from dit_hf.training.run import run
+from dit_hf.training.settings import parse_settings
+
 ROOT = Path(__file__).parents[2]
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -93,6 +96,28 @@ def test_checkpoint_of_one_process_goes_on_split_over_two_and_back(tiny: Path, t
 
 
 @pytest.mark.slow
+def test_skipped_images_are_counted_and_limited_over_both_processes(tiny: Path, three_bad: Path, tmp_path: Path):
+    flags = ("--dataset_name", str(three_bad), "--train_batch_size", "3", "--max_train_steps", "4")
+    flags += ("--validation_steps", "100", "--ema_decay", "0.01")
+    port, told = trainer.free_port(), []
+    command = arguments(tiny, tmp_path / "out", *flags)
+    for limit, code in (("0.1", 1), ("0.15", 0)):  # of 20 images: two, three
+        ranks = [
+            trainer.start(tmp_path / limit, [*command, "--max_bad_images", limit], rank=rank, port=port)
+            for rank in range(2)
+        ]
+        for process in ranks:
+            process.join(120)
+        told = [(tmp_path / f"{limit}.{rank}.out").read_text() for rank in range(2)]
+        assert [process.exitcode for process in ranks] == [code, code], told
+        if code:
+            assert all("3 images cannot be decoded, more than max_bad_images=0.1 allows" in text for text in told), told
+    assert all(0 < len(set(re.findall(r"skipped (row .*?):", text))) < 3 for text in told)  # no process has met all
+    last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["images_skipped"] == 3
+
+
+@pytest.mark.slow
 def test_second_of_two_runs_in_a_folder_is_refused_on_every_process(tiny: Path, tmp_path: Path):
     first = trainer.start(tmp_path / "first", arguments(tiny, tmp_path / "out"), "step")
     while "begin step" not in ((tmp_path / "first.0").read_text() if (tmp_path / "first.0").exists() else ""):
@@ -162,9 +187,21 @@ def test_launch_files_are_what_accelerate_reads(path: Path):
 
     config = load_config_from_file(str(path))
     assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"] == 8
-    assert str(config.distributed_type) in ("DistributedType.MULTI_GPU", "DistributedType.FSDP")
+    assert str(config.distributed_type).removeprefix("DistributedType.") in ("MULTI_GPU", "FSDP", "DEEPSPEED")
     if "FSDP" in str(config.distributed_type):
         assert config.fsdp_config["fsdp_version"] == 2
+    if "DEEPSPEED" in str(config.distributed_type):
+        assert path.stem == f"deepspeed_zero{config.deepspeed_config['zero_stage']}"
+        assert path.read_text().startswith(
+            "# REFUSED by examples/train_dit.py, and NOT run by anybody: launch with fsdp2"
+        )
+
+
+def test_deepspeed_is_refused_with_the_files_that_split_the_same(tiny: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported: .*fsdp2_keep_weights.yaml.* ZeRO-2.* fsdp2.yaml"):
+        run(parse_settings(arguments(tiny, tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def launch_lines() -> list[str]:

@@ -57,6 +57,26 @@ def test_step_that_is_not_finite_changes_nothing_and_is_counted(tiny: Path, tmp_
         assert all(weight.isfinite().all() for weight in later.values())
 
 
+def test_images_that_were_skipped_are_counted_once_and_across_a_restart(tiny: Path, three_bad: Path, tmp_path: Path):
+    flags = ("--dataset_name", str(three_bad), "--max_bad_images", "0.15", "--ema_decay", "0.01")
+    flags += ("--validation_steps", "100", "--checkpointing_steps", "2")
+    train(tiny, tmp_path / "whole", *flags)
+    train(tiny, tmp_path / "stopped", *flags, "--max_train_steps", "2")
+    progress = json.loads((tmp_path / "stopped/checkpoints/step-00000002/progress.json").read_text())["progress"]
+    train(tiny, tmp_path / "stopped", *flags)
+    counts = [row["images_skipped"] for row in metrics(tmp_path / "whole")]
+    assert counts[3:] == [3] * 5  # an epoch has 20 images, a step 6
+    assert counts == sorted(counts) == [row["images_skipped"] for row in metrics(tmp_path / "stopped")]
+    assert 3 > len(progress["bad_images"]) == counts[1] > 0
+    rows = {"row 1 of train-00000-of-00002.parquet", "row 4 of train-00001-of-00002.parquet"}
+    rows |= {"row 7 of train-00001-of-00002.parquet"}
+    assert progress["bad_images"].keys() <= rows
+    assert set(progress["bad_images"].values()) == {"8 bytes of no known image format"}
+    other = ("--dataset_name", str(tiny / "data"), "--allow_config_change", "--max_train_steps", "9")
+    train(tiny, tmp_path / "stopped", *flags, *other)
+    assert metrics(tmp_path / "stopped")[-1]["images_skipped"] == 0  # of other data
+
+
 def test_too_many_bad_steps_end_the_run_with_step_rank_samples_and_checkpoint(tiny: Path, tmp_path: Path, monkeypatch):
     spoil(monkeypatch, {5, 6, 7}, float("nan"))
     message = (
@@ -133,7 +153,7 @@ def test_push_that_runs_is_left_where_it_is_when_the_run_is_asked_to_stop():
         is_busy = True
 
     with StopRequest() as stop:
-        work = Work(*[None] * 3, stop, *[None] * 2, Slow(), None, None)
+        work = Work(*[None] * 3, stop, *[None] * 2, Slow(), None, None, None)
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(Preempted, match="during a push"):
             work.wait_for_push()

@@ -6,7 +6,7 @@ end of an epoch: nothing is dropped, and no process runs dry first.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, islice
 from math import gcd
@@ -74,6 +74,8 @@ class ImageStream:
         rank: index of this process.
         world_size: number of processes.
         start: where to begin.
+        images_seen: before `start`, by all processes.
+        bad_images: that were skipped before `start`, by all processes, with the reason of each.
         num_workers: processes that prepare samples, beside this one.
         max_bad_images: share of images that may be skipped; one image always may, unless this is 0.
         worker_init: called in each of these processes as it starts, with its number.
@@ -93,6 +95,8 @@ class ImageStream:
         rank: int = 0,
         world_size: int = 1,
         start: Position = BEGINNING,
+        images_seen: int = 0,
+        bad_images: Mapping[str, str] | None = None,
         num_workers: int = 0,
         max_bad_images: float = 0.001,
         worker_init: Callable[[int], None] | None = None,
@@ -106,14 +110,15 @@ class ImageStream:
         self.num_workers, self.max_bad_images = num_workers, max_bad_images
         self.worker_init = worker_init
         self.num_streams, self.window = num_streams or source.num_streams, window or source.window
-        self._bad: dict[str, str] = {}  # key -> reason
+        self.images_seen = images_seen
+        self.bad_images = dict(bad_images or {})  # key -> reason; of this process, and what it was told of others
         self._parts = _Parts(self)
 
     def __iter__(self) -> Iterator[ImageBatch]:
         """Yield this process's part of each global batch.
 
         Raises:
-            ValueError: for a label outside the classes, and for too many bad images.
+            ValueError: for a label outside the classes, and, on a single process, for too many bad images.
             SourceError: if a shard cannot be read.
         """
         stride = self.world_size * max(self.num_workers, 1)
@@ -123,10 +128,14 @@ class ImageStream:
                 f"each row group is read {times} times: make processes x workers, here {stride}, a divisor of "
                 f"{self.num_streams} to read each once"
             )
-        seen = 0
         for batch in self._batches():
-            seen += len(batch.positions)
-            self._count_bad(batch.skipped, seen)
+            self.images_seen += len(batch.positions) * self.world_size
+            fresh = {key: reason for key, reason in batch.skipped if key not in self.bad_images}
+            for key, reason in fresh.items():
+                logger.warning(f"skipped {key}: {reason}")
+            self.bad_images |= fresh
+            if self.world_size == 1:
+                self.check_bad_images()
             yield batch
 
     def _batches(self) -> Iterator[ImageBatch]:
@@ -151,21 +160,22 @@ class ImageStream:
                 batch.append(part)
             yield _merge(batch)
 
-    def _count_bad(self, skipped: list[Skipped], seen: int) -> None:
-        for key, reason in skipped:
-            if key not in self._bad:
-                self._bad[key] = reason
-                logger.warning(f"skipped {key}: {reason}")
+    def check_bad_images(self) -> None:
+        """Judge how many are bad; of several processes, all do at once, when they have told each other.
+
+        Raises:
+            ValueError: if they are too many.
+        """
         if isinstance(self.source, SequentialSource):  # nobody knows how many there are
-            images = max(seen, 1000)
+            images = max(self.images_seen, 1000)
         else:
-            images = self.source.group_sizes.sum() / self.world_size
+            images = self.source.group_sizes.sum()
         share = self.max_bad_images * images
-        if len(self._bad) > (max(share, 1) if self.max_bad_images else 0):
-            listed = "; ".join(f"{key}: {reason}" for key, reason in list(self._bad.items())[:5])
+        if len(self.bad_images) > (max(share, 1) if self.max_bad_images else 0):
+            listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad_images.items())[:5])
             raise ValueError(
-                f"{len(self._bad)} images cannot be decoded, more than max_bad_images={self.max_bad_images} allows: "
-                f"{listed}. Mend or remove them, or allow more"
+                f"{len(self.bad_images)} images cannot be decoded, more than max_bad_images={self.max_bad_images} "
+                f"allows: {listed}. Mend or remove them, or allow more"
             )
 
 

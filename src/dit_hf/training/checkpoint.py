@@ -13,7 +13,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Progress:
     epoch: int = 0  # with `offset`, where the stream of images goes on
     offset: int = 0
     skipped_steps: int = 0  # whose loss or gradient was not finite
+    bad_images: dict[str, str] = field(default_factory=dict)  # key -> reason; skipped by any process so far
 
 
 @dataclass

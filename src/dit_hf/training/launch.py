@@ -34,8 +34,14 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     """Start Accelerate with every process and every core that was asked for.
 
     Raises:
-        ValueError: if the launcher was asked for more processes than started, or the tracker is not installed.
+        ValueError: if the launcher was asked for more processes than started or for DeepSpeed, or the tracker is not
+            installed.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":  # before Accelerate asks for the package
+        raise ValueError(
+            "DeepSpeed is not supported: launch with --config_file examples/accelerate/fsdp2_keep_weights.yaml, which "
+            "splits what ZeRO-2 does, or fsdp2.yaml, which splits what ZeRO-3 does"
+        )
     available = ["none", *(tracker.value for tracker in get_available_trackers())]
     if settings.report_to not in available:
         raise ValueError(

@@ -90,7 +90,7 @@ class Meter:
         """Count a step."""
         self.records.append(record)
 
-    def read(self, skipped_steps: int) -> dict[str, Any]:
+    def read(self, skipped_steps: int, images_skipped: int) -> dict[str, Any]:
         """The row of `metrics.jsonl` of the last step; every process has to ask for it.
 
         Steps that were passed over are left out of the means, unless there is no other.
@@ -113,6 +113,7 @@ class Meter:
             "learning_rate": last.learning_rate,
             "grad_norm": torch.stack([each.grad_norm for each in counted]).mean().item(),
             "skipped_steps": skipped_steps,
+            "images_skipped": images_skipped,
             "images_per_second": images_per_second,
         }
         metrics = {

@@ -48,6 +48,8 @@ def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> 
         logger.info(f"the same images a step on {accelerator.num_processes} processes, before on {record.world_size}")
     state.restore(path if accelerator.is_main_process else None, may_start_averages=settings.allow_config_change)
     progress = record.progress
+    if any(name.startswith("dataset_") for name in changes):
+        progress.bad_images = {}  # of other data
     if accelerator.is_main_process:
         abandon_after(folder.checkpoints, progress.step)
     folder.begin(settings, progress.step)

@@ -124,6 +124,8 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         start=Position(progress.epoch, progress.offset),
+        images_seen=progress.images_seen,
+        bad_images=progress.bad_images,
         num_workers=settings.dataloader_num_workers,
         max_bad_images=settings.max_bad_images,
         worker_init=shield_worker,
@@ -150,7 +152,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         images_seen=progress.images_seen,
         max_grad_norm=settings.max_grad_norm,
     )
-    work = Work(settings, accelerator, folder, stop, state, pipeline, push, meter, distance)
+    work = Work(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
     work.train(progress, records)
     work.refresh_pipeline()
     if pipeline is not None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
@@ -34,6 +35,14 @@ class Push(Protocol):
     def wait(self) -> None: ...
 
 
+class Stream(Protocol):
+    """What a training asks of `dit_hf.data.streaming.ImageStream`."""
+
+    bad_images: dict[str, str]
+
+    def check_bad_images(self) -> None: ...
+
+
 @dataclass
 class Work:
     """What a run works with."""
@@ -47,6 +56,7 @@ class Work:
     push: Push | None
     meter: Meter
     distance: Distance | None
+    stream: Stream
 
     def refresh_pipeline(self) -> None:
         """Give the pipeline the average of a model that is split; an average that is whole is in it already."""
@@ -75,11 +85,12 @@ class Work:
             record = self._next_record(progress, records)
             bad_in_a_row = bad_in_a_row + 1 if record.bad_ranks is not None else 0
             skipped = progress.skipped_steps + (record.bad_ranks is not None)
-            progress = Progress(record.step, record.images_seen, *record.position, skipped)
+            progress = Progress(record.step, record.images_seen, *record.position, skipped, progress.bad_images)
             meter.add(record)
             if bad_in_a_row:
                 self._tell_bad_step(record, bad_in_a_row)
             bar.update()
+            self._share_bad_images(progress)
             if record.step % settings.logging_steps == 0:
                 self._log(progress, bar)
             if record.step % settings.checkpointing_steps == 0:
@@ -142,9 +153,20 @@ class Work:
             )
         logger.warning(message, main_process_only=False)
 
+    def _share_bad_images(self, progress: Progress) -> None:
+        """Put the images that any process has skipped into the progress; every process has to.
+
+        Raises:
+            ValueError: if together they are too many.
+        """
+        if any_process(self.accelerator, [len(self.stream.bad_images) > len(progress.bad_images)])[0]:
+            progress.bad_images = dict(sorted(gather_object(list(self.stream.bad_images.items()))))
+            self.stream.bad_images = dict(progress.bad_images)
+            self.stream.check_bad_images()
+
     def _log(self, progress: Progress, bar: tqdm) -> None:
         """Write the metrics since the last row."""
-        metrics = self.meter.read(progress.skipped_steps)
+        metrics = self.meter.read(progress.skipped_steps, len(progress.bad_images))
         self.folder.log(metrics)
         bar.set_postfix(loss=metrics["loss"], images_per_second=metrics["images_per_second"])
 
