@@ -1,6 +1,7 @@
 """Numbers that the paper printed, as data: quoted, not measured here.
 
-Source: Peebles & Xie 2022 (arXiv 2212.09748v2), tables 2, 3 and 4 and section 5.
+Source: Peebles & Xie 2022 (arXiv 2212.09748v2), tables 2, 3 and 4 and section 5. Written down
+from memory, the paper was not at hand: the twelve FIDs and Gflops give its r = -0.93; check tables 2 and 3 before use.
 """
 
 from typing import NamedTuple
