@@ -43,8 +43,8 @@ def make_pipeline() -> DiTPipeline:
 
 
 def draw(pipeline: DiTPipeline, num_steps: int, cache: Any = None) -> Tensor:
-    """Images of the same noise (4, 3, H, W)."""
-    latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    """Images of the same noise (B, 3, H, W)."""
+    latents = torch.randn(len(LABELS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
     if cache is not None:
         pipeline.enable_cache(cache)
     images = pipeline(LABELS, 2.0, num_steps, latents=latents, output_type="pt").images
@@ -57,8 +57,7 @@ def calibrated_ratios(pipeline: DiTPipeline) -> list[float]:
     """MagCache's, which it prints."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         draw(pipeline, STEPS, MagCacheConfig(num_inference_steps=STEPS, calibrate=True))
-    [line] = [line for line in printed.getvalue().splitlines() if line.startswith("[")]
-    return ast.literal_eval(line)
+    return ast.literal_eval(printed.getvalue().strip().splitlines()[-1])
 
 
 def caches(pipeline: DiTPipeline) -> dict[str, Callable[[], Any]]:
