@@ -25,6 +25,7 @@ REQUIRES = [
 ]
 EXTRAS = {
     "train": ["tensorboard>=2.16"],
+    "trackers": ["trackio>=0.43", "wandb>=0.31"],  # beside tensorboard
     "lora": ["peft>=0.18"],
     "dev": [
         "build>=1.2",
