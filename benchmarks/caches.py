@@ -1,58 +1,136 @@
-"""Caches against fewer steps: block evaluations, and the distance of the images to those of 50 full DDIM steps.
+"""Caches against fewer steps: evaluations of a block, time, and how far from 50 full steps and from 500.
 
 python benchmarks/caches.py
+
+What is timed runs in turn, a round after the other, and a time is the median over rounds of its share of the full
+run's. The last columns are what plain sampling does with the number of steps that the time of the cache allows. 500
+steps, nearly the exact solution, judge both. The sampler is DPM-Solver++ of the first order, which is DDIM for any
+number of steps (diffusers' own DDIM starts too late unless 1000 is a multiple of it).
 """
 
+import argparse
+import ast
+import contextlib
+import io
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, FirstBlockCacheConfig, TaylorSeerCacheConfig
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 from diffusers.hooks import SeaCacheConfig
+from torch import Tensor
 
 from dit_hf import DiTPipeline
 
 MODEL = Path(__file__).parents[1] / "examples" / "assets" / "dit-emoji"
-CACHES = {
-    "FirstBlockCacheConfig(0.05)": FirstBlockCacheConfig(0.05),
-    "FirstBlockCacheConfig(0.1)": FirstBlockCacheConfig(0.1),
-    "TaylorSeerCacheConfig(cache_interval=2)": TaylorSeerCacheConfig(cache_interval=2, taylor_factors_dtype=None),
-    "TaylorSeerCacheConfig(cache_interval=3)": TaylorSeerCacheConfig(cache_interval=3, taylor_factors_dtype=None),
-    "SeaCacheConfig(0.1)": SeaCacheConfig(0.1),
-    "SeaCacheConfig(0.25)": SeaCacheConfig(0.25),
-}
+LABELS = ["strawberry", "panda face", "tulip", "tiger"]
+STEPS = 50
 
 
-def main() -> None:
+def make_pipeline() -> DiTPipeline:
     pipeline = DiTPipeline.from_pretrained(MODEL)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = DDIMScheduler.from_config(
-        pipeline.scheduler.config, timestep_spacing="leading", clip_sample=False
-    )
-    latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    settings = {"solver_order": 1, "timestep_spacing": "trailing"}
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **settings)
+    return pipeline
+
+
+def draw(pipeline: DiTPipeline, num_steps: int, cache: Any = None) -> Tensor:
+    """Images of the same noise (B, 3, H, W)."""
+    latents = torch.randn(len(LABELS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    if cache is not None:
+        pipeline.enable_cache(cache)
+    images = pipeline(LABELS, 2.0, num_steps, latents=latents, output_type="pt").images
+    if cache is not None:
+        pipeline.disable_cache()
+    return images
+
+
+def calibrated_ratios(pipeline: DiTPipeline) -> list[float]:
+    """MagCache's, which it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        draw(pipeline, STEPS, MagCacheConfig(num_inference_steps=STEPS, calibrate=True))
+    return ast.literal_eval(printed.getvalue().strip().splitlines()[-1])
+
+
+def caches(pipeline: DiTPipeline) -> dict[str, Callable[[], Any]]:
+    ratios = calibrated_ratios(pipeline)
+    broadcast = PyramidAttentionBroadcastConfig
+    return {
+        **{f"FirstBlockCacheConfig({x})": lambda x=x: FirstBlockCacheConfig(x) for x in (0.05, 0.1, 0.2)},
+        **{
+            f"TaylorSeerCacheConfig(cache_interval={n})": lambda n=n: TaylorSeerCacheConfig(
+                cache_interval=n, taylor_factors_dtype=None
+            )
+            for n in (2, 3, 5)
+        },
+        **{
+            f"MagCacheConfig(threshold={x}), calibrated": lambda x=x: MagCacheConfig(
+                threshold=x, num_inference_steps=STEPS, mag_ratios=ratios
+            )
+            for x in (0.06, 0.2)
+        },
+        "PyramidAttentionBroadcastConfig(2)": lambda: broadcast(spatial_attention_block_skip_range=2),
+        **{f"SeaCacheConfig({x})": lambda x=x: SeaCacheConfig(x) for x in (0.1, 0.25)},
+    }
+
+
+def count_blocks(pipeline: DiTPipeline) -> list[int]:
+    """Grows by one with each evaluation of a block's MLP."""
     calls: list[int] = []
     for block in pipeline.transformer.blocks:
 
-        def counted(x: torch.Tensor, forward=block.mlp.fc2.forward) -> torch.Tensor:
+        def counted(x: Tensor, forward: Callable[[Tensor], Tensor] = block.mlp.fc2.forward) -> Tensor:
             calls.append(1)
             return forward(x)
 
         block.mlp.fc2.forward = counted
+    return calls
 
-    def draw(name: str, steps: int, full: torch.Tensor | None = None) -> torch.Tensor:
-        calls.clear()
-        labels = ["strawberry", "panda face", "tulip", "tiger"]
-        images = pipeline(labels, 2.0, steps, latents=latents, output_type="pt").images
-        distance = "" if full is None else f"{-10 * ((images - full) ** 2).mean().log10().item():.1f} dB"
-        print(f"| {name} | {len(calls) / len(pipeline.transformer.blocks):.1f} | {distance} |")
-        return images
 
-    full = draw("50 steps", 50)
-    for steps in (25, 20, 17, 10):
-        draw(f"{steps} steps", steps, full)
-    for name, config in CACHES.items():
-        pipeline.enable_cache(config)
-        draw(name, 50, full)
-        pipeline.disable_cache()
+def decibels(images: Tensor, full: Tensor) -> str:
+    """PSNR of images in [0, 1]."""
+    return f"{-10 * ((images - full) ** 2).mean().log10().item():.1f} dB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    pipeline = make_pipeline()
+    calls = count_blocks(pipeline)
+    found = caches(pipeline)
+    seconds: dict[str, list[float]] = {name: [] for name in ["full", *found]}
+    images, evaluations = {}, {}
+    for _ in range(rounds):
+        for name in seconds:
+            cache = found[name]() if name in found else None
+            calls.clear()
+            start = time.perf_counter()
+            images[name] = draw(pipeline, STEPS, cache)
+            seconds[name].append(time.perf_counter() - start)
+            evaluations[name] = len(calls) / len(pipeline.transformer.blocks)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {rounds} rounds\n")
+    exact = draw(pipeline, 500)
+    columns = ["", "evaluations", "time", "to 50 steps", "to 500 steps", "steps in that time", "theirs to 500"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    print(f"| 50 steps | {evaluations['full']:.1f} | 1 | - | {decibels(images['full'], exact)} | 50 | - |")
+    for name in found:
+        share = statistics.median(a / b for a, b in zip(seconds[name], seconds["full"], strict=True))
+        steps = min(STEPS, round(STEPS * share))
+        cells = [f"{evaluations[name]:.1f}", f"{share:.2f}"]
+        cells += [decibels(images[name], other) for other in (images["full"], exact)]
+        cells += [str(steps), decibels(draw(pipeline, steps), exact)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

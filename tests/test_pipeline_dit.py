@@ -515,7 +515,9 @@ def test_offloaded_models_are_brought_back_for_each_part(sequential):
     pipe = tiny_pipeline()
     latents = torch.randn(2, 4, 8, 8, generator=seeded(0))
     arguments = {"latents": latents, "num_inference_steps": 3, "output_type": "np"}
+    tall = {"height": 24, "position_policy": "extend", "num_inference_steps": 2, "output_type": "np"}
     expected = pipe([1, 7], generator=seeded(1), **arguments).images
+    expected_tall = pipe(3, generator=seeded(2), **tall).images
     if sequential:  # as enable_sequential_cpu_offload does, which names the device "cpu:0" and trips on it
         for model in (pipe.transformer, pipe.vae):
             accelerate.cpu_offload(model, torch.device("cpu"))
@@ -523,6 +525,7 @@ def test_offloaded_models_are_brought_back_for_each_part(sequential):
     else:
         pipe.enable_model_cpu_offload(device="cpu")
     np.testing.assert_allclose(pipe([1, 7], generator=seeded(1), **arguments).images, expected, atol=1e-6)
+    np.testing.assert_allclose(pipe(3, generator=seeded(2), **tall).images, expected_tall, atol=1e-6)
     assert hasattr(pipe.transformer, "_hf_hook")
 
 
@@ -777,7 +780,10 @@ BAD_PARTS = {
         lambda: {"scheduler": diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction")},
         "use_flow_sigmas=True",
     ),
-    "other latent channels": (lambda: {"vae": tiny_vae(latent_channels=8)}, "latent_channels=8 and in_channels=4"),
+    "other latent channels": (
+        lambda: {"vae": tiny_vae(latent_channels=8)},
+        "latent_channels=8, the model in_channels=4",
+    ),
     "no scaling factor": (lambda: {"vae": tiny_vae(scaling_factor=0.0)}, "scaling_factor=0.0"),
     "a mean of other channels": (lambda: {"vae": tiny_vae(latents_mean=[0.0])}, "1 numbers in latents_mean for 4"),
     "names beyond the classes": (lambda: {"id2label": {10: "null"}}, r"10.*0\.\.9"),

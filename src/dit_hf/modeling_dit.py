@@ -77,9 +77,9 @@ class Norm(nn.LayerNorm):
     def forward(
         self, x: Tensor, dtype: torch.dtype, shift: Tensor | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        x = super().forward(x)           # (B, S, D)
+        x = super().forward(x)                      # (B, S, D)
         if shift is not None and scale is not None:
-            x = x * (1 + scale) + shift  # (B, S, D)
+            x = torch.addcmul(shift, x, 1 + scale)  # (B, S, D), in one pass over memory also where it is not compiled
         return x.to(dtype)
 
 
@@ -162,7 +162,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.proj(latents.to(self.proj.weight.dtype))  # (B, D, H/p, W/p)
-        return x.flatten(2).transpose(1, 2)                # (B, N, D)
+        # a view would give the whole residual stream its strides, and every norm would copy it
+        return x.flatten(2).transpose(1, 2).contiguous()   # (B, N, D)
 
 
 def unpatchify(tokens: Tensor, config: DiTConfig, grid_height_width: tuple[int, int] | None = None) -> Tensor:
@@ -367,8 +368,8 @@ class AdaLNZeroBlock(AdaLNBlock):
         chunks = modulation.float()[:, None].chunk(6, dim=-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = chunks  # (B, 1, D)
         x, dtype = hidden_states, embedding.dtype                                # (B, S, D)
-        x = x + gate_msa * self.attn(self.norm1(x, dtype, shift_msa, scale_msa))[0]
-        return x + gate_mlp * self.mlp(self.norm2(x, dtype, shift_mlp, scale_mlp))
+        x = torch.addcmul(x, gate_msa, self.attn(self.norm1(x, dtype, shift_msa, scale_msa))[0])
+        return torch.addcmul(x, gate_mlp, self.mlp(self.norm2(x, dtype, shift_mlp, scale_mlp)))
 
 
 BLOCKS: dict[str, type[DiTBlock]] = {         # parameters and multiply-adds of XL/2 at 256 px (the paper's table 4)

@@ -176,6 +176,13 @@ def _evaluate(model: PreTrainedModel, x: Tensor, conditioning: Any, pos_embed: T
     return answer.to(torch.float32, copy=True)  # a CUDA graph's next replay would overwrite it
 
 
+def _brought_back(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, whose forward alone would bring it back where it is offloaded."""
+    if hasattr(model, "_hf_hook"):
+        model._hf_hook.pre_forward(model)
+    return model
+
+
 def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
     """Map each name to the classes that have it; "tench, Tinca tinca" are two names of one class."""
     names: dict[str, list[int]] = {}
@@ -468,7 +475,7 @@ class DiTPipeline(DiffusionPipeline):
                 f"{policy!r}"
             )
         models = [self.transformer, *([guide_model] if guide_model is not None else [])]
-        return (batch, config.in_channels, *size), [model.resize_pos_embed(*size, policy) for model in models]
+        return (batch, config.in_channels, *size), [_brought_back(m).resize_pos_embed(*size, policy) for m in models]
 
     def _check_call(self, shape: tuple, generator: Any, latents: Any, output_type: str) -> None:
         _check_prediction(self.scheduler, self.config.prediction_type)
@@ -594,9 +601,7 @@ class DiTPipeline(DiffusionPipeline):
                 arguments["class_labels"] = ids.repeat(len(t))
             if config.has_null_class:  # no label is dropped, also where the model is in training mode
                 arguments["drop_labels"] = torch.zeros(len(t) * len(distinct), dtype=torch.bool, device=device)
-            if hasattr(model, "_hf_hook"):  # an offloaded model: only its forward would bring it back by itself
-                model._hf_hook.pre_forward(model)
-            table = model.condition(**arguments)  # (W L, ...)
+            table = _brought_back(model).condition(**arguments)  # (W L, ...)
             for step in range(len(t)):
                 rows = (both if paired[begin + step] else plain) + step * len(distinct)
                 # copies, not views: a compiled model would be compiled again for a view's offset
@@ -998,9 +1003,7 @@ def _check_count(name: str, value: Any, limit: float = math.inf) -> None:
 def _check_vae(vae: Any, in_channels: int) -> None:
     channels, factor = vae.latent_channels, vae.get("scaling_factor")
     if channels != in_channels:
-        raise ValueError(
-            f"the VAE has latent_channels={channels} and in_channels={in_channels} is the model's: unequal"
-        )
+        raise ValueError(f"the VAE has latent_channels={channels}, the model in_channels={in_channels}: unequal")
     if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
         raise ValueError(f"the VAE has scaling_factor={factor!r}: set a positive number, 1 over its latents' deviation")
     for name in ("latents_mean", "latents_std"):

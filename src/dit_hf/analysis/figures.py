@@ -11,23 +11,21 @@ from statistics import correlation
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ..configuration_dit import PAPER_SIZES
 from .flops import TRAINING_FACTOR
-from .quoted import BLOCKS_400K, FIDS_400K, GMACS_OTHERS, IMAGENET_256
+from .quoted import BLOCKS_400K, CORRELATIONS, FIDS_400K, GMACS_OTHERS, IMAGENET_256
 from .results import Row, read_rows
 from .selection import PATCHES, SIZES, Point, by_model, floor, last_checkpoint, over_training, points, trained
 
 PATCH_COLOURS = {8: "#0072B2", 4: "#E69F00", 2: "#D55E00"}
 SIZE_COLOURS = {"S": "#56B4E9", "B": "#009E73", "L": "#CC79A7", "XL": "#000000"}
-LABELS: dict[int, dict[str, Any]] = {  # where a model's name stands beside its point, as some points meet
-    8: {"xytext": (6, 4)},
-    4: {"xytext": (6, -10)},
-    2: {"xytext": (-5, 5), "ha": "right"},
-}
 MARKERS = {"S": "o", "B": "s", "L": "^", "XL": "D"}
 BLOCKS = {  # name, colour, marker
     "in_context": ("in-context", "#56B4E9", "o"),
@@ -107,13 +105,19 @@ def log_correlation(gmacs: Sequence[float], values: Sequence[float]) -> float:
     return math.nan if len(set(values)) == 1 else correlation([math.log(value) for value in gmacs], values)
 
 
+def _key(axis: Axes, *others: Artist, **options: Any) -> None:
+    """Say what markers and colours stand for: names beside the points would lie on each other at equal compute."""
+    sizes = [Line2D([], [], color="0.3", marker=MARKERS[size], linestyle="", label=size) for size in SIZES]
+    patches = [Patch(color=PATCH_COLOURS[patch], label=f"patch {patch}") for patch in PATCHES]
+    axis.legend(handles=[*sizes, *patches, *others], frameon=False, fontsize=7, **options)
+
+
 def _scatter(axis: Axes, found: dict[str, tuple[float, Point]]) -> None:
     """Models by compute: colour is the patch, the marker the size."""
     for model, (gmacs, point) in found.items():
         size, patch = _size_and_patch(model)
         error = [[point.y - point.low], [point.high - point.y]]
         axis.errorbar(gmacs, point.y, error, fmt=MARKERS[size], color=PATCH_COLOURS[patch], markersize=7, capsize=2)
-        axis.annotate(model, (gmacs, point.y), textcoords="offset points", fontsize=7, **LABELS[patch])
     axis.set_xscale("log")
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(0.12)
@@ -255,12 +259,11 @@ def compute_and_distance(rows: Sequence[Row], quoted: bool) -> Figure | None:
         _floor_line(axis, rows, found[0].num_samples)
     axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    equal: list[Artist] = []
     if {"S/2", "B/4"} <= set(means):  # equal compute, four times the parameters
         pair = [(models[model][0].gmacs, means[model].y) for model in ("S/2", "B/4")]
-        axes[0].plot(
-            *zip(*pair, strict=True), color="0.4", linewidth=1, linestyle="--", label="S/2 and B/4: equal compute"
-        )
-        axes[0].legend(frameon=False, fontsize=7)
+        equal += axes[0].plot(*zip(*pair, strict=True), color="0.4", linewidth=1, linestyle="--", label="S/2 and B/4")
+    _key(axes[0], *equal)
     if quoted:
         _quoted_scatter(axes[2])
         axes[2].title.set_fontsize(9)
@@ -268,8 +271,7 @@ def compute_and_distance(rows: Sequence[Row], quoted: bool) -> Figure | None:
 
 
 def compute_and_other_metrics(rows: Sequence[Row], quoted: bool) -> Figure | None:
-    """Figure 8 for the other metrics, and for the loss of the training."""
-    del quoted  # the paper prints these for XL/2 only
+    """Figure 12 right: the other metrics against the compute of a forward; and the loss of the training."""
     found = last_checkpoint(rows)
     models = by_model(found)
     if len(models) < 3:
@@ -280,7 +282,9 @@ def compute_and_other_metrics(rows: Sequence[Row], quoted: bool) -> Figure | Non
         means = {model: (group[0].gmacs, points(group, "images_seen", name)[0]) for model, group in models.items()}
         _scatter(axis, means)
         r = log_correlation([gmacs for gmacs, _ in means.values()], [point.y for _, point in means.values()])
-        axis.set(xlabel=GMACS, ylabel=METRICS.get(name, "mean squared error in training"), title=f"r = {r:.2f}")
+        papers = f" (the paper's: {CORRELATIONS[name]:.2f})" if quoted and name in CORRELATIONS else ""
+        axis.set(xlabel=GMACS, ylabel=METRICS.get(name, "mean squared error in training"), title=f"r = {r:.2f}{papers}")
+    _key(axes[0])
     figure.suptitle(_subject(found))
     return figure
 
@@ -297,13 +301,13 @@ def training_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         factor = TRAINING_FACTOR * group[0].gmacs
         scaled = [point._replace(x=point.x * factor) for point in points(group, "images_seen")]
         _line(axis, scaled, model, PATCH_COLOURS[patch], MARKERS[size])
-        axis.annotate(model, (scaled[-1].x, scaled[-1].y), textcoords="offset points", xytext=(5, 0), fontsize=7)
     axis.set(
         title=_subject(found),
         xscale="log",
         xlabel="training compute: 3 x multiply-adds x images / 10⁹",
         ylabel=DISTANCE,
     )
+    _key(axis, ncols=2)
     _from_zero(axis)
     _floor_line(axis, rows, found[0].num_samples)
     return figure
