@@ -115,7 +115,10 @@ def global_batch_size(settings: TrainSettings, accelerator: Accelerator) -> int:
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
     """Let Accelerate split the model by FSDP2 on CPUs too: torch does over gloo, and Accelerate asks for GPUs first."""
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
+    plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+    accelerator.state.fsdp_plugin = plugin
     use(accelerator, DistributedType.FSDP)
 
 
