@@ -124,7 +124,7 @@ def model_batches(
         [images] = iterate_batches(sample, number, labels=ids, seed=seed, batch_size=batch_size, batches=batches)
         return images if ids is None else (images, np.array(ids[start:stop]))
 
-    return ImageBatches(number, batch_size, read, source=json.dumps(about, default=str)), about
+    return ImageBatches(number, batch_size, read, source=json.dumps(about, default=str), is_costly=True), about
 
 
 def open_reference(
