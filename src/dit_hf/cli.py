@@ -42,7 +42,7 @@ def _root(
 
 
 def _parse_labels(text: str) -> list[int | str]:
-    """Turn "3, cat face" into [3, "cat face"]: digits are ids, all else are names."""
+    """Turn "3, panda face" into [3, "panda face"]: digits are ids, all else are names."""
     labels = [label.strip() for label in text.split(",")]
     return [int(label) if label.isdecimal() else label for label in labels if label]
 
@@ -90,7 +90,7 @@ def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> No
 
 
 @app.command(
-    epilog='Example: dit-hf generate examples/assets/dit-emoji --class-labels "cat face, 7" --output cats.png; '
+    epilog='Example: dit-hf generate examples/assets/dit-emoji --class-labels "panda face, 7" --output pandas.png; '
     "or many: torchrun --nproc-per-node 2 --no-python dit-hf generate MODEL --num-images 50000 --npz samples.npz"
 )
 def generate(
@@ -155,7 +155,7 @@ def generate(
     from .evaluation import generate_with_pipeline
     from .pipeline_dit import DiTPipeline
 
-    pipeline = DiTPipeline.from_pretrained(model, torch_dtype=getattr(torch, dtype))
+    pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
     if guidance_scale is None:
         guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
     arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}

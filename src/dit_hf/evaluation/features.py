@@ -286,7 +286,7 @@ def _identify(images: Iterable[Batch]) -> tuple[Iterable[Batch], dict[str, Any]]
         images = rest if first is None else itertools.chain([first], rest)
     if first is not None:
         pixels, _ = check_batch(first)
-        which["first_batch"] = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+        which["first_batch"] = hashlib.sha256(pixels.tobytes()).hexdigest()
         which["first_batch_shape"] = list(pixels.shape)
     return images, which
 

@@ -193,7 +193,7 @@ def evaluate_model(
     check_metrics(metrics)
     call = {"guidance_scale": 1.0, **of_model}
     first, num_seeds = call.pop("seed", 0), call.pop("num_seeds", 1)
-    pipeline = DiTPipeline.from_pretrained(model, torch_dtype=getattr(torch, call.pop("dtype", "float32")))
+    pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, call.pop("dtype", "float32")))
     pipeline = pipeline.to(start_accelerator().device)
     options = {"batch_size": of_sources["batch_size"], **call}
     drawn = [model_batches(pipeline, num_images, seed=seed, **options) for seed in range(first, first + num_seeds)]
