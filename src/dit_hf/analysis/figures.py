@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ..configuration_dit import PAPER_SIZES
 from .flops import TRAINING_FACTOR
-from .quoted import BLOCKS_400K, FIDS_400K, GMACS_OTHERS, IMAGENET_256
+from .quoted import BLOCKS_400K, CORRELATIONS, FIDS_400K, GMACS_OTHERS, IMAGENET_256
 from .results import Row, read_rows
 from .selection import PATCHES, SIZES, Point, by_model, floor, last_checkpoint, over_training, points, trained
 
@@ -271,8 +271,7 @@ def compute_and_distance(rows: Sequence[Row], quoted: bool) -> Figure | None:
 
 
 def compute_and_other_metrics(rows: Sequence[Row], quoted: bool) -> Figure | None:
-    """Figure 8 for the other metrics, and for the loss of the training."""
-    del quoted  # the paper prints these for XL/2 only
+    """Figure 12 right: the other metrics against the compute of a forward; and the loss of the training."""
     found = last_checkpoint(rows)
     models = by_model(found)
     if len(models) < 3:
@@ -283,7 +282,8 @@ def compute_and_other_metrics(rows: Sequence[Row], quoted: bool) -> Figure | Non
         means = {model: (group[0].gmacs, points(group, "images_seen", name)[0]) for model, group in models.items()}
         _scatter(axis, means)
         r = log_correlation([gmacs for gmacs, _ in means.values()], [point.y for _, point in means.values()])
-        axis.set(xlabel=GMACS, ylabel=METRICS.get(name, "mean squared error in training"), title=f"r = {r:.2f}")
+        papers = f" (the paper's: {CORRELATIONS[name]:.2f})" if quoted and name in CORRELATIONS else ""
+        axis.set(xlabel=GMACS, ylabel=METRICS.get(name, "mean squared error in training"), title=f"r = {r:.2f}{papers}")
     _key(axes[0])
     figure.suptitle(_subject(found))
     return figure

@@ -1,7 +1,6 @@
 """Numbers that the paper printed, as data: quoted, not measured here.
 
-Source: Peebles & Xie 2022 (arXiv 2212.09748v2), tables 2, 3 and 4 and section 5. Written down
-from memory, the paper was not at hand: the twelve FIDs and Gflops give its r = -0.93; check tables 2 and 3 before use.
+Source: Peebles & Xie 2022 (arXiv 2212.09748v2), tables 2, 3, 4 and 6, figure 12 and section 5.
 """
 
 from typing import NamedTuple
@@ -21,7 +20,13 @@ FIDS_400K: dict[str, float] = {
     "XL/4": 43.01,
     "XL/2": 19.47,
 }
-CORRELATION = -0.93  # of FID with the logarithm of Gflops, over the twelve (figure 8)
+CORRELATIONS = {  # with the logarithm of Gflops, over the twelve (figures 8 and 12)
+    "FID": -0.93,
+    "sFID": -0.86,
+    "inception_score": 0.90,
+    "precision": 0.93,
+    "recall": 0.86,
+}
 
 
 class BlockResult(NamedTuple):
@@ -40,7 +45,7 @@ BLOCKS_400K: dict[str, BlockResult] = {
 }
 
 GMACS_512 = 524.60  # XL/2 at 512 px
-GMACS_OTHERS = {"ADM": 1120.0, "ADM-U": 742.0, "LDM-4": 103.6}  # at 256 px (figure 2 right, section 5.1)
+GMACS_OTHERS = {"ADM": 1120.0, "ADM-U": 742.0, "LDM-4": 103.6}  # at 256 px (figure 2 right, table 6)
 
 
 class Result(NamedTuple):
