@@ -844,7 +844,7 @@ class DiTPipeline(DiffusionPipeline):
             ValueError: if the source is no adapter, or one of another model.
         """
         id2label = importlib.import_module("dit_hf.finetuning").load_lora(self.transformer, source, **kwargs)
-        self._id2label_before_lora = self.config.id2label
+        self.transformer._id2label_before_lora = self.config.id2label  # there, as pipelines may share it
         self.register_to_config(id2label=id2label)
 
     def fuse_lora(self, lora_scale: float = 1.0) -> None:
@@ -859,7 +859,7 @@ class DiTPipeline(DiffusionPipeline):
         """Take out an adapter that is not fused, and return to the classes before it."""
         if getattr(self.transformer, "peft_config", None):
             importlib.import_module("dit_hf.finetuning").remove_lora(self.transformer)
-            self.register_to_config(id2label=self._id2label_before_lora)
+            self.register_to_config(id2label=getattr(self.transformer, "_id2label_before_lora", None))
 
     def push_to_hub(
         self,
