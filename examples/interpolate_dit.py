@@ -1,6 +1,6 @@
 """Walk from one image to another: a slerp between two noises, and a mix of two classes' embeddings.
 
-    python examples/interpolate_dit.py --labels "cat face" "panda face" --output out/walk
+    python examples/interpolate_dit.py --labels "fox face" "panda face" --output out/walk
 
 writes out/walk.png, a strip of the frames, and out/walk.gif, which walks there and back.
 """
@@ -51,7 +51,7 @@ def interpolate(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(MODEL), help="a pipeline's folder, or its id on the Hub")
-    parser.add_argument("--labels", nargs=2, default=["cat face", "panda face"], help="ids or names of two classes")
+    parser.add_argument("--labels", nargs=2, default=["fox face", "panda face"], help="ids or names of two classes")
     parser.add_argument("--seeds", nargs=2, type=int, default=[0, 1], help="of the two noises")
     parser.add_argument("--num_frames", type=int, default=9)
     parser.add_argument("--guidance_scale", type=float, default=2.0)

@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = vars(parse_arguments())
     model, dtype = arguments.pop("model"), getattr(torch, arguments.pop("dtype"))
-    pipeline = DiTPipeline.from_pretrained(model).to(dtype)
+    pipeline = DiTPipeline.from_pretrained(model, dtype=dtype)
     written = generate_with_pipeline(pipeline, **arguments)
     PartialState().print(f"wrote {written}")  # once for all processes
 

@@ -17,10 +17,16 @@ from dit_hf.training.run import main
 
 CONFIGS = Path(__file__).parent / "configs"
 
+
+def with_settings(arguments: list[str]) -> list[str]:
+    """The arguments, after the settings of the embedded emoji where neither a file nor a data set is named."""
+    has_file = bool(arguments) and arguments[0].endswith((".yaml", ".yml"))
+    if has_file or any(argument.partition("=")[0] == "--dataset_name" for argument in arguments):
+        return arguments
+    config = CONFIGS / ("emoji_100.yaml" if torch.cuda.is_available() else "emoji_10.yaml")
+    print(f"no data set given: taking the settings of {config}")
+    return [str(config), *arguments]
+
+
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if not (arguments and arguments[0].endswith((".yaml", ".yml"))) and "--dataset_name" not in arguments:
-        config = CONFIGS / ("emoji_100.yaml" if torch.cuda.is_available() else "emoji_10.yaml")
-        print(f"no data set given: taking the settings of {config}")
-        arguments.insert(0, str(config))
-    main(arguments)
+    main(with_settings(sys.argv[1:]))

@@ -117,6 +117,7 @@ def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path)
         (["MODEL", "--class-labels", "unicorn"], "unicorn"),
         (["MODEL", "--class-labels", "3"], "outside 0..2"),
         (["MODEL", "--class-labels", "0", "--output", "out.xyz"], "no image format"),
+        (["MODEL", "--class-labels", "0", "--output", "out.psd"], "no image format that can be written"),
         (["MODEL", "--class-labels", "0", "--num-images", "2"], "--num-images counts all: use --num-images-per-label"),
         (["MODEL", "--labels", "random"], "give --output-dir or --npz too"),
         (["MODEL", "--npz", "a.npz", "--output", "a.png"], "--output is for one file"),
@@ -158,6 +159,29 @@ def test_table_puts_an_evaluation_under_the_paper_s(tmp_path: Path):
     file.write_text(json.dumps({"metrics": {"fid": 9.99, "inception_score": 1.5}}))
     lines = CliRunner().invoke(cli.app, ["table", str(file)]).output.splitlines()
     assert lines[-1].split() == ["mine", "9.99", "-", "1.50", "-", "-"]
+
+
+def test_table_of_a_file_without_metrics_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+):
+    (tmp_path / "settings.json").write_text("{}")
+    assert run_main(monkeypatch, "table", str(tmp_path / "settings.json")) == 1
+    assert "has no metrics: pass a file that dit-hf evaluate --output wrote" in capsys.readouterr().err
+
+
+def test_seeds_of_a_study_are_whole_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+):
+    assert cli._parse_seeds("2, 0") == (2, 0)
+    assert run_main(monkeypatch, "study", str(tmp_path), "--seeds", "0;1", "--plan") == 1
+    assert "--seeds '0;1': write whole numbers" in capsys.readouterr().err
+
+
+def test_help_tells_defaults_and_choices_as_they_are_written(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    generate, convert = (CliRunner().invoke(cli.app, [name, "--help"]).output for name in ("generate", "convert"))
+    assert all(f"[default: ({default})]" in generate for default in ("out.png", "1", "32"))
+    assert "dit_hf|original|diffusers" in convert
 
 
 def test_plot_of_no_results_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):

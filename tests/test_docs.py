@@ -1,6 +1,7 @@
 """The documents say what is: symbols of the paper-to-code map exist, links lead somewhere, nothing private is named."""
 
 import ast
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -98,6 +99,23 @@ def test_relative_links_lead_somewhere():
 def test_every_page_is_listed_in_the_index():
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert pages <= set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+
+
+def named_classes(text: str) -> set[str]:
+    """Names of classes in calls and commands, written for the shipped model."""
+    lists = re.findall(r"(?:class_labels=|\bpipe(?:line)?\(|nargs=2, default=)\[([^\]{]*)\]", text)
+    quoted = {name for part in lists for name in re.findall(r'"([^"]*)"', part)}
+    in_commands = (label.strip() for each in re.findall(r'--class-labels "([^"]*)"', text) for label in each.split(","))
+    return quoted | {label for label in in_commands if not label.isdecimal()}
+
+
+def test_classes_that_examples_name_are_those_of_the_shipped_model():
+    index = json.loads((ROOT / "examples" / "assets" / "dit-emoji" / "model_index.json").read_text(encoding="utf-8"))
+    known = {name.strip() for label in index["id2label"].values() for name in label.split(",")}
+    pages = [ROOT / "README.md", ROOT / "src" / "dit_hf" / "cli.py", ROOT / "examples" / "interpolate_dit.py"]
+    named = {page.name: named_classes(page.read_text(encoding="utf-8")) for page in [*pages, ROOT / "docs/sampling.md"]}
+    assert all(named.values())
+    assert {page: names - known for page, names in named.items() if names - known} == {}
 
 
 def test_no_public_file_names_what_is_private():

@@ -28,6 +28,14 @@ def load_example(name: str) -> ModuleType:
     return module
 
 
+def test_training_takes_the_emoji_only_where_no_data_set_is_named():
+    with_settings = load_example("train_dit").with_settings
+    for arguments in (["--dataset_name", "photos"], ["--dataset_name=photos"], ["mine.yaml"]):
+        assert with_settings(arguments) == arguments
+    assert Path(with_settings(["--seed", "1"])[0]).name.startswith("emoji_")
+    assert with_settings(["--seed", "1"])[1:] == ["--seed", "1"]
+
+
 def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
     train_vae = load_example("train_vae")
     validation = train_vae.load_split(train_vae.VAESettings(), "validation")

@@ -1063,6 +1063,46 @@ def test_inverted_image_is_made_again():
     assert errors[2] < 0.02
 
 
+def test_image_keeps_a_size_that_is_no_multiple_of_eight():
+    model = tiny_model(in_channels=3, learn_sigma=False, sample_size=12)
+    pipe = DiTInpaintPipeline(model, None, DDIMScheduler(clip_sample=False))
+    image = torch.rand(1, 3, 12, 12, generator=seeded(0))
+    drawn = pipe(image, torch.zeros(1, 1, 12, 12), 1, guidance_scale=1, num_inference_steps=2, output_type="pt").images
+    torch.testing.assert_close(drawn, image, rtol=0, atol=1e-6)  # nothing is masked
+
+
+def test_inversion_takes_the_numbers_and_sizes_of_a_call():
+    torch.manual_seed(0)
+    scheduler = DDIMScheduler(clip_sample=False)
+    pipe = DiTImg2ImgPipeline(tiny_model(in_channels=3, learn_sigma=False), None, scheduler)
+    image = torch.rand(1, 3, 12, 8, generator=seeded(0))
+    size = {"height": 12, "width": 8, "position_policy": "extend", "num_inference_steps": 2}
+    noise = pipe.invert(image, 1, **size)
+    assert noise.shape == (1, 3, 12, 8)
+    torch.testing.assert_close(pipe.invert(image, 1, num_images_per_label=2, **size), noise.expand(2, -1, -1, -1))
+    unconditional = tiny_model(in_channels=3, learn_sigma=False, num_classes=0)
+    pipe = DiTImg2ImgPipeline(unconditional, None, scheduler)
+    assert pipe.invert(torch.rand(3, 3, 8, 8), num_images=3, num_inference_steps=2).shape == (3, 3, 8, 8)
+
+
+def test_inversion_of_flow_matching_is_refused():
+    model = tiny_model(in_channels=3, learn_sigma=False)
+    pipe = DiTImg2ImgPipeline(model, None, FlowMatchEulerDiscreteScheduler(), prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no betas"):
+        pipe.invert(picture(), 1)
+
+
+def test_coloured_image_is_grey_to_a_model_of_grey_pixels():
+    model = tiny_model(in_channels=1, learn_sigma=False)
+    pipe = DiTImg2ImgPipeline(model, None, DDIMScheduler(clip_sample=False))
+    coloured = Image.new("RGB", (8, 8), (200, 30, 60))
+    results = [
+        pipe(image, 1, guidance_scale=1, num_inference_steps=4, generator=seeded(0), output_type="pt").images
+        for image in (coloured, coloured.convert("L"))
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 BAD_SOURCES = {
     "no strength": ({"strength": 0.0}, r"strength=0.0: pass a number in \(0, 1\]"),
     "too much strength": ({"strength": 1.5}, "strength=1.5"),

@@ -42,9 +42,17 @@ def _root(
 
 
 def _parse_labels(text: str) -> list[int | str]:
-    """Turn "3, cat face" into [3, "cat face"]: digits are ids, all else are names."""
+    """Turn "3, panda face" into [3, "panda face"]: digits are ids, all else are names."""
     labels = [label.strip() for label in text.split(",")]
     return [int(label) if label.isdecimal() else label for label in labels if label]
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    """Turn "0, 1" into (0, 1)."""
+    seeds = [seed.strip() for seed in text.split(",")]
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ValueError(f"--seeds {text!r}: write whole numbers from 0 on, separated by commas, such as 0,1")
+    return tuple(map(int, seeds))
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
@@ -65,8 +73,8 @@ def _place_of_many(output_dir: Path | None, npz: Path | None) -> Path | None:
 def _check_format(output: Path) -> Path:
     from PIL import Image
 
-    if output.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output {output} names no image format: end it with .png or .jpg")
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:  # some can be read only
+        raise ValueError(f"--output {output} names no image format that can be written: end it with .png or .jpg")
     return output
 
 
@@ -82,7 +90,7 @@ def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> No
 
 
 @app.command(
-    epilog='Example: dit-hf generate examples/assets/dit-emoji --class-labels "cat face, 7" --output cats.png; '
+    epilog='Example: dit-hf generate examples/assets/dit-emoji --class-labels "panda face, 7" --output pandas.png; '
     "or many: torchrun --nproc-per-node 2 --no-python dit-hf generate MODEL --num-images 50000 --npz samples.npz"
 )
 def generate(
@@ -91,10 +99,10 @@ def generate(
         str | None, typer.Option(help="Ids or names of classes, separated by commas; none for an unconditional model.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The one image to write; several samples become a grid. [default: out.png]")
+        Path | None, typer.Option(help="The one image to write; several samples become a grid.", show_default="out.png")
     ] = None,
     num_images_per_label: Annotated[
-        int | None, typer.Option(min=1, help="Images of each class: one row of the grid. [default: 1]")
+        int | None, typer.Option(min=1, help="Images of each class: one row of the grid.", show_default="1")
     ] = None,
     num_images: Annotated[
         int | None, typer.Option(min=1, help="How many in all: of many, or of an unconditional model.")
@@ -125,7 +133,7 @@ def generate(
         typer.Option(rich_help_panel=MANY, help="random (if not given), balanced, or a file with one on each line."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(rich_help_panel=MANY, min=1, help="At once on each process. [default: 32]")
+        int | None, typer.Option(rich_help_panel=MANY, min=1, help="At once on each process.", show_default="32")
     ] = None,
 ) -> None:
     """Sample images of the given classes into one file; or many, on any number of processes, into a folder or an npz.
@@ -147,7 +155,7 @@ def generate(
     from .evaluation import generate_with_pipeline
     from .pipeline_dit import DiTPipeline
 
-    pipeline = DiTPipeline.from_pretrained(model).to(getattr(torch, dtype))
+    pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
     if guidance_scale is None:
         guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
     arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
@@ -176,7 +184,9 @@ def convert(
     destination: Annotated[
         Path, typer.Argument(help="A new folder; a .pt or .safetensors file with --to original.", show_default=False)
     ],
-    to: Annotated[Form, typer.Option(help="Whose form to write: that of dit_hf, original or diffusers.")] = "dit_hf",
+    to: Annotated[
+        Form, typer.Option(help="Whose form to write.", metavar="dit_hf|original|diffusers")  # which would read dit-hf
+    ] = "dit_hf",
     vae: Annotated[
         str | None, typer.Option(help="The autoencoder's folder or id, for a checkpoint; none for a model of pixels.")
     ] = None,
@@ -228,7 +238,9 @@ def evaluate(
     extractor: Annotated[str, typer.Option(help="inception, dinov2, or a class: my_network.py:Name.")] = "inception",
     weights: Annotated[str | None, typer.Option(help="The extractor's; downloaded if not given.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Names, separated by commas; all if not given.")] = None,
-    precision_recall: Annotated[Mode | None, typer.Option(help="adm_float16 as published; exact is better.")] = None,
+    precision_recall: Annotated[
+        Mode | None, typer.Option(help="adm_float16 as published; exact is better.", metavar="exact|adm_float16")
+    ] = None,
     kid_subset_size: Annotated[int, typer.Option(min=2, help="Images of a subset of KID.")] = 1000,
     num_groups: Annotated[int, typer.Option(min=1, help="2 or more: standard errors, by leaving out parts.")] = 1,
     output: Annotated[Path | None, typer.Option(help="A JSON file for the result and all settings.")] = None,
@@ -243,9 +255,9 @@ def evaluate(
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="With --model; 1, none, if not given.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(min=1, help="With --model; as usual if not given.")] = None,
     labels: Annotated[str | None, typer.Option(help="With --model: random, balanced, or a file of them.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="With --model. [default: 0]")] = None,
-    num_seeds: Annotated[int | None, typer.Option(min=1, help="With --model: draw so often. [default: 1]")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="With --model. [default: float32]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --model.", show_default="0")] = None,
+    num_seeds: Annotated[int | None, typer.Option(min=1, help="With --model: draw so often.", show_default="1")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="With --model.", show_default="float32")] = None,
 ) -> None:
     """Measure samples or a model: FID, sFID, Inception score, precision, recall and others, from one pass."""
     of_model = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "labels": labels}
@@ -356,7 +368,7 @@ def study(
     if dataset is not None:
         chosen = replace(chosen, dataset=dataset)
     if seeds is not None:
-        chosen = replace(chosen, seeds=tuple(int(seed) for seed in seeds.split(",")))
+        chosen = replace(chosen, seeds=_parse_seeds(seeds))
     work = Study(chosen, folder)
     typer.echo(work.plan())
     if not plan:
@@ -389,13 +401,9 @@ def table(
     resolution: Annotated[int, typer.Option(help="256 for the paper's table 2, 512 for its table 3.")] = 256,
 ) -> None:
     """Print the paper's results on ImageNet, quoted, with one's own evaluations under them."""
-    import json
-
     from .analysis import tables
 
-    files = evaluations or []
-    rows = [tables.result_of(file.stem, json.loads(file.read_text(encoding="utf-8"))["metrics"]) for file in files]
-    typer.echo(tables.format_results(resolution, rows))
+    typer.echo(tables.format_results(resolution, [tables.read_result(file) for file in evaluations or []]))
 
 
 def main() -> None:

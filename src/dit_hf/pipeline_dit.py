@@ -234,9 +234,8 @@ class DiTPipeline(DiffusionPipeline):
     _optional_components = ["vae"]
     _transformer_module = "dit_hf.modeling_dit"  # where `from_pretrained` finds DiTModel
 
-    # What bounds the memory, on any pipeline: bytes of precomputed modulations, and images decoded at once.
-    conditioning_bytes = 2**29
-    decode_batch_size = 16
+    conditioning_bytes = 2**29  # of precomputed modulations at most; may be set, as the next
+    decode_batch_size = 16  # images that the VAE decodes at once
 
     def __init__(
         self,
@@ -267,10 +266,11 @@ class DiTPipeline(DiffusionPipeline):
         self.register_to_config(
             id2label=id2label or None, guidance_channels=guidance_channels, prediction_type=prediction_type
         )
-        self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-        in_color = vae is not None or config.in_channels == 3
-        self.image_processor = VaeImageProcessor(do_resize=True, do_convert_rgb=in_color)
-        self.mask_processor = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+        factor = self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        rgb, grey = vae is not None or config.in_channels == 3, vae is None and config.in_channels == 1
+        processor = functools.partial(VaeImageProcessor, vae_scale_factor=factor)  # to multiples of which it resizes
+        self.image_processor = processor(do_convert_rgb=rgb, do_convert_grayscale=grey)
+        self.mask_processor = processor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
         self.current_timestep: Tensor | None = None  # some of diffusers' caches ask for it
 
     @property
@@ -844,7 +844,7 @@ class DiTPipeline(DiffusionPipeline):
             ValueError: if the source is no adapter, or one of another model.
         """
         id2label = importlib.import_module("dit_hf.finetuning").load_lora(self.transformer, source, **kwargs)
-        self._id2label_before_lora = self.config.id2label
+        self.transformer._id2label_before_lora = self.config.id2label  # there, as pipelines may share it
         self.register_to_config(id2label=id2label)
 
     def fuse_lora(self, lora_scale: float = 1.0) -> None:
@@ -859,7 +859,7 @@ class DiTPipeline(DiffusionPipeline):
         """Take out an adapter that is not fused, and return to the classes before it."""
         if getattr(self.transformer, "peft_config", None):
             importlib.import_module("dit_hf.finetuning").remove_lora(self.transformer)
-            self.register_to_config(id2label=self._id2label_before_lora)
+            self.register_to_config(id2label=getattr(self.transformer, "_id2label_before_lora", None))
 
     def push_to_hub(
         self,
@@ -943,18 +943,19 @@ class DiTImg2ImgPipeline(DiTPipeline):
         Raises:
             ValueError: as in `DiTPipeline`.
         """
+        if _traits(self.scheduler).flow:
+            raise ValueError(f"{type(self.scheduler).__name__} has no betas: DDIM inverts models with betas only")
         names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
         config = {name: self.scheduler.config.get(name) for name in names}
-        config["set_alpha_to_one"] = (
-            config["prediction_type"] != "sample"
-        )  # x_0 without any noise says nothing of epsilon
+        config["set_alpha_to_one"] = config["prediction_type"] != "sample"  # x_0 without noise says nothing of eps
         scheduler = DDIMInverseScheduler(**config, timestep_spacing="leading", clip_sample=False)
         inverse = DiTPipeline.from_pipe(self, scheduler=scheduler)
         inverse.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
-        labels = self._label_batch(class_labels, 1, None)
-        start = self._encode(_Source(image, 1.0), self._size(len(labels), None, None, None, None)[0])
+        labels = self._label_batch(class_labels, arguments.get("num_images_per_label", 1), arguments.get("num_images"))
+        height, width, policy = (arguments.get(name) for name in ("height", "width", "position_policy"))
+        shape, _ = self._size(len(labels), height, width, policy, None)  # (B, C, H, W)
+        latents = self._encode(_Source(image, 1.0), shape).latents.expand(shape)
         arguments = {"num_inference_steps": num_inference_steps, "guidance_scale": 1.0, **arguments}
-        latents = start.latents.expand(len(labels), -1, -1, -1)
         return inverse(class_labels, latents=latents, output_type="latent", **arguments).images
 
 

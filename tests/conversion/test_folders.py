@@ -67,6 +67,16 @@ def test_card_names_licence_and_origin_and_no_path(sources, tmp_path):
     assert ModelCard.load(tmp_path / "copy" / "README.md").data.license == "apache-2.0"
 
 
+def test_snippet_of_a_card_asks_for_no_guidance_where_there_is_none(make_model):
+    for fields, call in [
+        ({"num_classes": 0}, "num_images=1, guidance_scale=1"),
+        ({"class_dropout_prob": 0.0}, "class_labels=[5], guidance_scale=1"),
+        ({}, "class_labels=[5]"),
+    ]:
+        card = _make_card(make_model(**{"num_classes": 10, **fields}), "dit", "dit.pt", None, "dit_hf", {}, "")
+        assert f"pipeline({call}, generator=" in card.text
+
+
 def test_card_of_the_published_weights_has_the_original_s_licence():
     model = empty_model(DiTConfig.from_name("DiT-XL/2"))  # without memory
     said, text = _licence({}, model.config, others=True)
@@ -115,6 +125,8 @@ def test_folder_for_diffusers_has_a_card_too_and_comes_back(sources, tmp_path, m
         (["SOURCE", "TAKEN"], "nothing is overwritten"),
         (["SOURCE", "SOURCE", "--to", "original"], "nothing is overwritten"),
         (["SOURCE", "NEW", "--to", "original"], "end it with .pt or .safetensors"),
+        (["SOURCE", "NEW.pt", "--to", "original", "--license", "mit"], "holds weights only, leave it out"),
+        (["SOURCE", "NEW.pt", "--to", "original", "--scheduler", "DDIMScheduler"], "holds weights only, leave it out"),
         (["SOURCE", "NEW"], "pass vae="),
         (["SOURCE", "NEW", "--vae", "none"], "pass num_attention_heads"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--weights", "best"], "choose from ema, model"),
@@ -135,6 +147,7 @@ def test_error_is_one_line_and_nothing_is_written(
         "SOURCE": sources / "DiT-P-2.pt",
         "TAKEN": tmp_path / "taken",
         "NEW": tmp_path / "new",
+        "NEW.pt": tmp_path / "new.pt",
         "FLOW": tmp_path / "flow",
     }
     monkeypatch.setattr(sys, "argv", ["dit-hf", "convert", *(str(places.get(word, word)) for word in arguments)])
@@ -144,4 +157,4 @@ def test_error_is_one_line_and_nothing_is_written(
     assert stop.value.code == 1
     assert len(lines) == 1
     assert message in lines[0]
-    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob("new*"))

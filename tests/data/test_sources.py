@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 
 from dit_hf.data import retries
+from dit_hf.data.labels import Classes
 from dit_hf.data.retries import SourceError, retried
 from dit_hf.data.sources import FilesSource, SequentialSource, open_images
 from dit_hf.data.streaming import ImageBatch, ImageStream
@@ -260,3 +262,21 @@ def test_what_retries_say_holds_no_signature_of_an_address(monkeypatch, caplog):
         retried(read, "shard")
     assert "try 2 of" in caplog.text
     assert "5ec7e7" not in caplog.text + str(error.value)
+
+
+@pytest.mark.parametrize("fault", [ConnectionError, HTTPError])
+@pytest.mark.parametrize("times", [1, 3])
+def test_rows_that_are_read_in_turn_go_on_where_they_were_cut_again_and_again(fault, times, monkeypatch):
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
+    faults = [150, 5, 5][:times]  # the row at which the network fails, once more while it is read up to there again
+
+    def examples():
+        for k in range(200):
+            if faults and k == faults[0]:
+                raise fault(f"cut at row {faults.pop(0)}")
+            yield {"image": {"bytes": one_colour(k % 20), "path": None}, "label": k % 4}
+
+    dataset = IterableDataset.from_generator(examples)
+    source = SequentialSource(dataset, ["train.tar"], Classes(["a", "b", "c", "d"], {k: k for k in range(4)}, True))
+    assert [numbers for _, _, numbers in source.rows(0)] == [(0, k) for k in range(200)]
+    assert not faults

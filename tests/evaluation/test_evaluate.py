@@ -1,6 +1,8 @@
 """From images to a result: ADM's numbers by its formulas, names that do not promise too much, files, settings."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from dit_hf.evaluation import (
     npz_batches,
     precision_recall,
 )
+from dit_hf.evaluation.evaluate import environment
 from dit_hf.evaluation.extractors import FID_NAME
 from dit_hf.evaluation.inception_score import softmax
 
@@ -209,3 +212,26 @@ def test_result_holds_every_setting_and_survives_its_file(fid, halves, tmp_path)
     assert settings["reference"]["num_images"] == 115
     assert settings["environment"]["torch"] == torch.__version__
     assert len(settings["environment"]["commit"]) == 40
+
+
+def test_metric_that_a_part_of_the_samples_cannot_have_is_told_without_a_spread(fid, halves):
+    samples = extract(array_batches(halves[1]), fid, num_groups=3)
+    reference = make_reference(array_batches(halves[0]), fid)
+    settings = MetricSettings(kid_subset_size=len(halves[1]))
+    result = measure(samples, reference, metrics=["fid", "kid"], settings=settings)
+    assert result.metrics["kid"] is not None
+    assert set(result.spread) == {"fid"}
+
+
+def test_result_is_not_lost_where_there_is_no_git(fid, halves, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = evaluate(array_batches(halves[1]), array_batches(halves[0]), fid, metrics=["fid"])
+    assert result.settings["environment"]["commit"] is None
+
+
+def test_commit_of_another_repository_is_not_taken_for_this_code_s(tmp_path, monkeypatch):
+    someone = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], [*someone, "commit", "-q", "--allow-empty", "-m", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.setattr(sys.modules["dit_hf.evaluation.evaluate"], "__file__", str(tmp_path / "evaluate.py"))
+    assert environment()["commit"] is None

@@ -3,13 +3,24 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dit_hf.evaluation import Features, array_batches, extract, features, inception_score
+from dit_hf.evaluation import (
+    Features,
+    ImageBatches,
+    array_batches,
+    extract,
+    features,
+    folder_batches,
+    inception_score,
+    npz_batches,
+)
 from dit_hf.evaluation.inception_score import softmax
 
 
@@ -109,6 +120,55 @@ def test_a_folder_of_another_pass_is_refused(make_extractor, pictures, tmp_path)
         extract(array_batches(pictures), make_extractor(seed=1), work_dir=tmp_path)
     with pytest.raises(ValueError, match="other images or with other settings"):
         extract(array_batches(pictures), make_extractor(), num_images=100, work_dir=tmp_path)
+
+
+def write_npz(folder: Path, images: np.ndarray) -> Iterable:
+    np.savez(folder / "samples.npz", images)
+    return npz_batches(folder / "samples.npz")
+
+
+def write_pngs(folder: Path, images: np.ndarray) -> Iterable:
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return folder_batches(folder)
+
+
+SETS = {
+    "an array": lambda folder, images: array_batches(images),
+    "a file": write_npz,
+    "a folder": write_pngs,
+    "any iterable": lambda folder, images: (images[start : start + 64] for start in range(0, len(images), 64)),
+}
+
+
+@pytest.mark.parametrize("make", SETS.values(), ids=SETS)
+def test_features_of_other_images_are_not_taken_for_those_of_these(make, extractor, pictures, tmp_path):
+    (tmp_path / "images").mkdir()
+    extract(make(tmp_path / "images", pictures), extractor, work_dir=tmp_path / "work")
+    with pytest.raises(ValueError, match="other images or with other settings"):
+        extract(make(tmp_path / "images", pictures[::-1]), extractor, work_dir=tmp_path / "work")
+
+
+def test_features_of_images_that_were_cropped_otherwise_are_not_taken(extractor, pictures, tmp_path):
+    write_pngs(tmp_path, pictures[:3])
+    for side in (8, 4):
+        images = folder_batches(tmp_path, prepare=lambda image, side=side: image.resize((side, side)))
+        if side == 8:
+            extract(images, extractor, work_dir=tmp_path / "work")
+    with pytest.raises(ValueError, match="other images or with other settings"):
+        extract(images, extractor, work_dir=tmp_path / "work")
+
+
+def test_batches_that_are_drawn_are_not_drawn_to_tell_them_apart(extractor, pictures, tmp_path):
+    asked = []
+
+    def read(start: int, stop: int) -> np.ndarray:
+        asked.append(start)
+        return pictures[start:stop]
+
+    for _ in range(2):
+        extract(ImageBatches(230, 100, read, "a model", is_costly=True), extractor, work_dir=tmp_path)
+    assert asked == [0, 100, 200]
 
 
 def test_too_few_images_are_refused(extractor, pictures):

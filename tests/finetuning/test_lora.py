@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from dit_hf import DiTModel, DiTPipeline
+from dit_hf import DiTImg2ImgPipeline, DiTModel, DiTPipeline
 from dit_hf.finetuning import add_lora, carry_classes, load_lora, merge_lora, merged, remove_lora, save_lora
 
 LABELS = torch.tensor([0, 1, 3])
@@ -116,6 +116,15 @@ def test_a_pipeline_draws_the_adapters_classes_and_returns_to_its_own(pipeline: 
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()  # as users of diffusers call it after fusing
     torch.testing.assert_close(draw("my cat"), drawn, rtol=1e-3, atol=1e-3)  # several steps of sums in another order
+
+
+def test_pipeline_that_shares_the_model_takes_the_adapter_out_too(pipeline: DiTPipeline, adapter: Path):
+    names = pipeline.config.id2label
+    pipeline.load_lora_weights(adapter)
+    other = DiTImg2ImgPipeline.from_pipe(pipeline)
+    other.unload_lora_weights()
+    assert other.config.id2label == names
+    assert other.transformer.config.num_classes == 4
 
 
 def test_a_pipeline_with_an_adapter_is_saved_only_once_it_is_fused(

@@ -91,7 +91,9 @@ def test_label_of_the_snippet_is_a_name_of_one_class_only(pipeline):
 def test_unconditional_model_has_a_snippet_of_its_own(pipeline):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "sample_size": 8, "num_classes": 0}
     card = make_card(DiTPipeline(DiTModel(DiTConfig(**sizes)), pipeline.vae, pipeline.scheduler))
-    assert "pipeline(num_images=1, generator=" in card.text
+    assert (
+        "pipeline(num_images=1, guidance_scale=1, generator=" in card.text
+    )  # guidance is refused, and the default is 4
     assert "class-conditional-image-generation" not in card.data.tags
 
 

@@ -139,3 +139,9 @@ def test_fault_ends_well_or_in_one_line(what, fault, message, hub, saved, reques
 def test_table_has_the_faults_of_each_way():
     assert len(FAULTS) >= 25
     assert {what for what, *_ in FAULTS.values()} == {load, stream, push}
+
+
+@pytest.mark.parametrize("name", ["out/pipelin", "out/dit/pipelin"])
+def test_folder_that_is_not_there_is_not_taken_for_a_missing_repository_alone(hub, name):
+    with pytest.raises(OSError, match=f"^{name} at .*If a folder was meant: there is none of that name here$"):
+        DiTPipeline.from_pretrained(name)

@@ -165,16 +165,6 @@ def format_paper_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# Names of the evaluation's metrics -> fields of `Result`.
-METRICS = {
-    "fid": "fid",
-    "sfid": "sfid",
-    "inception_score": "inception_score",
-    "precision": "precision",
-    "recall": "recall",
-}
-
-
 def result_of(name: str, metrics: Mapping[str, float]) -> Result:
     """A row of the paper's tables from an evaluation's metrics.
 
@@ -185,13 +175,25 @@ def result_of(name: str, metrics: Mapping[str, float]) -> Result:
     Raises:
         ValueError: if there is no FID and no Inception score among them, as on other features.
     """
-    found = {field: metrics.get(metric) for metric, field in METRICS.items()}
+    found = {name: metrics.get(name) for name in Result._fields[1:]}  # which are named as the evaluation's metrics
     if found["fid"] is None or found["inception_score"] is None:
         raise ValueError(
             f"the evaluation of {name} has the metrics {', '.join(metrics) or 'none'}: the paper's tables need fid and "
             "inception_score, which come from Inception's features"
         )
     return Result(name, **found)  # type: ignore[arg-type]
+
+
+def read_result(file: Path) -> Result:
+    """A row of the paper's tables from a file that `dit-hf evaluate --output` wrote.
+
+    Raises:
+        ValueError: if it is no such file, or as in `result_of`.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
+        raise ValueError(f"{file} has no metrics: pass a file that dit-hf evaluate --output wrote")
+    return result_of(file.stem, content["metrics"])
 
 
 def format_results(resolution: int, measured: Sequence[Result] = ()) -> str:

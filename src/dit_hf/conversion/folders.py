@@ -79,6 +79,9 @@ def convert(
         raise ValueError(f"{destination} exists: choose a new name, nothing is overwritten")
     if to == "original" and destination.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"{destination}: the original's form is a file, end it with .pt or .safetensors")
+    if to == "original" and (license or scheduler):
+        name, value = ("license", license) if license else ("scheduler", scheduler)
+        raise ValueError(f"{name}={value!r}: a checkpoint of the original holds weights only, leave it out")
     if to == "original" and os.path.isfile(source):
         arguments.setdefault("vae", None)  # only the transformer is wanted
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
@@ -162,7 +165,8 @@ def _make_card(
         origin=f"`{source}` at commit `{commit}`" if commit else f"`{Path(source).name}`",
         architecture=_architecture(config, model.num_parameters()),
         package="dit_hf" if to == "dit_hf" else "diffusers",
-        call=f"class_labels=[{config.num_classes // 2}]" if config.num_classes else "num_images=1",
+        call=(f"class_labels=[{config.num_classes // 2}]" if config.num_classes else "num_images=1")
+        + ("" if config.has_null_class else ", guidance_scale=1"),
         licence=licence,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetBuilder, Image, IterableDataset, Value, load_dataset_builder
+from huggingface_hub.errors import HTTPError
 
 from .labels import Classes, resolve_classes
 from .moments import COLUMNS
@@ -93,23 +94,21 @@ class SequentialSource:
     def rows(self, shard: int) -> Iterator[tuple[Any, int, tuple[int, int]]]:
         """(image, class, (shard, row)) of the chosen rows of a shard; goes on where the network interrupts it."""
         source = self.dataset.shard(num_shards=self.num_shards, index=shard)
-        # `iter` where `__iter__` would split the shard over workers, each of which follows the whole order
         number = 0
+        examples: Iterator[tuple[Any, Any]] | None = None  # from row `number` on; None after an interruption
 
         def begin() -> Iterator[tuple[Any, Any]]:
-            examples = (pair for chunk in source.iter(64) for pair in zip(chunk["image"], chunk["label"], strict=True))
-            for _ in range(number):
-                next(examples)
-            return examples
-
-        examples = begin()
+            # `iter` where `__iter__` would split the shard over workers, each of which follows the whole order
+            pairs = (pair for chunk in source.iter(64) for pair in zip(chunk["image"], chunk["label"], strict=True))
+            return islice(pairs, number, None)
 
         def read() -> tuple[Any, Any] | None:
             nonlocal examples
             try:
+                examples = examples or begin()
                 return next(examples, None)
-            except OSError:
-                examples = begin()
+            except (HTTPError, OSError):
+                examples = None  # an iterator that failed has ended, and would pass for the shard's end
                 raise
 
         while pair := retried(read, self.shard_names[shard]):

@@ -90,7 +90,8 @@ def npz_batches(path: str | Path, batch_size: int = BATCH_SIZE) -> ImageBatches:
         return images if labels is None else (images, labels[start:stop])
 
     stat = Path(path).stat()
-    return ImageBatches(array.shape[0], batch_size, read, source=f"{Path(path).resolve()}, {stat.st_size} bytes")
+    source = f"{Path(path).resolve()}, {stat.st_size} bytes of {stat.st_mtime_ns}"
+    return ImageBatches(array.shape[0], batch_size, read, source)
 
 
 def npz_moments(path: str | Path) -> dict[str, Moments]:

@@ -199,6 +199,9 @@ def measure(
         settings = replace(settings, precision_recall_mode="adm_float16" if is_fid else "exact")
     check_metrics(metrics)
     found, skipped = _compute(samples, reference, metrics, settings)
+    if metrics is not None and skipped:
+        name, reason = next(iter(skipped.items()))
+        raise ValueError(f"{name} cannot be computed: {reason}")
     num_groups = len(samples.groups)
     spread: dict[str, float] = {}
     if num_groups > 1:
@@ -255,23 +258,31 @@ def _compute(
         try:
             found |= METRICS[name](samples, reference, settings)
         except Unavailable as reason:
-            if metrics is not None:
-                raise ValueError(f"{name} cannot be computed: {reason}") from reason
             skipped[name] = str(reason)
     return found, skipped
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device kinds and commit that a result depends on."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    """Versions and commit that a result depends on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of this code; None without git, or where the package is installed inside another repository."""
+    here = Path(__file__)
+    try:
+        for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+            answer = subprocess.run(
+                ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True
+            )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
 
 
 def evaluate(

@@ -7,6 +7,8 @@ Legend: B images of a batch, N of the set, D features of a tap.
 """
 
 import copy
+import hashlib
+import itertools
 import json
 import os
 import time
@@ -248,9 +250,8 @@ def extract(
     share = _Share([_empty_group(extractor, split_size) for _ in range(num_groups)], keep_rows)
     folder, done = None, set()
     if work_dir is not None:
-        batch_size, source = getattr(images, "batch_size", None), getattr(images, "source", "")
-        identity = {"extractor": about, "num_images": num_images, "batch_size": batch_size, "source": source}
-        folder = FeatureFolder(work_dir, identity)
+        images, which = _identify(images)
+        folder = FeatureFolder(work_dir, {"extractor": about, "num_images": num_images, **which})
         done = folder.done()
         for path in folder.files[state.process_index :: state.num_processes]:
             share.add(folder.read(path, extractor.taps))
@@ -271,6 +272,23 @@ def extract(
                 folder.write(chunk)
             share.add(chunk)
     return _gather(share, about, num_images)
+
+
+def _identify(images: Iterable[Batch]) -> tuple[Iterable[Batch], dict[str, Any]]:
+    """The images, and what tells them from others: where they come from, and the pixels of their first batch."""
+    first: Batch | None
+    if isinstance(images, ImageBatches):
+        which: dict[str, Any] = {"batch_size": images.batch_size, "source": images.source}
+        first = images[0] if len(images) and not images.is_costly else None
+    else:
+        rest, which = iter(images), {}
+        first = next(rest, None)
+        images = rest if first is None else itertools.chain([first], rest)
+    if first is not None:
+        pixels, _ = check_batch(first)
+        which["first_batch"] = hashlib.sha256(pixels.tobytes()).hexdigest()
+        which["first_batch_shape"] = list(pixels.shape)
+    return images, which
 
 
 def _empty_group(extractor: Extractor, split_size: int) -> Group:

@@ -4,6 +4,7 @@ Any iterable of such batches can be evaluated. One that can be read by number, `
 processes read its own part only, and a resumed pass skip what it has.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,20 @@ class ImageBatches(Sequence[Batch]):
         num_images: of the whole.
         batch_size: of every batch but the last.
         read: gives the images from the first number to before the second, with labels or without.
-        source: what tells this set from another, for a pass that is resumed.
+        source: what tells this set from another, for a pass that is resumed, beside the first batch.
+        is_costly: whether batches are drawn when they are asked for: none is then read to tell sets apart.
     """
 
-    def __init__(self, num_images: int, batch_size: int, read: Callable[[int, int], Batch], source: str = "") -> None:
-        self.num_images, self.batch_size, self.read, self.source = num_images, batch_size, read, source
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        read: Callable[[int, int], Batch],
+        source: str = "",
+        is_costly: bool = False,
+    ) -> None:
+        self.num_images, self.batch_size, self.read = num_images, batch_size, read
+        self.source, self.is_costly = source, is_costly
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -117,7 +127,9 @@ def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Pr
             return images
         return images, np.array([classes[str(name)] for name in parents[start:stop]])
 
-    return ImageBatches(len(files), batch_size, read, source=f"{root.resolve()}, {len(files)} files")
+    listed = [f"{path.relative_to(root)} {(stat := path.stat()).st_size} {stat.st_mtime_ns}" for path in files]
+    digest = hashlib.sha256("\n".join(listed).encode()).hexdigest()
+    return ImageBatches(len(files), batch_size, read, source=f"{root.resolve()}, {len(files)} files, {digest}")
 
 
 def row_batches(

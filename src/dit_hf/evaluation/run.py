@@ -124,7 +124,7 @@ def model_batches(
         [images] = iterate_batches(sample, number, labels=ids, seed=seed, batch_size=batch_size, batches=batches)
         return images if ids is None else (images, np.array(ids[start:stop]))
 
-    return ImageBatches(number, batch_size, read, source=json.dumps(about, default=str)), about
+    return ImageBatches(number, batch_size, read, source=json.dumps(about, default=str), is_costly=True), about
 
 
 def open_reference(
@@ -193,7 +193,7 @@ def evaluate_model(
     check_metrics(metrics)
     call = {"guidance_scale": 1.0, **of_model}
     first, num_seeds = call.pop("seed", 0), call.pop("num_seeds", 1)
-    pipeline = DiTPipeline.from_pretrained(model).to(getattr(torch, call.pop("dtype", "float32")))
+    pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, call.pop("dtype", "float32")))
     pipeline = pipeline.to(start_accelerator().device)
     options = {"batch_size": of_sources["batch_size"], **call}
     drawn = [model_batches(pipeline, num_images, seed=seed, **options) for seed in range(first, first + num_seeds)]

@@ -246,7 +246,7 @@ def _call(pipeline: DiTPipeline) -> str:
     """The arguments of a snippet: a class of the middle by name, else by id."""
     config = pipeline.transformer.config
     if not config.num_classes:
-        return "num_images=1"
+        return "num_images=1, guidance_scale=1"
     middle = config.num_classes // 2
     names = [name for name, label_id in pipeline.labels.items() if label_id == middle]
     label = json.dumps(names[0], ensure_ascii=False) if names else str(middle)

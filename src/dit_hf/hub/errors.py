@@ -95,10 +95,14 @@ def explain(error: Exception) -> str | None:
 
 
 @contextlib.contextmanager
-def one_line_errors(repo_id: str) -> Iterator[None]:
+def one_line_errors(repo_id: str, hint: str = "") -> Iterator[None]:
     """Turn the errors of huggingface_hub into one `HubError` that names the repository and the remedy.
 
     It logs on the way, and from now on without the signatures of addresses.
+
+    Args:
+        repo_id: what the Hub is asked for.
+        hint: ends the message.
     """
     _bound_waiting()
     for name in WRITES_ADDRESSES:
@@ -112,7 +116,7 @@ def one_line_errors(repo_id: str) -> Iterator[None]:
         if explanation is None:  # a full disk, an unreadable file
             raise
         hub = SECRETS_OF_ADDRESSES.sub("", constants.ENDPOINT)
-        raise HubError(f"{repo_id} at {hub}: {explanation}") from error
+        raise HubError(f"{repo_id} at {hub}: {explanation}{hint}") from error
 
 
 def retried(call: Callable[[], T], *, only: set[int] | None = None, seconds: float = math.inf) -> T:
@@ -173,7 +177,7 @@ def load_from_hub(
     there for a lost network, and would go on with what of it lies in the cache.
 
     Args:
-        repo_id: what is loaded.
+        repo_id: what is loaded; no folder has this name.
         load: takes `revision`; what it fetched before lies in the cache when it is called again.
         revision: a branch, tag or commit; None for `main`.
         cache_dir: as in huggingface_hub.
@@ -184,7 +188,7 @@ def load_from_hub(
         HubError: if the Hub cannot be used, and the cache does not hold all.
     """
     unreachable = commit = None
-    with one_line_errors(repo_id):
+    with one_line_errors(repo_id, hint=". If a folder was meant: there is none of that name here"):
         if not (local_files_only or constants.HF_HUB_OFFLINE):
             api = HfApi(token=token)
             try:
