@@ -149,6 +149,8 @@ def test_split_weights_stay_float32_in_bfloat16(tiny: Path, tmp_path: Path, alon
     out = train_two(tiny, tmp_path, "--mixed_precision", "bf16", "--max_train_steps", "4", **split)
     np.testing.assert_allclose(losses(out), losses(alone)[:4], rtol=0.02)
     assert not np.allclose(losses(out), losses(alone)[:4], rtol=1e-6)  # in float32, they are as near
+    streams = set(re.findall("^stream (.*)", (tmp_path / "journal.0").read_text(), flags=re.MULTILINE))
+    assert streams == {"torch.float32"}
     for name in ("model", "ema"):
         assert {tensor.dtype for tensor in weights(out, 4, name).values()} == {torch.float32}
         assert any((tensor != tensor.bfloat16()).any() for tensor in weights(out, 4, name).values())

@@ -79,6 +79,8 @@ def train(journal: str, phase: str, arguments: list[str], environment: dict[str,
     def noting_state(*args: Any) -> Any:
         state, prepared = make_state(*args)
         note(f"model {type(prepared[0]).__name__} {state.ema.is_sharded}")
+        norm = next(module for name, module in prepared[0].named_modules() if name.endswith("blocks.1.norm1"))
+        norm.register_forward_pre_hook(lambda _, arguments: note(f"stream {arguments[0].dtype}"))
         return state, prepared
 
     loop.KeyedDraws.__call__ = noting_draw

@@ -18,6 +18,7 @@ from accelerate.utils import (
     broadcast_object_list,
     is_deepspeed_available,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 
 from . import zero
@@ -74,6 +75,8 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     if zero.is_asked_for():
         start_zero(settings, accelerator)
     check_accelerator(settings, accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        keep_float32_between_blocks(accelerator)
     stop_with_launcher()
     # `accelerate launch` sets OMP_NUM_THREADS=1 on every process.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -115,11 +118,20 @@ def global_batch_size(settings: TrainSettings, accelerator: Accelerator) -> int:
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
     """Let Accelerate split the model by FSDP2 on CPUs too: torch does over gloo, and Accelerate asks for GPUs first."""
-    plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
-    if accelerator.mixed_precision != "no":
-        plugin.set_mixed_precision(accelerator.mixed_precision)
-    accelerator.state.fsdp_plugin = plugin
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
     use(accelerator, DistributedType.FSDP)
+
+
+def keep_float32_between_blocks(accelerator: Accelerator) -> None:
+    """Let FSDP2 compute in half precision with weights alone: Accelerate would have it round what it hands on, too.
+
+    That is the residual stream, the timesteps of flow matching, and the sums of gradients.
+    """
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if accelerator.mixed_precision in dtypes:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=dtypes[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
 
 
 def use(accelerator: Accelerator, kind: DistributedType) -> None:
