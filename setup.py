@@ -25,6 +25,8 @@ REQUIRES = [
 ]
 EXTRAS = {
     "train": ["tensorboard>=2.16"],
+    "trackers": ["trackio>=0.43", "wandb>=0.31"],  # beside tensorboard
+    "deepspeed": ["deepspeed>=0.19"],
     "lora": ["peft>=0.18"],
     "dev": [
         "build>=1.2",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,7 +80,9 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path:
 def test_scale_of_the_loss_comes_back(tmp_path: Path):
     state, other = make_state(0), make_state(1)
     for each, scale in ((state, 512.0), (other, 4.0)):
-        each.accelerator = type("WithScaler", (), {"num_processes": 1, "scaler": torch.amp.GradScaler("cpu", scale)})()
+        scaler = torch.amp.GradScaler("cpu", scale)
+        told = {"num_processes": 1, "distributed_type": DistributedType.NO, "scaler": scaler}
+        each.accelerator = type("WithScaler", (), told)()
     save(tmp_path, state, Progress(3))
     load_latest(tmp_path, other)
     assert other.accelerator.scaler.state_dict()["scale"] == 512

@@ -1,5 +1,6 @@
-"""Two processes: split by FSDP2, resumed as one, losing one of them, met over two machines' launchers."""
+"""Two processes: split by FSDP2 or DeepSpeed, resumed as one, losing one of them, met over two machines' launchers."""
 
+import importlib.util
 import json
 import os
 import re
@@ -29,10 +30,30 @@ FSDP = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
+ZERO = [{"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage} for stage in "23"]
+
+# How Accelerate has wrapped the model, and whether this process holds but a part of its weights.
+WRAPPERS = {
+    False: "DistributedDataParallel False",
+    True: "FSDPDiTModel True",
+    "2": "DeepSpeedEngine False",
+    "3": "DeepSpeedEngine True",
+}
+
+needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed")
+splits = pytest.mark.parametrize(
+    "split",
+    [
+        pytest.param(FSDP, id="fsdp2"),
+        pytest.param(ZERO[0], id="zero2", marks=needs_deepspeed),
+        pytest.param(ZERO[1], id="zero3", marks=needs_deepspeed),
+    ],
+)
 
 
 def arguments(tiny: Path, out: Path, *flags: str) -> list[str]:
-    return [str(tiny / "tiny.yaml"), "--output_dir", str(out), "--validation_steps", "4", *flags]
+    clipped = ("--max_grad_norm", "0.1")  # below each step's norm, so that clipping counts
+    return [str(tiny / "tiny.yaml"), "--output_dir", str(out), "--validation_steps", "4", *clipped, *flags]
 
 
 def train_two(tiny: Path, folder: Path, *flags: str, **environment: str) -> Path:
@@ -42,6 +63,8 @@ def train_two(tiny: Path, folder: Path, *flags: str, **environment: str) -> Path
     for rank, process in enumerate(processes):
         process.join(120)
         assert process.exitcode == 0, (folder / f"journal.{rank}.out").read_text()[-3000:]
+        used = re.findall("^model (.*)", (folder / f"journal.{rank}").read_text(), flags=re.MULTILINE)
+        assert used[-1] == WRAPPERS[environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "FSDP_VERSION" in environment)]
     return folder / "out"
 
 
@@ -61,38 +84,74 @@ def weights(out: Path, step: int, name: str) -> dict[str, torch.Tensor]:
     return load_file(out / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
 
 
+def moments(out: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
+    saved = torch.load(out / "checkpoints" / f"step-{step:08d}" / "optimizer.pt", weights_only=True)
+    return saved["optimizer"]["state"]
+
+
 @pytest.fixture(scope="module")
 def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_one(tiny, tmp_path_factory.mktemp("alone"), "--extra_ema_decays", "0.2")
 
 
 @pytest.mark.slow
-def test_model_split_by_fsdp2_trains_saves_samples_and_goes_on_like_a_whole_one(
-    tiny: Path, tmp_path: Path, alone: Path
+@splits
+def test_split_model_trains_saves_samples_and_goes_on_like_a_whole_one(
+    tiny: Path, tmp_path: Path, alone: Path, split: dict[str, str]
 ):
     more = ("--extra_ema_decays", "0.2")
-    out = train_two(tiny, tmp_path, *more, "--max_train_steps", "5", **FSDP)
-    train_two(tiny, tmp_path, *more, **FSDP)
+    out = train_two(tiny, tmp_path, *more, "--max_train_steps", "5", **split)
+    train_two(tiny, tmp_path, *more, "--train_batch_size", "1", "--gradient_accumulation_steps", "3", **split)
     np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-4)  # sums in another order
     for name in ("model", "ema", "ema_0.2"):
         split, whole = weights(out, 8, name), weights(alone, 8, name)
         assert split.keys() == whole.keys()
         torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(moments(out, 8), moments(alone, 8), rtol=1e-2, atol=1e-5)
     pipeline = load_file(next((out / "pipeline" / "transformer").glob("*.safetensors")))
     torch.testing.assert_close(pipeline, weights(out, 8, "ema"), rtol=0, atol=0)
     assert (out / "previews" / "step-00000004.png").is_file()
 
 
 @pytest.mark.slow
-def test_checkpoint_of_one_process_goes_on_split_over_two_and_back(tiny: Path, tmp_path: Path, alone: Path):
+@splits
+def test_checkpoint_of_one_process_goes_on_split_over_two_and_back(
+    tiny: Path, tmp_path: Path, alone: Path, split: dict[str, str]
+):
     more = ("--extra_ema_decays", "0.2")
     for steps in ("2", "4", "6", "8"):
         if steps in "26":
             out = train_one(tiny, tmp_path, *more, "--max_train_steps", steps)
         else:
-            train_two(tiny, tmp_path, *more, "--max_train_steps", steps, **(FSDP if steps == "4" else {}))
+            train_two(tiny, tmp_path, *more, "--max_train_steps", steps, **(split if steps == "4" else {}))
     np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-4)
     torch.testing.assert_close(weights(out, 8, "ema"), weights(alone, 8, "ema"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@splits
+def test_step_whose_loss_is_not_finite_on_one_process_changes_no_split_weights(
+    tiny: Path, tmp_path: Path, split: dict[str, str]
+):
+    flags = ("--max_train_steps", "3", "--checkpointing_steps", "1", "--validation_steps", "100", "--ema_decay", "0.01")
+    out = train_two(tiny, tmp_path, *flags, SPOILED="1:2", **split)
+    message = "step 2 was passed over: the loss on ranks [1] is not finite"
+    assert all(message in (tmp_path / f"journal.{rank}.out").read_text() for rank in range(2))
+    torch.testing.assert_close(weights(out, 2, "model"), weights(out, 1, "model"), rtol=0, atol=0)
+    torch.testing.assert_close(weights(out, 2, "ema"), weights(out, 1, "ema"), rtol=0, atol=0)
+    last = "final_layer.linear.weight"
+    assert not torch.equal(weights(out, 3, "model")[last], weights(out, 2, "model")[last])
+
+
+@pytest.mark.slow
+@splits
+def test_split_weights_stay_float32_in_bfloat16(tiny: Path, tmp_path: Path, alone: Path, split: dict[str, str]):
+    out = train_two(tiny, tmp_path, "--mixed_precision", "bf16", "--max_train_steps", "4", **split)
+    np.testing.assert_allclose(losses(out), losses(alone)[:4], rtol=0.02)
+    assert not np.allclose(losses(out), losses(alone)[:4], rtol=1e-6)  # in float32, they are as near
+    for name in ("model", "ema"):
+        assert {tensor.dtype for tensor in weights(out, 4, name).values()} == {torch.float32}
+        assert any((tensor != tensor.bfloat16()).any() for tensor in weights(out, 4, name).values())
 
 
 @pytest.mark.slow
@@ -192,15 +251,38 @@ def test_launch_files_are_what_accelerate_reads(path: Path):
         assert config.fsdp_config["fsdp_version"] == 2
     if "DEEPSPEED" in str(config.distributed_type):
         assert path.stem == f"deepspeed_zero{config.deepspeed_config['zero_stage']}"
-        assert path.read_text().startswith(
-            "# REFUSED by examples/train_dit.py, and NOT run by anybody: launch with fsdp2"
-        )
 
 
-def test_deepspeed_is_refused_with_the_files_that_split_the_same(tiny: Path, tmp_path: Path, monkeypatch):
+@pytest.mark.skipif(bool(importlib.util.find_spec("deepspeed")), reason="DeepSpeed is installed")
+def test_deepspeed_that_is_missing_is_told_with_the_files_that_split_the_same(tiny: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ValueError, match="DeepSpeed is not supported: .*fsdp2_keep_weights.yaml.* ZeRO-2.* fsdp2.yaml"):
+    with pytest.raises(ValueError, match="DeepSpeed is not installed: .*fsdp2_keep_weights.yaml.* ZeRO-2.* fsdp2.yaml"):
         run(parse_settings(arguments(tiny, tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_what_was_never_run_with_deepspeed_is_refused(tiny: Path, tmp_path: Path):
+    cases = [
+        (["--mixed_precision", "fp16"], {}, "DeepSpeed with fp16 is not supported"),
+        (["--torch_compile", "True"], {}, "DeepSpeed with torch_compile is not supported"),
+        ([], {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "DeepSpeed with zero_stage=1 is not supported"),
+        ([], {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "DeepSpeed with offload is not supported"),
+        (
+            [],
+            {"ACCELERATE_GRADIENT_CLIPPING": "0.5"},
+            "the launcher sets gradient_clipping=0.5, the settings max_grad_nor",
+        ),
+    ]
+    for number, (flags, environment, message) in enumerate(cases):
+        journal, port = tmp_path / str(number), trainer.free_port()
+        command = arguments(tiny, tmp_path / "out", *flags)
+        ranks = [trainer.start(journal, command, rank=rank, port=port, **(ZERO[0] | environment)) for rank in range(2)]
+        for rank, process in enumerate(ranks):
+            process.join(60)
+            assert process.exitcode == 1
+            assert message in (tmp_path / f"{number}.{rank}.out").read_text()
     assert not (tmp_path / "out").exists()
 
 
@@ -222,6 +304,8 @@ def test_documented_line_starts_the_processes_that_it_says(tiny: Path, tmp_path:
         rest = [*rest, "--num_processes", "2", "--mixed_precision", "no"]
     if "$HEAD" in line:
         pytest.skip("needs two machines: test_two_machines_meet_and_train_as_one")
+    if "deepspeed" in line and not importlib.util.find_spec("deepspeed"):
+        pytest.skip("DeepSpeed is not installed")
     command = [sys.executable, "-m", *program, *rest, "examples/train_dit.py"]
     flags = arguments(tiny, tmp_path / "out", "--train_batch_size", "3", "--max_train_steps", "1", "--ema_decay", "0")
     result = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT, timeout=300)

@@ -174,6 +174,16 @@ def test_pictures_and_numbers_reach_tensorboard(tiny: Path, tmp_path: Path):
     assert "preview" in events.Tags()["images"][0]
 
 
+def test_tensorboard_has_each_step_once_after_a_run_went_back(tiny: Path, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = ("--report_to", "tensorboard", "--max_train_steps", "4", "--checkpointing_steps", "2")
+    train(tiny, tmp_path, *flags)
+    train(tiny, tmp_path, *flags, "--resume_from_checkpoint", "2")
+    events = EventAccumulator(str(tmp_path / "logs" / "dit")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
 def test_metrics_that_cannot_be_written_end_nothing(tiny: Path, tmp_path: Path, monkeypatch, caplog):
     opened = Path.open
 

@@ -5,6 +5,7 @@
     torchrun --nproc_per_node 2 tests/training/trainer.py JOURNAL PHASE SETTINGS...
 """
 
+import itertools
 import multiprocessing
 import os
 import socket
@@ -40,6 +41,7 @@ def train(journal: str, phase: str, arguments: list[str], environment: dict[str,
     def note(text: str) -> None:
         os.write(log, f"{text}\n".encode())
 
+    from dit_hf.diffusion import HybridLoss
     from dit_hf.training import loop, output, run
 
     def noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -55,6 +57,16 @@ def train(journal: str, phase: str, arguments: list[str], environment: dict[str,
 
         return call
 
+    if "SPOILED" in os.environ:  # rank:call of the loss that is not a number
+        rank, bad_call = os.environ["SPOILED"].split(":")
+        calls, compute = itertools.count(1), HybridLoss.__call__
+
+        def spoiled(self: HybridLoss, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            factor = float("nan") if next(calls) == int(bad_call) and rank == os.environ.get("RANK") else 1
+            return {name: term * factor for name, term in compute(self, *args, **kwargs).items()}
+
+        HybridLoss.__call__ = spoiled
+
     draw = loop.KeyedDraws.__call__
 
     def noting_draw(self: loop.KeyedDraws, batch: loop.LatentBatch) -> loop.Draws:
@@ -62,7 +74,15 @@ def train(journal: str, phase: str, arguments: list[str], environment: dict[str,
         note(f"samples {batch.next_position} {batch.positions} {batch.class_labels.tolist()} {drawn.timestep.tolist()}")
         return drawn
 
+    make_state = run.make_state
+
+    def noting_state(*args: Any) -> Any:
+        state, prepared = make_state(*args)
+        note(f"model {type(prepared[0]).__name__} {state.ema.is_sharded}")
+        return state, prepared
+
     loop.KeyedDraws.__call__ = noting_draw
+    run.make_state = noting_state
     output.write_checkpoint = noted(output.write_checkpoint, "save")
     output.prune = noted(output.prune, "delete")
     output.draw_samples = noted(output.draw_samples, "preview")

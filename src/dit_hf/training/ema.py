@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .shards import cut_part, is_sharded, local_part, make_whole
 
 
 def make_ema(model: torch.nn.Module, decay: float) -> AveragedModel:
@@ -23,29 +24,19 @@ def make_ema(model: torch.nn.Module, decay: float) -> AveragedModel:
 
 
 class LocalShards(torch.nn.Module):
-    """This process's part of a model that FSDP2 has split; an average is element by element, so parts suffice."""
+    """This process's part of a model that is split; an average is element by element, so parts suffice."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        shards = [local_part(parameter.detach()) for parameter in model.parameters()]
+        shards = [local_part(parameter).detach() for parameter in model.parameters()]
         self.shards = torch.nn.ParameterList(torch.nn.Parameter(shard, requires_grad=False) for shard in shards)
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor; the tensor itself where nothing is split."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether FSDP2 has split the model's parameters over the processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 class EMA:
     """Averages of one model, each with its own decay; the first is the one that previews and the pipeline use.
 
     Args:
-        model: unwrapped; split by FSDP2 or whole.
+        model: unwrapped; split over the processes or whole.
         decays: weights of the old average, in [0, 1).
     """
 
@@ -67,23 +58,14 @@ class EMA:
 
     def gather(self, decay: float, model: torch.nn.Module) -> dict[str, Tensor]:
         """A whole average, by the names of the model's parameters; every process has to ask for it."""
-        whole = {}
-        for (name, parameter), part in self._parts(decay, model):
-            if isinstance(parameter, DTensor):
-                mesh, placements, shape = parameter.device_mesh, parameter.placements, parameter.shape
-                split = DTensor.from_local(part, mesh, placements, shape=shape, stride=parameter.stride())
-                part = split.full_tensor()
-            whole[name] = part.detach().cpu()
-        return whole
+        parts = self._parts(decay, model)
+        return {name: make_whole(parameter, part).detach().cpu() for (name, parameter), part in parts}
 
     @torch.no_grad()
     def set(self, decay: float, model: torch.nn.Module, whole: dict[str, Tensor]) -> None:
         """Overwrite an average with one that every process holds whole."""
         for (name, parameter), part in self._parts(decay, model):
-            value = whole[name].to(part.device)
-            if isinstance(parameter, DTensor):  # src_data_rank=None: each process cuts its own part
-                value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-            part.copy_(local_part(value))
+            part.copy_(cut_part(parameter, whole[name].to(part.device)))
 
     def _parts(self, decay: float, model: torch.nn.Module) -> list[tuple[tuple[str, Tensor], Tensor]]:
         return list(zip(model.named_parameters(), self.averages[decay].module.parameters(), strict=True))

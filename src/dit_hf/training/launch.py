@@ -11,12 +11,16 @@ from accelerate.logging import get_logger
 from accelerate.state import PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
+    DeepSpeedPlugin,
     DistributedType,
     FullyShardedDataParallelPlugin,
     ProjectConfiguration,
     broadcast_object_list,
+    is_deepspeed_available,
 )
+from transformers.integrations import unset_hf_deepspeed_config
 
+from . import zero
 from .settings import TrainSettings
 from .signals import stop_with_launcher
 
@@ -27,6 +31,7 @@ DISTRIBUTED_TYPES = (
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
     DistributedType.FSDP,
+    DistributedType.DEEPSPEED,
 )
 
 
@@ -34,13 +39,14 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     """Start Accelerate with every process and every core that was asked for.
 
     Raises:
-        ValueError: if the launcher was asked for more processes than started or for DeepSpeed, or the tracker is not
+        ValueError: if the launcher was asked for more processes than started, or DeepSpeed or the tracker is not
             installed.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":  # before Accelerate asks for the package
+    if zero.is_asked_for() and not is_deepspeed_available():
         raise ValueError(
-            "DeepSpeed is not supported: launch with --config_file examples/accelerate/fsdp2_keep_weights.yaml, which "
-            "splits what ZeRO-2 does, or fsdp2.yaml, which splits what ZeRO-3 does"
+            "DeepSpeed is not installed: install it, or launch with --config_file "
+            "examples/accelerate/fsdp2_keep_weights.yaml, which splits what ZeRO-2 does, or fsdp2.yaml, which splits "
+            "what ZeRO-3 does"
         )
     available = ["none", *(tracker.value for tracker in get_available_trackers())]
     if settings.report_to not in available:
@@ -65,6 +71,8 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
         )
     if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu(accelerator)
+    if zero.is_asked_for():
+        start_zero(settings, accelerator)
     check_accelerator(settings, accelerator)
     stop_with_launcher()
     # `accelerate launch` sets OMP_NUM_THREADS=1 on every process.
@@ -107,8 +115,52 @@ def global_batch_size(settings: TrainSettings, accelerator: Accelerator) -> int:
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
     """Let Accelerate split the model by FSDP2 on CPUs too: torch does over gloo, and Accelerate asks for GPUs first."""
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
-    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+    accelerator.state.fsdp_plugin = plugin
+    use(accelerator, DistributedType.FSDP)
+
+
+def use(accelerator: Accelerator, kind: DistributedType) -> None:
+    """Let Accelerate prepare models for a way of sharding, wherever it looks."""
+    accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = kind
+
+
+def start_zero(settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Let Accelerate use DeepSpeed on CPUs too, and refuse what would change a training's steps unseen.
+
+    Raises:
+        ValueError: if the launcher's configuration says what the settings say otherwise, or what was never tried.
+    """
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        plugin = DeepSpeedPlugin()  # from the launcher's environment
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+        plugin.select(_from_accelerator_state=True)
+        accelerator.state.deepspeed_plugins = plugin
+        use(accelerator, DistributedType.DEEPSPEED)
+    unset_hf_deepspeed_config()  # else transformers would split every model that it loads, the finished one too
+    plugin = accelerator.deepspeed_plugin
+    refused = {
+        f"zero_stage={plugin.zero_stage}": plugin.zero_stage not in (2, 3),
+        "offload": plugin.hf_ds_config.is_offload(),
+        "fp16": accelerator.mixed_precision == "fp16",
+        "torch_compile": settings.torch_compile,
+    }
+    for what in (name for name, is_set in refused.items() if is_set):
+        raise ValueError(f"DeepSpeed with {what} is not supported: launch as examples/accelerate/deepspeed_zero2.yaml")
+    if plugin.gradient_clipping not in ("auto", settings.max_grad_norm):
+        raise ValueError(
+            f"the launcher sets gradient_clipping={plugin.gradient_clipping}, the settings max_grad_norm="
+            f"{settings.max_grad_norm}: set it in one place"
+        )
+
+
+def splits_weights(accelerator: Accelerator) -> bool:
+    """Whether a prepared model is split over the processes."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return accelerator.deepspeed_plugin.zero_stage == 3
+    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def any_process(accelerator: Accelerator, flags: Sequence[bool]) -> list[bool]:

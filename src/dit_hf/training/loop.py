@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ..diffusion.objectives import Objective
+from . import zero
 from .ema import EMA
 
 NUM_QUARTILES = 4  # of the timesteps, whose losses are told apart
@@ -124,7 +125,8 @@ def train_steps(
                 class_labels=batch.class_labels,
                 drop_labels=drawn.drop_labels,
             )
-            accelerator.backward(losses["loss"].mean())
+            loss = losses["loss"].mean()
+            accelerator.backward(zero.poison(loss) if zero.uses_zero(accelerator) else loss)  # its engine steps at once
             micro_losses.append({name: values.detach().mean() for name, values in losses.items()})
             quartiles += sum_by_quartile(losses["loss"].detach(), drawn.timestep, objective.num_train_timesteps)
             samples += batch.positions
@@ -157,6 +159,8 @@ def sum_by_quartile(losses: Tensor, timestep: Tensor, num_train_timesteps: int) 
 
 def measure_and_clip(accelerator: Accelerator, model: torch.nn.Module, max_norm: float | None) -> Tensor:
     """The norm of all gradients, as it was before they were clipped to `max_norm`."""
+    if zero.uses_zero(accelerator):  # its engine has measured and clipped them
+        return torch.tensor(accelerator.deepspeed_engine_wrapped.get_global_grad_norm(), device=accelerator.device)
     accelerator.unscale_gradients()
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -66,10 +67,15 @@ def draw_samples(
 
 
 def save_grid(images: list[Image.Image], path: Path) -> None:
-    """Write images as one, as near to a square as their number allows."""
-    rows = next(rows for rows in range(int(len(images) ** 0.5), 0, -1) if len(images) % rows == 0)
+    """Write images as one."""
     path.parent.mkdir(exist_ok=True)
-    make_image_grid(images, rows=rows, cols=len(images) // rows).save(path)
+    make_grid(images).save(path)
+
+
+def make_grid(images: list[Image.Image]) -> Image.Image:
+    """Images as one, as near to a square as their number allows."""
+    rows = next(rows for rows in range(int(len(images) ** 0.5), 0, -1) if len(images) % rows == 0)
+    return make_image_grid(images, rows=rows, cols=len(images) // rows)
 
 
 class Meter:
@@ -153,8 +159,30 @@ class RunFolder:
             if self.best()[0] > step:
                 (self.path / "best.json").unlink()
             self.write_status("running", step=step)
-        flat = {name: str(value) for name, value in dataclasses.asdict(settings).items()}
-        self.accelerator.init_trackers("dit", config=flat)
+            if self.accelerator.log_with:
+                self._start_trackers(settings, step)
+
+    def _start_trackers(self, settings: TrainSettings, step: int) -> None:
+        """Begin a run of each tracker, or go on with the one that was begun.
+
+        What was logged after a step that the training goes back to is hidden by TensorBoard. The others keep it: there,
+        going back by request is a new run.
+        """
+        file = self.path / "logs" / "run_id"
+        if step == 0 or settings.resume_from_checkpoint != "latest" or not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            write_atomically(file, secrets.token_hex(4))
+        name, run_id = self.path.resolve().name, file.read_text()
+        same = {
+            "tensorboard": {"purge_step": step + 1},
+            "wandb": {"name": name, "id": run_id, "dir": os.environ.get("WANDB_DIR", file.parent), "resume": "allow"},
+            "trackio": {"name": f"{name}-{run_id}", "resume": "allow"},
+        }
+        config = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in dataclasses.asdict(settings).items()
+        }
+        self.accelerator.init_trackers("dit", config=config, init_kwargs=same)
 
     @contextlib.contextmanager
     def tolerating(self, what: str) -> Iterator[None]:
@@ -167,7 +195,7 @@ class RunFolder:
     def log(self, metrics: dict[str, Any]) -> None:
         """Append a row to `metrics.jsonl`, and tell the trackers."""
         if self.accelerator.is_main_process:
-            numbers = {name: value for name, value in metrics.items() if value is not None}
+            numbers = {name: value for name, value in metrics.items() if name != "step" and value is not None}
             with self.tolerating(f"metrics of step {metrics['step']}"):
                 with (self.path / "metrics.jsonl").open("a") as file:
                     file.write(json.dumps(metrics) + "\n")
@@ -258,6 +286,10 @@ class RunFolder:
                 tracker.log_images(
                     {"preview": np.stack([np.asarray(image) for image in images])}, step=step, dataformats="NHWC"
                 )
+            elif tracker.name == "trackio":  # takes one picture, of its own type
+                import trackio
+
+                tracker.log({"preview": trackio.Image(make_grid(images))}, step=step)
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({"preview": images}, step=step)
 

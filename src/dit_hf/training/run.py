@@ -22,7 +22,7 @@ import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
 
@@ -39,8 +39,9 @@ from ..hub.background import BackgroundPush, save_training_pipeline
 from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
+from . import zero
 from .ema import EMA
-from .launch import on_main_process, start_accelerator
+from .launch import on_main_process, splits_weights, start_accelerator
 from .lock import FolderLock
 from .loop import KeyedDraws, LatentBatch, train_steps
 from .output import Distance, Meter, PreviewStopped, RunFolder, draw_samples, save_grid
@@ -104,11 +105,12 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     objective = make_objective(settings)
     start = make_model(settings, vae, objective, class_names)
     model = start.model
-    if settings.lora_rank and accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("lora_rank: adapters are trained whole on each process, launch without FSDP")
+    is_split = splits_weights(accelerator)
+    if settings.lora_rank and (is_split or zero.uses_zero(accelerator)):
+        raise ValueError("lora_rank: adapters are trained whole on each process, launch without FSDP and DeepSpeed")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    sampler = copy.deepcopy(model) if accelerator.distributed_type == DistributedType.FSDP else None
+    sampler = copy.deepcopy(model) if is_split else None
     meter = make_meter(accelerator, model)
     state, prepared = make_state(settings, accelerator, model)
     check_previews(settings, model.config)
@@ -279,8 +281,9 @@ def make_state(
                 stacklevel=2,
             )
     model.to(accelerator.device).train()
-    is_split = accelerator.distributed_type == DistributedType.FSDP
-    ema = None if is_split else EMA(model, settings.ema_decays)  # before Accelerate changes the model's forward
+    ema = (
+        None if splits_weights(accelerator) else EMA(model, settings.ema_decays)
+    )  # before Accelerate changes the model's forward
     model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses the names of designs that it lacks
     if settings.torch_compile:
         for block in model.blocks:
@@ -298,6 +301,8 @@ def make_state(
         num_warmup_steps=settings.lr_warmup_steps,
         num_training_steps=settings.max_train_steps,
     )
+    if zero.uses_zero(accelerator):
+        zero.configure(settings, accelerator)
     prepared = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(prepared[0])
     ema = ema or EMA(unwrapped, settings.ema_decays)

@@ -96,7 +96,7 @@ class TrainSettings:
     validation_labels: list[int] | None = _setting(None, "of the previews; all up to 16 unless given")
     validation_inference_steps: int = _setting(50, "scheduler steps of the previews")
     guidance_scale: float = _setting(4.0, "of the previews; 1 for none")
-    report_to: str = _setting("tensorboard", "a tracker of Accelerate, or none")
+    report_to: str = _setting("tensorboard", "tensorboard, wandb, trackio, another tracker of Accelerate, or none")
 
     # the Hub; the token is the one of `hf auth login` or HF_TOKEN, never a setting
     push_to_hub: bool = _setting(False, "push the pipeline at checkpoints and at the end")

@@ -1,7 +1,7 @@
 """All that a training changes, as one object that checkpoints take and give back, whatever the processes share.
 
 Tensors are gathered to the main process, which alone writes and reads files, and handed out again from there; so a
-checkpoint does not depend on the number of processes, nor on whether FSDP2 had split the model.
+checkpoint does not depend on the number of processes, nor on whether FSDP2 or DeepSpeed had split the model.
 """
 
 import warnings
@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from . import zero
 from .checkpoint import Snapshot
 from .ema import EMA
 
@@ -39,6 +40,11 @@ class TrainingState:
     lr_scheduler: torch.optim.lr_scheduler.LambdaLR
 
     @property
+    def engine(self) -> Any:
+        """DeepSpeed's, which has the weights and the optimiser then; None without DeepSpeed."""
+        return self.accelerator.deepspeed_engine_wrapped.engine if zero.uses_zero(self.accelerator) else None
+
+    @property
     def average_files(self) -> dict[float, str]:
         """Decay -> file of its average; the first decay's is the pipeline's."""
         first, *others = self.ema.averages
@@ -47,11 +53,15 @@ class TrainingState:
     def snapshot(self) -> Snapshot:
         """Everything, on the CPU of the main process; every process has to ask for it."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights: dict[str, Any] = {MODEL: get_model_state_dict(self.model, options=options)}
+        weights: dict[str, Any] = {
+            MODEL: zero.gather_weights(self.model) if self.engine else get_model_state_dict(self.model, options=options)
+        }
         for decay, file in self.average_files.items():
             weights[file] = self.ema.gather(decay, self.model)
         rest = {
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=options),
+            "optimizer": zero.gather_optimizer(self.engine)
+            if self.engine
+            else get_optimizer_state_dict(self.model, self.optimizer, options=options),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
@@ -77,7 +87,11 @@ class TrainingState:
                 "average start from the checkpoint's weights with --allow_config_change"
             )
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.accelerator.num_processes > 1)
-        set_model_state_dict(self.model, load_file(path / MODEL) if path else {}, options=options)
+        weights = load_file(path / MODEL) if path else {}
+        if self.engine:
+            zero.set_weights(self.engine, self._share_tensors(weights))
+        else:
+            set_model_state_dict(self.model, weights, options=options)
         for decay, file in self.average_files.items():
             if file in missing:
                 warnings.warn(f"{file} is missing: this average starts from the checkpoint's weights", stacklevel=2)
@@ -91,6 +105,10 @@ class TrainingState:
             self.accelerator.scaler.load_state_dict(small["scaler"])
 
     def _restore_optimizer(self, saved: dict[str, Any], options: StateDictOptions) -> None:
+        if self.engine:
+            states = saved.get("state", {}).items()
+            tensors = {f"{name}/{key}": tensor for name, state in states for key, tensor in state.items()}
+            return zero.set_optimizer(self.engine, self._share_tensors(tensors))
         set_names = ("betas", "weight_decay", "initial_lr")
         by_settings = [{name: group[name] for name in set_names} for group in self.optimizer.param_groups]
         set_optimizer_state_dict(self.model, self.optimizer, saved, options=options)
