@@ -223,6 +223,17 @@ def test_metric_that_a_part_of_the_samples_cannot_have_is_told_without_a_spread(
     assert set(result.spread) == {"fid"}
 
 
+def test_few_images_cost_the_metrics_of_neighbours_only(extractor, halves):
+    result = evaluate(array_batches(halves[1][:4]), array_batches(halves[0][:3]), extractor)
+    assert "fd" in result.metrics
+    assert (
+        result.skipped["precision_recall"] == "precision_recall_k=3 needs more images than that in a set, there are 3"
+    )
+    assert (
+        result.skipped["density_coverage"] == "density_coverage_k=5 needs more images than that in a set, there are 3"
+    )
+
+
 def test_result_is_not_lost_where_there_is_no_git(fid, halves, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     result = evaluate(array_batches(halves[1]), array_batches(halves[0]), fid, metrics=["fid"])

@@ -52,6 +52,12 @@ def _rows(samples: Features, reference: Reference) -> tuple[np.ndarray, np.ndarr
     return reference.rows, samples.rows
 
 
+def _check_neighbours(name: str, k: int, *sets: np.ndarray) -> None:
+    fewest = min(map(len, sets))
+    if k >= fewest:
+        raise Unavailable(f"{name}={k} needs more images than that in a set, there are {fewest}")
+
+
 def _frechet(samples: Features, reference: Reference, tap: str) -> float:
     moments = samples.moments()
     if tap not in moments:
@@ -85,12 +91,15 @@ def _inception_score(samples: Features, reference: Reference, settings: MetricSe
 
 
 def _precision_recall(samples: Features, reference: Reference, settings: MetricSettings) -> dict[str, float]:
-    mode = settings.precision_recall_mode or "exact"
-    return precision_recall(*_rows(samples, reference), k=settings.precision_recall_k, mode=mode)._asdict()
+    rows, mode = _rows(samples, reference), settings.precision_recall_mode or "exact"
+    _check_neighbours("precision_recall_k", settings.precision_recall_k, *rows)
+    return precision_recall(*rows, k=settings.precision_recall_k, mode=mode)._asdict()
 
 
 def _density_coverage(samples: Features, reference: Reference, settings: MetricSettings) -> dict[str, float]:
-    return density_coverage(*_rows(samples, reference), k=settings.density_coverage_k)._asdict()
+    rows = _rows(samples, reference)
+    _check_neighbours("density_coverage_k", settings.density_coverage_k, rows[0])  # balls of the reference only
+    return density_coverage(*rows, k=settings.density_coverage_k)._asdict()
 
 
 def _kid(samples: Features, reference: Reference, settings: MetricSettings) -> dict[str, float]:

@@ -176,7 +176,7 @@ def make_card(
         architecture=_table(_architecture(pipeline)),
         training=("| | |\n|---|---|\n" + _table(recipe)) if recipe else "Nothing is known of it here.",
         loss_curve=f"\n![the training loss]({LOSS_CURVE})\n" if has_loss_curve else "",
-        evaluation=_evaluation(results),
+        evaluation=evaluation_table(results),
         limits=LIMITS.format(classes=f"{config.num_classes} classes" if conditional else "noise")
         + (IMAGENET_LIMITS if any("imagenet" in name.lower() for name in datasets) else ""),
     )
@@ -273,7 +273,8 @@ def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
     }
 
 
-def _evaluation(results: Sequence[EvalResult]) -> str:
+def evaluation_table(results: Sequence[EvalResult]) -> str:
+    """The results as a Markdown table, each with its settings."""
     if not results:
         return "No evaluation was made."
     rows = [

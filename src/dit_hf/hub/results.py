@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .card import _evaluation
+from .card import evaluation_table
 
 HEADING = "## Evaluation"
 # What a card tells of the settings of `samples`; the JSON file holds all.
@@ -71,7 +71,7 @@ def write_results(
     data = old.data
     data.model_name = data.model_name or path.resolve().parent.name
     data.eval_results = results
-    section = f"{HEADING}\n\n{_evaluation(results)}\n"
+    section = f"{HEADING}\n\n{evaluation_table(results)}\n"
     found = re.search(rf"^{HEADING}$.*?(?=^## |\Z)", old.text, re.MULTILINE | re.DOTALL)
     if found:
         text = f"{old.text[: found.start()]}{section}\n{old.text[found.end() :]}".rstrip() + "\n"
