@@ -136,6 +136,8 @@ def test_other_settings_are_refused_by_name_when_a_run_goes_on(tiny: Path, finis
         (["--validation_labels", "4"], r"validation_labels has 4: the model has the classes 0\.\.3"),
         (["--validation_inference_steps", "2000"], "validation_inference_steps=2000 is above"),
         (["--model_overrides", "{hidden"], "no JSON object"),
+        (["--model_overrides", "[1]"], r"\[1\]' is no JSON object"),
+        (["--max_grad_norm", "0"], "max_grad_norm=0.0"),
         (["--report_to", "tensorbord"], "report_to='tensorbord' is not installed: choose one of none, "),
         (["--model", "DiT-M/2"], "unknown size 'DiT-M/2'"),
     ],

@@ -148,6 +148,20 @@ def test_best_samples_keep_their_checkpoint(tiny: Path, tmp_path: Path, monkeypa
     assert [(row["step"], row["distance"]) for row in rows] == [(2, 5.0), (4, 2.0), (6, 3.0), (8, 4.0)]
 
 
+def test_distance_that_fails_is_told_and_left_out(tiny: Path, tmp_path: Path, monkeypatch, caplog):
+    (tmp_path / "measure.py").write_text(
+        "values = iter([float('nan'), 1 / 4])\ndef distance(images):\n    return next(values)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "measure", raising=False)
+    flags = ("--validation_steps", "2", "--max_train_steps", "6", "--validation_distance", "measure:distance")
+    train(tiny, tmp_path / "out", *flags)
+    assert "the distance of step 2 is nan: it is left out" in caplog.text
+    assert "no distance of step 6: StopIteration()" in caplog.text
+    (row,) = (tmp_path / "out" / "distances.jsonl").read_text().splitlines()
+    assert json.loads(row) == {"step": 4, "distance": 0.25}
+
+
 def test_push_that_runs_is_left_where_it_is_when_the_run_is_asked_to_stop():
     class Slow:
         is_busy = True

@@ -259,7 +259,7 @@ class RunFolder:
                     save_grid(images, self.path / "previews" / f"step-{step:08d}.png")
                 self._track(images, step)
                 if distance:
-                    best = self._measure(distance(images), step)
+                    best = self._measure(distance, images, step)
         self.accelerator.wait_for_everyone()
         return best
 
@@ -293,7 +293,15 @@ class RunFolder:
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({"preview": images}, step=step)
 
-    def _measure(self, value: float, step: int) -> float | None:
+    def _measure(self, distance: Distance, images: list[Image.Image], step: int) -> float | None:
+        try:
+            value = float(distance(images))
+        except Exception as error:  # noqa: BLE001 - a user's code, which shall not end a training
+            logger.error(f"no distance of step {step}: {error!r}. The training goes on")
+            return None
+        if not math.isfinite(value):
+            logger.error(f"the distance of step {step} is {value}: it is left out. The training goes on")
+            return None
         with self.tolerating("distance"):
             with (self.path / "distances.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "distance": value}) + "\n")

@@ -233,6 +233,8 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
         overrides = json.loads(settings.model_overrides)
     except json.JSONDecodeError as error:
         raise ValueError(f"model_overrides={settings.model_overrides!r} is no JSON object: {error}") from error
+    if not isinstance(overrides, dict):
+        raise ValueError(f"model_overrides={settings.model_overrides!r} is no JSON object: pass names and values")
     return DiTConfig.from_name(settings.model, **{**fitted, **overrides})
 
 

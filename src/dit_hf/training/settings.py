@@ -112,7 +112,7 @@ class TrainSettings:
             if value is not None and not fits:
                 raise ValueError(f"{name}={value!r} is not possible: set it to {kind} of at least {lowest}")
         for name, needed in NEEDS.items():
-            if getattr(self, name) not in (None, False, "extend") and getattr(self, needed) is None:
+            if getattr(self, name) != getattr(type(self), name) and getattr(self, needed) is None:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect without {needed}: set that too")
         if self.position_embedding not in ("extend", "interpolate"):
             raise ValueError(f"position_embedding={self.position_embedding!r}: choose extend or interpolate")
@@ -147,7 +147,7 @@ LOWEST: dict[str, float] = {
     "learning_rate": 0.0,
     "lr_warmup_steps": 0,
     "adam_weight_decay": 0.0,
-    "max_grad_norm": 0.0,
+    "max_grad_norm": 1e-6,
     "max_skipped_steps": 1,
     "ema_decay": 0.0,
     "num_threads": 0,
