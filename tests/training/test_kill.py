@@ -95,7 +95,7 @@ def kill_and_compare(tiny: Path, tmp_path: Path, num_processes: int, num_kills: 
         wants_save = kills % 4 > 0  # three of four, as some come too late
         while wants_save and not is_saving(killed) and all(process.is_alive() for process in processes):
             time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.01))
+        time.sleep(rng.uniform(0, 0.003 if wants_save else 0.01))  # a save takes a few milliseconds
         alive = [process.is_alive() for process in processes]
         for process in rng.sample(processes, len(processes)):
             process.kill()
