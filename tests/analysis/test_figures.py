@@ -9,7 +9,15 @@ import pytest
 from PIL import Image
 
 from dit_hf.analysis import Row, append_rows
-from dit_hf.analysis.figures import FIGURES, blocks, compute_and_distance, draw_all, log_correlation, sample_grid
+from dit_hf.analysis.figures import (
+    FIGURES,
+    _subject,
+    blocks,
+    compute_and_distance,
+    draw_all,
+    log_correlation,
+    sample_grid,
+)
 from dit_hf.analysis.results import REAL
 from dit_hf.analysis.selection import PATCHES, SIZES
 
@@ -49,6 +57,14 @@ def test_full_study_gives_every_figure(rows, tmp_path):
     assert {path.stem for path in written} == {*FIGURES, "figure_7"}
     assert lacking == []
     assert all(min(Image.open(path).size) > 300 for path in written)
+
+
+def test_title_tells_the_fewest_and_the_most_seeds_of_a_point(rows):
+    both = [row for row in rows if row.images_seen == 128 and row.block_type == "adaln_zero" and row.num_steps == 20]
+    assert _subject([row for row in both if row.guidance_scale == 1]).endswith(", 2 seeds")
+    assert _subject([row for row in both if row.guidance_scale == 1 and row.seed == 0]).endswith(", 1 seed")
+    lacking = [row for row in both if row.guidance_scale == 1 and (row.seed == 0 or row.model == "S/4")]
+    assert _subject(lacking).endswith(", 1 to 2 seeds")
 
 
 def test_figure_8_holds_the_means_and_their_correlation(rows):

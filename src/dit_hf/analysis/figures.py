@@ -4,6 +4,7 @@ Colours are those of Okabe & Ito, which the colour-blind tell apart; sizes also 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -95,9 +96,11 @@ def _floor_line(axis: Axes, rows: Sequence[Row], num_samples: int) -> None:
 
 def _subject(rows: Sequence[Row]) -> str:
     """What a title has to say: the data, how far trained, how many samples and seeds."""
-    images, samples, seeds = ({getattr(row, name) for row in rows} for name in ("images_seen", "num_samples", "seed"))
+    images, samples = ({getattr(row, name) for row in rows} for name in ("images_seen", "num_samples"))
+    seeds = sorted(Counter(row.key._replace(seed=0) for row in rows).values())  # of each point
+    few = f"{seeds[0]} to " if seeds[0] < seeds[-1] else ""
     after = f"after {max(images) / 1000:g}k images, " if len(images) == 1 else ""
-    return f"{rows[0].dataset}, {after}{max(samples):,} samples, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    return f"{rows[0].dataset}, {after}{max(samples):,} samples, {few}{seeds[-1]} seed{'s' * (seeds[-1] > 1)}"
 
 
 def log_correlation(gmacs: Sequence[float], values: Sequence[float]) -> float:

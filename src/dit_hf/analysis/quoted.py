@@ -1,6 +1,6 @@
 """Numbers that the paper printed, as data: quoted, not measured here.
 
-Source: Peebles & Xie 2022 (arXiv 2212.09748v2), tables 2, 3, 4 and 6, figure 12 and section 5.
+Source: Peebles & Xie 2022 (arXiv 2212.09748v2), tables 2, 3 and 4, figure 12 and section 5.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ BLOCKS_400K: dict[str, BlockResult] = {
 }
 
 GMACS_512 = 524.60  # XL/2 at 512 px
-GMACS_OTHERS = {"ADM": 1120.0, "ADM-U": 742.0, "LDM-4": 103.6}  # at 256 px (figure 2 right, table 6)
+GMACS_OTHERS = {"ADM": 1120.0, "ADM-U": 742.0, "LDM-4": 103.6}  # at 256 px (section 5.1, figure 2 right)
 
 
 class Result(NamedTuple):

@@ -283,9 +283,8 @@ def make_state(
                 stacklevel=2,
             )
     model.to(accelerator.device).train()
-    ema = (
-        None if splits_weights(accelerator) else EMA(model, settings.ema_decays)
-    )  # before Accelerate changes the model's forward
+    # before Accelerate changes the model's forward
+    ema = None if splits_weights(accelerator) else EMA(model, settings.ema_decays)
     model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses the names of designs that it lacks
     if settings.torch_compile:
         for block in model.blocks:
