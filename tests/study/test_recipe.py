@@ -45,12 +45,18 @@ def test_every_stop_leaves_models_that_can_be_compared():
 
 
 def test_seed_trains_twelve_models_and_four_blocks_of_one_of_them():
-    trained = cells(3)
+    trained = cells(Recipe(), 3)
     assert {cell.model for cell in trained if cell.block_type == "adaln_zero"} == set(MODELS)
     assert {cell.block_type for cell in trained if cell.model == BLOCKS_SIZE} == {
         "in_context", "cross_attention", "adaln", "adaln_zero",
     }  # fmt: skip
     assert len({cell.folder for cell in trained}) == len(trained) == 15
+
+
+def test_recipe_of_some_models_trains_no_others():
+    recipe = Recipe(models=("XL/4",), block_types=("adaln", "adaln_zero"), sampling_models=(), guidance_scales=())
+    assert {key[:2] for key in measurements(recipe)} == {("XL/4", "adaln_zero"), ("XL/4", "adaln")}
+    assert len(cells(recipe, 0)) == 2  # adaLN-Zero once
 
 
 @pytest.mark.parametrize(
@@ -62,6 +68,9 @@ def test_seed_trains_twelve_models_and_four_blocks_of_one_of_them():
         ({"objective": "flow"}, "DDIM samples"),
         ({"side": 40}, "a multiple of 16"),
         ({"seeds": ()}, "needs one"),
+        ({"models": ("H/2",)}, "H/2.*S/8, B/8"),
+        ({"sampling_models": ("S/3",)}, "S/3.*S/8, B/8"),
+        ({"block_types": ("adaln_one",)}, "adaln_one.*in_context, cross_attention"),
     ],
 )
 def test_recipe_outside_its_limits_is_refused(fields, message):

@@ -35,13 +35,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def few(monkeypatch):
-    """Three trainings instead of fifteen."""
-    three = [("S/8", "adaln_zero"), ("S/4", "adaln_zero"), ("S/8", "in_context")]
-    monkeypatch.setattr("dit_hf.study.recipe.cells", lambda seed: [Cell(*names, seed) for names in three])
-
-
 @pytest.mark.slow
 def test_study_measures_everything_once(recipe, tmp_path):
     study = Study(recipe, tmp_path)
@@ -61,9 +54,9 @@ def test_study_measures_everything_once(recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few")
 def test_study_that_was_stopped_and_killed_ends_with_the_same_numbers(recipe, tmp_path, monkeypatch):
-    recipe = replace(recipe, checkpoints=(128,))  # four steps without a stop
+    # three trainings of four steps without a stop
+    recipe = replace(recipe, models=("S/8", "S/4"), block_types=("in_context",), checkpoints=(128,))
     Study(recipe, tmp_path / "whole").run()
 
     def interrupt(module: object, name: str, every: int) -> list[int]:
@@ -95,11 +88,12 @@ def test_study_that_was_stopped_and_killed_ends_with_the_same_numbers(recipe, tm
         assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-@pytest.mark.usefixtures("few")
-def test_folder_of_another_recipe_is_refused(recipe, tmp_path):
+def test_folder_of_another_recipe_or_of_a_longer_training_is_refused(recipe, tmp_path):
     study = Study(recipe, tmp_path)
     cell = Cell("S/8", "adaln_zero", 0)
-    assert study._training(cell).advance(32, lambda: False)
+    assert study._training(cell).advance(64, lambda: False)
+    with pytest.raises(ValueError, match="has seen 64 images, too many for a measurement after 32: choose a new"):
+        study._training(cell).advance(32, lambda: False)
     other, folder = replace(recipe, learning_rate=1.0), tmp_path / "checkpoints" / cell.folder
     with pytest.raises(ValueError, match="choose a new folder"):
         Training(other, cell, study.train, study.latents, folder, study.accelerator)

@@ -16,6 +16,7 @@ from ..analysis.selection import PATCHES, SIZES
 from ..configuration_dit import PAPER_SIZES, BlockType, DiTConfig
 from ..diffusion import OBJECTIVES, DiscreteObjective
 
+MODELS = tuple(f"{size}/{patch}" for patch, size in product(PATCHES, SIZES))  # the cheapest first
 BLOCKS_SIZE = "XL/4"  # the four designs are compared on this model; the paper's is XL/2, four times as dear
 
 
@@ -36,6 +37,8 @@ class Recipe:
         warmup_steps: in which the learning rate rises.
         ema_decay: constant.
         checkpoints: images seen, rising, at which every model is measured.
+        models: those of the paper's twelve that are trained, with adaLN-Zero.
+        block_types: designs of the block that are trained beside it, all on `BLOCKS_SIZE`.
         seeds: in the order in which they are worked off.
         num_samples: measured at each checkpoint.
         num_final_samples: measured at the last one as well.
@@ -62,6 +65,8 @@ class Recipe:
     warmup_steps: int = 100
     ema_decay: float = 0.99
     checkpoints: tuple[int, ...] = (16_000, 32_000, 64_000, 128_000)
+    models: tuple[str, ...] = MODELS
+    block_types: tuple[str, ...] = ("in_context", "cross_attention", "adaln")
     seeds: tuple[int, ...] = (0, 1)
     num_samples: int = 1000
     num_final_samples: int = 5000
@@ -83,6 +88,10 @@ class Recipe:
             raise ValueError(f"objective={self.objective!r}: DDIM samples {', '.join(discrete)}")
         if self.side % (2 * max(PATCHES)):
             raise ValueError(f"side={self.side}: latents of half of it need a multiple of {2 * max(PATCHES)}")
+        if unknown := [model for model in (*self.models, *self.sampling_models) if model not in MODELS]:
+            raise ValueError(f"models={unknown}: the paper has {', '.join(MODELS)}")
+        if unknown := [block for block in self.block_types if block not in get_args(BlockType)]:
+            raise ValueError(f"block_types={unknown}: there are {', '.join(get_args(BlockType))}")
         if not self.seeds:
             raise ValueError("seeds=(): a study needs one")
 
@@ -127,7 +136,7 @@ class Recipe:
             ValueError: if the paper has no such size.
         """
         if f"DiT-{model}" not in PAPER_SIZES:
-            raise ValueError(f"model={model!r} is none of {', '.join(f'{s}/{p}' for s, p in product(SIZES, PATCHES))}")
+            raise ValueError(f"model={model!r} is none of {', '.join(MODELS)}")
         depth, width, heads, patch = PAPER_SIZES[f"DiT-{model}"][:4]
         return DiTConfig(
             num_hidden_layers=depth // self.depth_divisor,
@@ -153,11 +162,11 @@ class Cell(NamedTuple):
         return f"{self.model.replace('/', '-')}-{self.block_type}-seed{self.seed}"
 
 
-def cells(seed: int) -> list[Cell]:
-    """The fifteen trainings of a seed: twelve models with adaLN-Zero, and three other blocks, the cheapest first."""
-    models = [Cell(f"{size}/{patch}", "adaln_zero", seed) for patch, size in product(PATCHES, SIZES)]
-    others = [Cell(BLOCKS_SIZE, block, seed) for block in get_args(BlockType) if block != "adaln_zero"]
-    return models + others
+def cells(recipe: Recipe, seed: int) -> list[Cell]:
+    """The trainings of a seed: the models with adaLN-Zero, and `BLOCKS_SIZE` with the other blocks."""
+    models = [Cell(model, "adaln_zero", seed) for model in recipe.models]
+    others = [Cell(BLOCKS_SIZE, block, seed) for block in recipe.block_types]
+    return list(dict.fromkeys(models + others))
 
 
 def measurements(recipe: Recipe) -> list[Key]:
@@ -173,9 +182,9 @@ def measurements(recipe: Recipe) -> list[Key]:
         keys.append(Key(*cell, images_seen, num_steps, guidance_scale, num_samples))
 
     for seed in recipe.seeds:
-        for images_seen, cell in product(recipe.checkpoints, cells(seed)):
+        for images_seen, cell in product(recipe.checkpoints, cells(recipe, seed)):
             add(cell, images_seen, recipe.num_samples, recipe.num_steps)
-        for cell in cells(seed):
+        for cell in cells(recipe, seed):
             add(cell, last, recipe.num_final_samples, recipe.num_steps)
         if seed == recipe.seeds[0]:
             for model, num_steps in product(recipe.sampling_models, recipe.sampling_steps):

@@ -22,7 +22,7 @@ from .classifier import NAME, load_or_train
 from .images import PixelLatents, load_images
 from .planner import expected_seconds, format_plan, measure_speed
 from .recipe import Cell, Recipe, measurements
-from .score import Measures, Scorer, draw_samples
+from .score import Measures, Scorer, choose_sampler, draw_samples
 from .train import Training, make_config
 
 logger = logging.getLogger(__name__)
@@ -86,11 +86,12 @@ class Study:
         assert isinstance(objective, DiscreteObjective)
         model = training.state.ema.module
         assert isinstance(model, DiTModel)
-        images = draw_samples(model, objective, self.latents, key.num_samples, key.num_steps, key.guidance_scale)
+        name, scheduler = choose_sampler(objective, key.num_steps)
+        images = draw_samples(model, scheduler, self.latents, key.num_samples, key.num_steps, key.guidance_scale)
         labels = torch.arange(key.num_samples) % self.train.num_classes
         sample_seconds = time.monotonic() - began
         self._keep_samples(key, images)
-        self._append(key, self.scorer(images, labels), sample_seconds, training)
+        self._append(key, self.scorer(images, labels), name, sample_seconds, training)
         return True
 
     def _training(self, cell: Cell) -> Training:
@@ -112,9 +113,11 @@ class Study:
         for key in keys:
             if key not in present:
                 chosen = slice(key.num_samples)
-                self._append(key, self.scorer(self.test.images[chosen], self.test.labels[chosen]), 0.0, None)
+                self._append(key, self.scorer(self.test.images[chosen], self.test.labels[chosen]), "", 0.0, None)
 
-    def _append(self, key: Key, measures: Measures, sample_seconds: float, training: Training | None) -> None:
+    def _append(
+        self, key: Key, measures: Measures, sampler: str, sample_seconds: float, training: Training | None
+    ) -> None:
         row = Row(
             **key._asdict(),
             **{name: round(value, 5) for name, value in measures._asdict().items()},
@@ -125,7 +128,7 @@ class Study:
             sample_seconds=round(sample_seconds, 3),
             dataset=Path(self.recipe.dataset).name,
             recipe=self.recipe.summary if training else "",
-            sampler="DDIM" if training else "",
+            sampler=sampler,
             extractor=NAME,
             commit=self.commit,
             hardware=hardware(self.accelerator),

@@ -82,8 +82,16 @@ class Training:
         Args:
             images_seen: since the start of the training.
             is_late: asked after each step.
+
+        Raises:
+            ValueError: if it has seen more already.
         """
-        done = self.progress.images_seen >= images_seen
+        if self.progress.images_seen > images_seen:
+            raise ValueError(
+                f"{self.folder} has seen {self.progress.images_seen} images, too many for a measurement after "
+                f"{images_seen}: choose a new folder, or move this one away to train it again"
+            )
+        done = self.progress.images_seen == images_seen
         if done:
             return True
         model, optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
