@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from datasets import load_dataset
 from PIL import Image
 
 from dit_hf.evaluation import array_batches, folder_batches, npz_batches, row_batches
@@ -40,6 +41,23 @@ def test_flat_folder_has_no_labels_and_an_empty_one_is_refused(tmp_path, picture
     assert joined(folder_batches(tmp_path))[1] is None
     with pytest.raises(ValueError, match="holds no image"):
         folder_batches(tmp_path / "nowhere")
+
+
+def test_folder_that_was_generated_keeps_its_labels(tmp_path, pictures):
+    for number in (0, 1):
+        Image.fromarray(pictures[number]).save(tmp_path / f"{number}.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "label": 5}\n{"file_name": "0.png", "label": 7}\n')
+    images, labels = joined(folder_batches(tmp_path))
+    assert labels.tolist() == [7, 5]
+    theirs = load_dataset("imagefolder", data_dir=str(tmp_path), split="train")  # in the order of the rows
+    assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == {
+        np.asarray(row["image"]).tobytes(): row["label"] for row in theirs
+    }
+    Image.fromarray(pictures[2]).save(tmp_path / "2.png")
+    with pytest.raises(ValueError, match=r"no label for 2.png and 0 others: add them"):
+        folder_batches(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n')
+    assert joined(folder_batches(tmp_path))[1] is None
 
 
 def test_images_of_several_sizes_need_preparation(tmp_path, pictures):

@@ -5,6 +5,7 @@ processes read its own part only, and a resumed pass skip what it has.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ def stack_images(images: Sequence[Image.Image], prepare: Prepare | None = None) 
 
 
 def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Prepare | None = None) -> ImageBatches:
-    """The images of a folder in the order of their paths; folders within it are classes, in the order of their names.
+    """The images of a folder in the order of their paths, with the labels that `datasets` would find.
+
+    These are in a `metadata.jsonl`, as `generate` writes it; else the folders within it are classes, in the order of
+    their names.
 
     Args:
         folder: is searched at any depth.
@@ -107,15 +111,13 @@ def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Pr
         prepare: makes images of one size, for example by cropping.
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: if there is no image, or one without a label among those that have one.
     """
     root = Path(folder)
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f"{folder} holds no image: these are known by {', '.join(sorted(SUFFIXES))}")
-    parents = [path.relative_to(root).parts[0] if path.parent != root else None for path in files]
-    classes = {name: label for label, name in enumerate(sorted({name for name in parents if name is not None}))}
-    labelled = None not in parents
+    labels = _folder_labels(root, files)
 
     def read(start: int, stop: int) -> Batch:
         pictures = []
@@ -123,13 +125,30 @@ def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Pr
             with Image.open(path) as file:
                 pictures.append(file.convert("RGB"))
         images = stack_images(pictures, prepare)
-        if not labelled:
-            return images
-        return images, np.array([classes[str(name)] for name in parents[start:stop]])
+        return images if labels is None else (images, np.array(labels[start:stop]))
 
     listed = [f"{path.relative_to(root)} {(stat := path.stat()).st_size} {stat.st_mtime_ns}" for path in files]
-    digest = hashlib.sha256("\n".join(listed).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*listed, str(labels)]).encode()).hexdigest()
     return ImageBatches(len(files), batch_size, read, source=f"{root.resolve()}, {len(files)} files, {digest}")
+
+
+def _folder_labels(root: Path, files: Sequence[Path]) -> list[int] | None:
+    names = [path.relative_to(root) for path in files]
+    metadata = root / "metadata.jsonl"
+    if metadata.is_file():
+        rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = {row["file_name"]: row["label"] for row in rows if "label" in row}
+        missing = [name.as_posix() for name in names if name.as_posix() not in found]
+        if found and missing:
+            raise ValueError(
+                f"{metadata} has no label for {missing[0]} and {len(missing) - 1} others: add them, or remove the file"
+            )
+        if found:
+            return [int(found[name.as_posix()]) for name in names]
+    if any(len(name.parts) == 1 for name in names):
+        return None
+    classes = {name: label for label, name in enumerate(sorted({name.parts[0] for name in names}))}
+    return [classes[name.parts[0]] for name in names]
 
 
 def row_batches(

@@ -89,8 +89,9 @@ def set_optimizer(engine: Any, whole: dict[str, Tensor]) -> None:
                 safe_set_local_optimizer_state(parameter, cut_part(parameter, value), key)
             else:
                 safe_set_full_optimizer_state(parameter, value, key)
+    first, _ = trained(engine)[0]
     for step in steps:
-        step.copy_(whole[f"{name}/step"])
+        step.copy_(whole[f"{first}/step"])
 
 
 def trained(engine: Any) -> list[tuple[str, Tensor]]:
