@@ -145,9 +145,10 @@ def bubbles(rows: Sequence[Row], quoted: bool) -> Figure | None:
         largest = max(gmacs for gmacs, _ in values.values())
         for model, (gmacs, value) in values.items():
             size, patch = _size_and_patch(model)
-            area = 30 + 1500 * gmacs / largest
-            axis.scatter(SIZES.index(size), value, s=area, color=PATCH_COLOURS[patch], alpha=0.6, edgecolor="0.2")
-            axis.annotate(f"/{patch}", (SIZES.index(size), value), ha="center", va="center", fontsize=7)
+            place = SIZES.index(size) + 0.27 * (PATCHES.index(patch) - 1)  # beside each other: some are nearly equal
+            area = 30 + 900 * gmacs / largest
+            axis.scatter(place, value, s=area, color=PATCH_COLOURS[patch], alpha=0.6, edgecolor="0.2")
+            axis.annotate(f"/{patch}", (place, value), ha="center", va="center", fontsize=7)
         axis.set_xticks(range(len(SIZES)), SIZES)
         axis.set_xlim(-0.6, len(SIZES) - 0.4)
         _from_zero(axis)
