@@ -6,7 +6,7 @@ import pytest
 
 from dit_hf.analysis import Row, append_rows, read_rows
 from dit_hf.analysis.results import COLUMNS, REAL
-from dit_hf.analysis.selection import floor, last_checkpoint, over_training, points
+from dit_hf.analysis.selection import floor, last_checkpoint, over_training, points, sizes_over_training
 
 ROW = Row(
     model="S/8", block_type="adaln_zero", seed=0, images_seen=64, num_steps=20, guidance_scale=1.0, num_samples=10,
@@ -75,6 +75,15 @@ def test_last_checkpoint_is_where_most_models_are():
     assert last_checkpoint([*early, *late, *many]) == many
     assert over_training([*early, *late, *many, replace(ROW, num_steps=99)]) == [*early, *late]
     assert last_checkpoint([replace(ROW, model=REAL, block_type="")]) == []
+
+
+def test_curves_end_where_a_single_model_went_on():
+    early = [replace(ROW, model=model) for model in ("S/8", "B/8")]
+    longer = replace(ROW, images_seen=128)
+    other_block = replace(ROW, block_type="adaln")
+    assert sizes_over_training([*early, longer, other_block]) == early
+    assert sizes_over_training([ROW, longer]) == [ROW, longer]  # nothing to compare with
+    assert sizes_over_training([]) == []
 
 
 def test_points_are_means_and_ranges_over_seeds():

@@ -23,7 +23,18 @@ from ..configuration_dit import PAPER_SIZES
 from .flops import TRAINING_FACTOR
 from .quoted import BLOCKS_400K, CORRELATIONS, FIDS_400K, GMACS_OTHERS, IMAGENET_256
 from .results import Row, read_rows
-from .selection import PATCHES, SIZES, Point, by_model, floor, last_checkpoint, over_training, points, trained
+from .selection import (
+    PATCHES,
+    SIZES,
+    Point,
+    by_model,
+    floor,
+    last_checkpoint,
+    over_training,
+    points,
+    sizes_over_training,
+    trained,
+)
 
 PATCH_COLOURS = {8: "#0072B2", 4: "#E69F00", 2: "#D55E00"}
 SIZE_COLOURS = {"S": "#56B4E9", "B": "#009E73", "L": "#CC79A7", "XL": "#000000"}
@@ -84,14 +95,8 @@ def _floor_line(axis: Axes, rows: Sequence[Row], num_samples: int) -> None:
     value = floor(rows, num_samples)
     if value:
         axis.axhline(value, color="0.5", linewidth=1, linestyle=":")
-        axis.annotate(
-            "held-out real images",
-            (0.02, value),
-            xycoords=("axes fraction", "data"),
-            fontsize=7,
-            va="bottom",
-            color="0.4",
-        )
+        where = ("axes fraction", "data")
+        axis.annotate("held-out real images", (0.02, value), xycoords=where, fontsize=7, va="bottom", color="0.4")
 
 
 def _subject(rows: Sequence[Row]) -> str:
@@ -217,7 +222,7 @@ def blocks(rows: Sequence[Row], quoted: bool) -> Figure | None:
 def training_curves(rows: Sequence[Row], quoted: bool) -> Figure | None:
     """Figure 6: the twelve models over training, by size with the patch held, and by patch with the size held."""
     del quoted  # the paper prints no curves in numbers
-    found = [row for row in over_training(rows) if row.block_type == "adaln_zero"]
+    found = sizes_over_training(rows)
     if not found:
         return None
     figure, axes = _figure(4, 2, width=3.2, height=3, sharey=True)
@@ -296,7 +301,7 @@ def compute_and_other_metrics(rows: Sequence[Row], quoted: bool) -> Figure | Non
 def training_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
     """Figure 9: distance against total training compute, 3 x forward x images."""
     del quoted
-    found = [row for row in over_training(rows) if row.block_type == "adaln_zero"]
+    found = sizes_over_training(rows)
     if not found:
         return None
     figure, (axis,) = _figure(1, width=5.6, height=4.2)

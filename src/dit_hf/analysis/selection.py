@@ -40,6 +40,15 @@ def over_training(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.num_samples == counts.most_common(1)[0][0]]
 
 
+def sizes_over_training(rows: Iterable[Row]) -> list[Row]:
+    """The adaLN-Zero rows over training, without checkpoints that a single one of several models reached."""
+    rows = [row for row in over_training(rows) if row.block_type == "adaln_zero"]
+    pairs = {(row.model, row.images_seen) for row in rows}
+    reached = Counter(images_seen for _, images_seen in pairs)
+    is_one = len({model for model, _ in pairs}) == 1
+    return [row for row in rows if is_one or reached[row.images_seen] > 1]
+
+
 def last_checkpoint(rows: Iterable[Row]) -> list[Row]:
     """The usual adaLN-Zero rows of one checkpoint and number of samples: of the most models, then the latest."""
     rows = [row for row in usual(rows) if row.block_type == "adaln_zero"]
