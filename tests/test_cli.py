@@ -119,6 +119,7 @@ def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path)
         (["MODEL", "--class-labels", "0", "--output", "out.xyz"], "no image format"),
         (["MODEL", "--class-labels", "0", "--output", "out.psd"], "no image format that can be written"),
         (["MODEL", "--class-labels", "0", "--num-images", "2"], "--num-images counts all: use --num-images-per-label"),
+        (["MODEL", "--num-images-per-label", "2"], "--num-images-per-label needs --class-labels: use --num-images"),
         (["MODEL", "--labels", "random"], "give --output-dir or --npz too"),
         (["MODEL", "--npz", "a.npz", "--output", "a.png"], "--output is for one file"),
         (["MODEL", "--npz", "a.npz", "--output-dir", "a"], "give one of them"),

@@ -115,6 +115,11 @@ def test_bad_value_is_refused_with_field_value_and_limit(field, value, limit):
         DiTConfig(**{field: value})
 
 
+def test_mlp_without_a_neuron_is_refused():
+    with pytest.raises(ValueError, match="mlp_ratio=0.05.*at least 1 / hidden_size"):
+        DiTConfig(hidden_size=16, num_attention_heads=4, mlp_ratio=0.05)
+
+
 @pytest.mark.parametrize("field", ["depth", "hiddensize", "out_channels", "input_size", "temperature"])
 def test_unknown_field_is_refused_with_the_known_ones(field):
     with pytest.raises(ValueError, match=f"unknown field '{field}'.*hidden_size"):
@@ -177,7 +182,7 @@ def test_any_configuration_survives_its_file_or_is_refused(data):
         "num_classes": data.draw(st.integers(0, 10**6)),
         "learn_sigma": data.draw(st.booleans()),
         "class_dropout_prob": data.draw(st.floats(0, 1)),
-        "mlp_ratio": data.draw(st.floats(1e-3, 1e3)),
+        "mlp_ratio": data.draw(st.floats(0.25, 1e3)),
         "block_type": data.draw(st.sampled_from(["in_context", "cross_attention", "adaln", "adaln_zero"])),
         "timestep_freq_shift": data.draw(st.floats(0, 1)),
         "mlp_norm_eps": data.draw(st.floats(0, 1)),

@@ -1063,6 +1063,34 @@ def test_inverted_image_is_made_again():
     assert errors[2] < 0.02
 
 
+def test_scale_of_guidance_may_be_a_number_of_numpy():
+    pipe = DiTPipeline(tiny_model(), None, DDIMScheduler(clip_sample=False))
+    arguments = {"num_inference_steps": 2, "output_type": "latent"}
+    images = [pipe(1, guidance_scale=scale, generator=seeded(0), **arguments).images for scale in (2, np.float32(2))]
+    torch.testing.assert_close(*images, rtol=0, atol=0)
+
+
+def test_inversion_has_the_betas_that_the_model_was_trained_with():
+    trained = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", clip_sample=False)
+    pipe = DiTImg2ImgPipeline(tiny_model(in_channels=3, learn_sigma=False), None, trained)
+    used = []
+
+    def look(inverse: DiTPipeline, *_) -> None:
+        used.append(inverse.scheduler)
+
+    pipe.invert(torch.rand(1, 3, 8, 8), 1, num_inference_steps=2, callback_on_step_end=look)
+    torch.testing.assert_close(used[0].betas, trained.betas, rtol=0, atol=0)
+
+
+def test_autoencoder_that_fails_in_float32_is_half_again():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=4, latent_channels=4, force_upcast=True).half()
+    pipe = DiTPipeline(tiny_model(), vae, DDIMScheduler(clip_sample=False))
+    with pytest.raises(MemoryError), pipe._safe_vae() as dtype:
+        raise MemoryError
+    assert (dtype, vae.dtype) == (torch.float32, torch.float16)
+
+
 def test_image_keeps_a_size_that_is_no_multiple_of_eight():
     model = tiny_model(in_channels=3, learn_sigma=False, sample_size=12)
     pipe = DiTInpaintPipeline(model, None, DDIMScheduler(clip_sample=False))

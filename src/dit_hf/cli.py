@@ -166,6 +166,7 @@ def generate(
         PartialState().print(f"wrote {written}")  # once for all processes
         return
     if class_labels is None:
+        _refuse({"--num-images-per-label": num_images_per_label}, "needs --class-labels: use --num-images")
         arguments["num_images"] = num_images
     else:
         arguments |= {"class_labels": _parse_labels(class_labels), "num_images_per_label": num_images_per_label or 1}

@@ -225,6 +225,7 @@ class DiTConfig(PreTrainedConfig):
         self._require("learn_sigma", isinstance(self.learn_sigma, bool), "True or False")
         self._require("class_dropout_prob", _is_number(self.class_dropout_prob, 0, 1), "a number in [0, 1]")
         self._require("mlp_ratio", _is_number(self.mlp_ratio, 1e-3, 1e3), "a number in [0.001, 1000]")
+        self._require("mlp_ratio", self.hidden_size * self.mlp_ratio >= 1, "at least 1 / hidden_size")
         self._require("mlp_norm_eps", _is_number(self.mlp_norm_eps, 0, 1), "a number in [0, 1]")
         self._require("timestep_freq_shift", _is_number(self.timestep_freq_shift, 0, 1), "a number in [0, 1]")
         self._require("block_type", self.block_type in get_args(BlockType), f"one of {', '.join(get_args(BlockType))}")

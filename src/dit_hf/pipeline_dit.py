@@ -442,10 +442,9 @@ class DiTPipeline(DiffusionPipeline):
         if isinstance(guidance, BaseGuidance):
             if (name := type(guidance).__name__) not in GUIDERS:
                 raise ValueError(f"guidance_scale={name} hooks parts that no DiT has: choose from {', '.join(GUIDERS)}")
-        elif not isinstance(guidance, (int, float)) or not 0 <= guidance < math.inf:
+        elif not isinstance(guidance, (int, float, np.number)) or not 0 <= guidance < math.inf:
             raise ValueError(f"guidance_scale={guidance!r}: pass a finite number from 0 on; 1 is no guidance")
-        guidance_channels = guidance_channels or self.config.guidance_channels
-        _check_guidance_channels(guidance_channels)
+        _check_guidance_channels(guidance_channels := guidance_channels or self.config.guidance_channels)
         if not isinstance(guidance, BaseGuidance) and guidance <= 1:
             return 0
         if guide_model is not None:
@@ -678,11 +677,11 @@ class DiTPipeline(DiffusionPipeline):
     @contextmanager
     def _safe_vae(self) -> Iterator[torch.dtype]:
         dtype = self.vae.dtype
-        overflows = dtype == torch.float16 and self.vae.config.get("force_upcast")  # the VAE says so itself
-        if overflows:
+        if dtype == torch.float16 and self.vae.config.get("force_upcast"):  # it overflows, as it says itself
             self.vae.to(torch.float32)
-        yield self.vae.dtype
-        if overflows:
+        try:
+            yield self.vae.dtype
+        finally:
             self.vae.to(dtype)
 
     def _encode(self, source: _Source, shape: tuple) -> _Start:
@@ -945,8 +944,8 @@ class DiTImg2ImgPipeline(DiTPipeline):
         """
         if _traits(self.scheduler).flow:
             raise ValueError(f"{type(self.scheduler).__name__} has no betas: DDIM inverts models with betas only")
-        names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-        config = {name: self.scheduler.config.get(name) for name in names}
+        betas = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+        config = {name: self.scheduler.config.get(name) for name in (*betas, "num_train_timesteps", "prediction_type")}
         config["set_alpha_to_one"] = config["prediction_type"] != "sample"  # x_0 without noise says nothing of eps
         scheduler = DDIMInverseScheduler(**config, timestep_spacing="leading", clip_sample=False)
         inverse = DiTPipeline.from_pipe(self, scheduler=scheduler)

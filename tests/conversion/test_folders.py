@@ -1,5 +1,6 @@
 """`dit-hf convert`: every source to every form, and back to the same bits."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -99,6 +100,33 @@ def test_other_scheduler_keeps_what_the_model_was_trained_with(sources, tmp_path
     for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "num_train_timesteps"):
         assert pipe.scheduler.config[name] == trained.config[name], name
     assert pipe.config.id2label == {1: "one"}
+
+
+def test_betas_of_a_terminal_signal_to_noise_ratio_of_zero_are_kept_or_refused(tmp_path, make_model):
+    trained = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", clip_sample=False)
+    DiTPipeline(make_model(), None, trained).save_pretrained(tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "again", "--scheduler", "DDIMScheduler")
+    assert torch.equal(DiTPipeline.from_pretrained(tmp_path / "again").scheduler.betas, trained.betas)
+    with pytest.raises(ValueError, match="PNDMScheduler has no rescale_betas_zero_snr, and the model"):
+        run(tmp_path / "ours", tmp_path / "other", "--scheduler", "PNDMScheduler")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "stated"),
+    [
+        (DDPMScheduler(clip_sample=False), None),
+        (DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"), "'squaredcos_cap_v2', .*'sample'"),
+        (FlowMatchEulerDiscreteScheduler(), "prediction_type='flow_prediction'"),
+    ],
+)
+def test_what_a_checkpoint_cannot_say_is_warned_about(tmp_path, make_model, caplog, scheduler, stated):
+    prediction = scheduler.config.get("prediction_type", "flow_prediction")
+    DiTPipeline(make_model(), None, scheduler, prediction_type=prediction).save_pretrained(tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "w.pt", "--to", "original")
+    if stated is None:
+        assert "holds weights only" not in caplog.text
+    else:
+        assert re.search(f"holds weights only, and not that the model was trained with .*{stated}: as the", caplog.text)
 
 
 def test_checkpoint_needs_no_vae_to_become_another_checkpoint(sources, tmp_path):

@@ -163,6 +163,11 @@ def test_saved_statistics_serve_as_a_reference(files, monkeypatch, capsys, tmp_p
     assert printed[0] == printed[1]
 
 
+def test_file_of_images_is_not_cropped(files):
+    with pytest.raises(ValueError, match=r"holds images of \(8, 8\), which are not cropped: leave out resolution=5"):
+        run.open_source(str(files / "samples.npz"), batch_size=64, resolution=5)
+
+
 def test_data_set_is_streamed_and_cropped(monkeypatch, capsys, files):
     emoji = Path(__file__).parents[2] / "examples" / "assets" / "emoji"
     [images, labels] = next(iter(run.open_source(str(emoji), batch_size=5, resolution=32, split="validation")))

@@ -179,6 +179,15 @@ def test_folders_that_are_no_adapters_are_refused(build, adapter: Path, tmp_path
         load_lora(build(), adapter)
 
 
+def test_an_adapter_whose_configuration_is_of_another_rank_is_refused_and_nothing_changes(build, adapter: Path):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
+    model = build()
+    with pytest.raises(ValueError, match="does not fit: load the model it was made for"):
+        load_lora(model, adapter)
+    assert model.config.num_classes == build().config.num_classes
+
+
 def test_keys_of_another_tool_are_refused(build, adapter: Path):
     save_file({"transformer.blocks.0.attn.lora.up": torch.zeros(2, 2)}, adapter / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="transformer.blocks.0.attn.lora.up"):

@@ -131,6 +131,7 @@ def test_other_settings_are_refused_by_name_when_a_run_goes_on(tiny: Path, finis
     ("flags", "message"),
     [
         (["--objective", "epsilons"], "objective='epsilons' is unknown"),
+        (["--objective", "flow", "--beta_start", "0.5"], "beta_start=0.5 has no effect on objective='flow'"),
         (["--resolution", "15"], "no multiple of 2"),
         (["--label_column", "class"], "no column 'class'"),
         (["--validation_labels", "4"], r"validation_labels has 4: the model has the classes 0\.\.3"),

@@ -92,6 +92,18 @@ def test_file_that_is_no_mapping_is_refused(file):
         parse_settings([str(file)])
 
 
+def test_unquoted_no_of_yaml_is_the_word(file):
+    file.write_text("mixed_precision: no\n")
+    assert parse_settings([str(file)]).mixed_precision == "no"
+
+
+@pytest.mark.parametrize("line", ["extra_ema_decays: 0.999", "validation_labels: 3"])
+def test_single_value_for_a_list_is_refused(file, line):
+    file.write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"write a list, such as \[" + line.split()[1]):
+        parse_settings([str(file)])
+
+
 def test_longer_training_is_no_change_where_the_rate_is_constant():
     longer = {"max_train_steps": 800_000}
     assert not changed_settings(vars(TrainSettings()), TrainSettings(**longer))

@@ -17,7 +17,7 @@ from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel
 from .diffusers_format import HUB_ARGUMENTS
 from .original import to_original
-from .pipelines import library_of_transformer, scheduler_of
+from .pipelines import LINEAR_BETAS, library_of_transformer, scheduler_of
 
 logger = logging.get_logger(__name__)
 
@@ -96,6 +96,7 @@ def convert(
         kept = {name: pipeline.config[name] for name in ("id2label", "guidance_channels", "prediction_type")}
         pipeline = cls(**{**pipeline.components, "scheduler": new}, **kept)  # which checks that they fit
     if to == "original":
+        _warn_of_what_a_checkpoint_lacks(pipeline.scheduler.config)
         _write_checkpoint(to_original(pipeline.transformer), destination)
         return
     said = {"license": license} if license else _said_license(source, hub)
@@ -105,6 +106,20 @@ def convert(
     pipeline.save_pretrained(destination, format=to)
     card = _make_card(pipeline.transformer, destination.resolve().name, source, commit, to, said, text)
     card.save(destination / "README.md")
+
+
+def _warn_of_what_a_checkpoint_lacks(config: Mapping[str, Any]) -> None:
+    """Say so where the model was trained with other betas, or to predict something else, than the paper's."""
+    usual = {**LINEAR_BETAS, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    others = {name: config[name] for name in usual if name in config and config[name] != usual[name]}
+    if "beta_start" not in config:
+        others = {"prediction_type": "flow_prediction"}
+    if others:
+        stated = ", ".join(f"{name}={value!r}" for name, value in others.items())
+        logger.warning(
+            f"the checkpoint holds weights only, and not that the model was trained with {stated}: as the original "
+            "samples it, it gives other images"
+        )
 
 
 def _write_checkpoint(state: Mapping[str, torch.Tensor], path: Path) -> None:

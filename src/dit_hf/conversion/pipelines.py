@@ -27,7 +27,7 @@ TRAITS: dict[str, dict[str, Any]] = {
     "DDPMScheduler": {"clip_sample": False, "timestep_spacing": "linspace", "variance_type": "learned_range"},
     "DDIMScheduler": {"clip_sample": False, "timestep_spacing": "leading"},
 }
-TRAINED_WITH = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+TRAINED_WITH = (*LINEAR_BETAS, "num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", "prediction_type")
 CONFIG_FIELDS = inspect.signature(DiTConfig).parameters.keys() - {"kwargs"}
 STOCK_NULL_CLASS = 1000  # written into diffusers' pipeline
 
@@ -41,10 +41,11 @@ def scheduler_of(name: str, learn_sigma: bool, like: Any = None) -> Any:
         like: The scheduler whose betas and kind of prediction it takes over; None for the original's linear betas.
 
     Raises:
-        ValueError: If diffusers has no such scheduler.
+        ValueError: If diffusers has no such scheduler, or it cannot have the betas of the other.
     """
     cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if cls is None or "beta_start" not in inspect.signature(cls).parameters:
+    parameters = {} if cls is None else inspect.signature(cls).parameters
+    if cls is None or "beta_start" not in parameters:
         raise ValueError(
             f"{name!r} is no scheduler of diffusers with betas: choose DDPMScheduler, DDIMScheduler or the like"
         )
@@ -52,7 +53,12 @@ def scheduler_of(name: str, learn_sigma: bool, like: Any = None) -> Any:
     if not learn_sigma and "variance_type" in traits:
         traits["variance_type"] = "fixed_small"
     trained_with = {} if like is None else {key: like.config[key] for key in TRAINED_WITH if key in like.config}
-    return cls(**{**LINEAR_BETAS, **traits, **trained_with})
+    if lost := [key for key, value in trained_with.items() if value and key not in parameters]:
+        raise ValueError(
+            f"{name} has no {lost[0]}, and the model was trained with {trained_with[lost[0]]!r}: choose DDIMScheduler"
+        )
+    kept = {key: value for key, value in trained_with.items() if key in parameters}
+    return cls(**{**LINEAR_BETAS, **traits, **kept})
 
 
 def load_pipeline(

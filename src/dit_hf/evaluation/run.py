@@ -22,7 +22,7 @@ from .evaluate import Evaluation, MetricSettings, average, check_metrics, evalua
 from .extractors import DINOV2, DINOv2Extractor, Extractor, InceptionExtractor
 from .from_pipeline import choose_labels, pipeline_sampler, pipeline_settings
 from .generate import iterate_batches, start_accelerator
-from .images import BATCH_SIZE, SUFFIXES, Batch, ImageBatches, folder_batches, row_batches
+from .images import BATCH_SIZE, SUFFIXES, Batch, ImageBatches, check_batch, folder_batches, row_batches
 from .reference import Reference, load_reference, make_reference
 
 
@@ -65,7 +65,8 @@ def open_source(
     Args:
         source: a file, a folder, or an id on the Hub.
         batch_size: images of a batch.
-        resolution: side to crop to, as ImageNet's references were made; None leaves images as they are.
+        resolution: side to crop to, as ImageNet's references were made; None leaves images as they are. Those of an
+            `.npz` have to have it.
         split: of a data set.
         image_column: of a data set.
         label_column: of a data set.
@@ -78,7 +79,10 @@ def open_source(
         return image if resolution is None else resize_and_crop(image, resolution)
 
     if source.endswith(".npz"):
-        return npz_batches(source, batch_size)
+        batches = npz_batches(source, batch_size)
+        if resolution is not None and (size := check_batch(batches[0])[0].shape[1:3]) != (resolution, resolution):
+            raise ValueError(f"{source} holds images of {size}, which are not cropped: leave out {resolution=}")
+        return batches
     if Path(source).is_dir() and any(path.suffix.lower() in SUFFIXES for path in Path(source).rglob("*")):
         return folder_batches(source, batch_size, prepare)
 

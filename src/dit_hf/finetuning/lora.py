@@ -156,8 +156,10 @@ def _check_fit(model: DiTModel, folder: Path, num_classes: int) -> None:
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is cut short or no safetensors file: {error}") from error
     expected = dict(_expected_sides(model, num_classes))
+    rank = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("r")
     for key, shape in shapes.items():
-        if key not in expected or shape[expected[key][0]] != expected[key][1]:
+        side, length = expected.get(key, (0, None))
+        if len(shape) != 2 or shape[side] != length or (LABELS not in key and shape[1 - side] != rank):
             raise ValueError(f"the adapter has {key} {shape}, which does not fit: load the model it was made for")
     if missing := expected.keys() - shapes.keys():
         raise ValueError(f"the adapter has no {min(missing)}: load the model it was made for")

@@ -197,10 +197,18 @@ def make_objective(settings: TrainSettings) -> Objective:
     """The objective of the table `OBJECTIVES` that the settings name.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is none of that name, or it does not have the betas that are set.
     """
     if settings.objective not in OBJECTIVES:
         raise ValueError(f"objective={settings.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+    has_ends = settings.objective != "flow" and settings.beta_schedule != "squaredcos_cap_v2"
+    for name in ("beta_start", "beta_end"):
+        value = getattr(settings, name)
+        if not has_ends and value != getattr(TrainSettings, name):
+            raise ValueError(
+                f"{name}={value} has no effect on objective={settings.objective!r} with "
+                f"beta_schedule={settings.beta_schedule!r}: leave it out"
+            )
     betas = {} if settings.objective == "flow" else {"beta_start": settings.beta_start, "beta_end": settings.beta_end}
     return OBJECTIVES[settings.objective](settings.num_train_timesteps, settings.beta_schedule, **betas)
 

@@ -228,6 +228,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
             values[key] = str((path.parent / value).resolve())
         if isinstance(value, dict):
             values[key] = json.dumps(value)
+        if key in ("extra_ema_decays", "validation_labels") and not isinstance(value, list | None):
+            raise ValueError(f"{path} sets {key} to {value!r}: write a list, such as [{value}]")
+    if values.get("mixed_precision") is False:  # an unquoted "no" of YAML
+        values["mixed_precision"] = "no"
     return values
 
 
