@@ -682,7 +682,8 @@ class DiTPipeline(DiffusionPipeline):
         try:
             yield self.vae.dtype
         finally:
-            self.vae.to(dtype)
+            if self.vae.dtype != dtype:
+                self.vae.to(dtype)
 
     def _encode(self, source: _Source, shape: tuple) -> _Start:
         """Read an image and its mask, and encode the image to the mean of its latents."""
