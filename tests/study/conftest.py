@@ -34,6 +34,6 @@ def recipe(toys) -> Recipe:
     return Recipe(
         dataset=str(toys), side=16, depth_divisor=12, width_divisor=16, batch_size=32, warmup_steps=1,
         checkpoints=(32, 64), seeds=(0,), num_samples=8, num_final_samples=10, num_steps=2,
-        sampling_models=("S/8",), sampling_steps=(2, 3), num_sampling_samples=9, guidance_model="S/8",
+        sampling_models=("S/8",), sampling_steps=(2, 3), num_sampling_samples=9, guidance_models=("S/8",),
         guidance_scales=(2.0,),
     )  # fmt: skip

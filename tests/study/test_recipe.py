@@ -8,7 +8,7 @@ import pytest
 from dit_hf.analysis import count_gmacs
 from dit_hf.analysis.selection import PATCHES, SIZES
 from dit_hf.configuration_dit import PAPER_SIZES, DiTConfig
-from dit_hf.study.recipe import BLOCKS_SIZE, Recipe, cells, measurements
+from dit_hf.study.recipe import Recipe, cells, measurements
 
 MODELS = [f"{size}/{patch}" for size, patch in product(SIZES, PATCHES)]
 GREY = {"in_channels": 4, "num_classes": 10}
@@ -47,7 +47,7 @@ def test_every_stop_leaves_models_that_can_be_compared():
 def test_seed_trains_twelve_models_and_four_blocks_of_one_of_them():
     trained = cells(Recipe(), 3)
     assert {cell.model for cell in trained if cell.block_type == "adaln_zero"} == set(MODELS)
-    assert {cell.block_type for cell in trained if cell.model == BLOCKS_SIZE} == {
+    assert {cell.block_type for cell in trained if cell.model == "XL/4"} == {
         "in_context", "cross_attention", "adaln", "adaln_zero",
     }  # fmt: skip
     assert len({cell.folder for cell in trained}) == len(trained) == 15
@@ -57,6 +57,27 @@ def test_recipe_of_some_models_trains_no_others():
     recipe = Recipe(models=("XL/4",), block_types=("adaln", "adaln_zero"), sampling_models=(), guidance_scales=())
     assert {key[:2] for key in measurements(recipe)} == {("XL/4", "adaln_zero"), ("XL/4", "adaln")}
     assert len(cells(recipe, 0)) == 2  # adaLN-Zero once
+    assert {key.model for key in measurements(Recipe(models=("S/8",)))} == {"S/8"}
+
+
+def test_nothing_is_measured_twice():
+    recipe = Recipe(num_final_samples=1000, guidance_scales=(1.0,), seeds=(0, 0))
+    assert len(measurements(recipe)) == len(set(measurements(recipe)))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("checkpoints: 64000", "write it as"), ("seeds: '0'", "write it as"), ("side: 32.0", "write it as")],
+)
+def test_value_of_another_type_is_refused(tmp_path, line, message):
+    (tmp_path / "recipe.yaml").write_text(line)
+    with pytest.raises(ValueError, match=f"sets {line.split(':')[0]} to .*{message}"):
+        Recipe.read(tmp_path / "recipe.yaml")
+
+
+def test_exponent_of_yaml_is_a_number(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("learning_rate: 1e-4")
+    assert Recipe.read(tmp_path / "recipe.yaml").learning_rate == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -68,6 +89,8 @@ def test_recipe_of_some_models_trains_no_others():
         ({"objective": "flow"}, "DDIM samples"),
         ({"side": 40}, "a multiple of 16"),
         ({"seeds": ()}, "needs one"),
+        ({"num_steps": 0}, "1 to 1000 steps"),
+        ({"num_samples": 1}, "2 samples at least"),
         ({"models": ("H/2",)}, "H/2.*S/8, B/8"),
         ({"sampling_models": ("S/3",)}, "S/3.*S/8, B/8"),
         ({"block_types": ("adaln_one",)}, "adaln_one.*in_context, cross_attention"),

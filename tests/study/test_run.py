@@ -19,8 +19,7 @@ from dit_hf.study.recipe import Cell, measurements
 from dit_hf.study.run import Study, missing
 from dit_hf.study.train import Training
 
-# the loss is a mean since the training was last taken up
-UNREPEATABLE = {"train_loss": 0.0, "train_seconds": 0.0, "sample_seconds": 0.0, "date": "", "commit": ""}
+UNREPEATABLE = {"train_seconds": 0.0, "sample_seconds": 0.0, "date": "", "commit": ""}
 
 
 def comparable(folder) -> list:
@@ -55,8 +54,8 @@ def test_study_measures_everything_once(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_study_that_was_stopped_and_killed_ends_with_the_same_numbers(recipe, tmp_path, monkeypatch):
-    # three trainings of four steps without a stop
-    recipe = replace(recipe, models=("S/8", "S/4"), block_types=("in_context",), checkpoints=(128,))
+    # five trainings of four steps without a stop
+    recipe = replace(recipe, models=("S/8", "S/4"), blocks_model="S/8", checkpoints=(128,))
     Study(recipe, tmp_path / "whole").run()
 
     def interrupt(module: object, name: str, every: int) -> list[int]:
@@ -80,7 +79,7 @@ def test_study_that_was_stopped_and_killed_ends_with_the_same_numbers(recipe, tm
     while not (stopped / "results.csv").is_file() or missing(recipe, stopped / "results.csv"):
         with contextlib.suppress(KeyboardInterrupt):
             Study(recipe, stopped).run(time.monotonic() + 5)
-    assert saved[0] == 3 * 4  # no step twice: three trainings of four
+    assert saved[0] == 5 * 4  # no step twice: five trainings of four
     assert appended[0] == len(comparable(tmp_path / "whole"))  # no measurement twice
     assert comparable(stopped) == comparable(tmp_path / "whole")
     for file in sorted((tmp_path / "whole").glob("checkpoints/*/step-*/*.safetensors")):
@@ -97,6 +96,30 @@ def test_folder_of_another_recipe_or_of_a_longer_training_is_refused(recipe, tmp
     other, folder = replace(recipe, learning_rate=1.0), tmp_path / "checkpoints" / cell.folder
     with pytest.raises(ValueError, match="choose a new folder"):
         Training(other, cell, study.train, study.latents, folder, study.accelerator)
+
+
+def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, tmp_path):
+    study = Study(recipe, tmp_path)
+    study._measure(measurements(recipe)[0], float("inf"))
+    with pytest.raises(ValueError, match="AdamW 0.5.*choose a new folder"):
+        Study(replace(recipe, learning_rate=0.5), tmp_path)
+    (tmp_path / "classifier.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"rows but no classifier.safetensors that measured them: put it there"):
+        Study(recipe, tmp_path)
+
+
+def test_one_model_at_a_time_is_in_memory(recipe, tmp_path):
+    study = Study(recipe, tmp_path)
+    for cell in (Cell("S/8", "adaln_zero", 0), Cell("S/4", "adaln_zero", 0)):
+        for images_seen in (32, 64):
+            study._training(cell).advance(images_seen, lambda: False)
+    assert len(study.accelerator._models) == len(study.accelerator._optimizers) == 1
+
+
+def test_batch_larger_than_the_training_set_is_refused(recipe, tmp_path):
+    study = Study(replace(recipe, batch_size=161, checkpoints=(161,)), tmp_path)
+    with pytest.raises(ValueError, match="160 images are fewer than batch_size=161: lower it"):
+        study._training(Cell("S/8", "adaln_zero", 0))
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import correlation
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from .selection import (
     by_model,
     floor,
     last_checkpoint,
+    log_correlation,
     over_training,
     points,
     sizes_over_training,
@@ -79,16 +79,23 @@ def _from_zero(axis: Axes) -> None:
     axis.set_ylim(0, 1.08 * axis.dataLim.y1)
 
 
+def _logarithmic(axis: Axes) -> None:
+    """Distances over orders of magnitude, whose ratios can be seen."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _thousands(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
 
 
 def _line(axis: Axes, found: Sequence[Point], label: str, colour: str, marker: str) -> None:
-    """A line through the means, with the range over seeds."""
+    """A line through the means, with the range over seeds at each."""
     x, y = [point.x for point in found], [point.y for point in found]
     axis.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.5, label=label)
-    if any(point.high > point.low for point in found):
-        axis.fill_between(x, [p.low for p in found], [p.high for p in found], color=colour, alpha=0.15, linewidth=0)
+    axis.vlines(x, [point.low for point in found], [point.high for point in found], color=colour, linewidth=1.5)
 
 
 def _floor_line(axis: Axes, rows: Sequence[Row], num_samples: int) -> None:
@@ -102,15 +109,10 @@ def _floor_line(axis: Axes, rows: Sequence[Row], num_samples: int) -> None:
 def _subject(rows: Sequence[Row]) -> str:
     """What a title has to say: the data, how far trained, how many samples and seeds."""
     images, samples = ({getattr(row, name) for row in rows} for name in ("images_seen", "num_samples"))
-    seeds = sorted(Counter(row.key._replace(seed=0) for row in rows).values())  # of each point
+    seeds = sorted(Counter(key._replace(seed=0) for key in {row.key for row in rows}).values())  # of each point
     few = f"{seeds[0]} to " if seeds[0] < seeds[-1] else ""
     after = f"after {max(images) / 1000:g}k images, " if len(images) == 1 else ""
     return f"{rows[0].dataset}, {after}{max(samples):,} samples, {few}{seeds[-1]} seed{'s' * (seeds[-1] > 1)}"
-
-
-def log_correlation(gmacs: Sequence[float], values: Sequence[float]) -> float:
-    """Pearson's correlation of values with the logarithm of Gflops, as in the paper's figure 8; nan of constants."""
-    return math.nan if len(set(values)) == 1 else correlation([math.log(value) for value in gmacs], values)
 
 
 def _key(axis: Axes, *others: Artist, **options: Any) -> None:
@@ -151,9 +153,10 @@ def bubbles(rows: Sequence[Row], quoted: bool) -> Figure | None:
         for model, (gmacs, value) in values.items():
             size, patch = _size_and_patch(model)
             place = SIZES.index(size) + 0.27 * (PATCHES.index(patch) - 1)  # beside each other: some are nearly equal
-            area = 30 + 900 * gmacs / largest
-            axis.scatter(place, value, s=area, color=PATCH_COLOURS[patch], alpha=0.6, edgecolor="0.2")
-            axis.annotate(f"/{patch}", (place, value), ha="center", va="center", fontsize=7)
+            area = 900 * gmacs / largest
+            axis.scatter(place, value, s=area, color=PATCH_COLOURS[patch], alpha=0.6, edgecolor="0.2", linewidth=0.5)
+            above = (0, 2 + math.sqrt(area) / 2)
+            axis.annotate(f"/{patch}", (place, value), above, textcoords="offset points", ha="center", fontsize=7)
         axis.set_xticks(range(len(SIZES)), SIZES)
         axis.set_xlim(-0.6, len(SIZES) - 0.4)
         _from_zero(axis)
@@ -208,7 +211,7 @@ def blocks(rows: Sequence[Row], quoted: bool) -> Figure | None:
     axes[0].set_xticks(sorted({row.images_seen for row in found}))
     axes[0].minorticks_off()
     _thousands(axes[0])
-    _from_zero(axes[0])
+    _logarithmic(axes[0])
     axes[0].legend(frameon=False)
     if quoted:
         for position, (block, result) in enumerate(BLOCKS_400K.items()):
@@ -245,7 +248,7 @@ def training_curves(rows: Sequence[Row], quoted: bool) -> Figure | None:
             axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel(DISTANCE)
     axes[4].set_ylabel(DISTANCE)
-    _from_zero(axes[0])
+    _logarithmic(axes[0])
     figure.suptitle(_subject(found))
     return figure
 
@@ -334,23 +337,19 @@ def sampling_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         return None
     found = [row for row in unguided if (row.images_seen, row.num_samples, row.seed) == chosen]
     figure, (axis,) = _figure(1, width=5.6, height=4.2)
-    for model, group in by_model(found).items():
+    varied = {model: group for model, group in by_model(found).items() if len({row.num_steps for row in group}) > 1}
+    for model, group in varied.items():
         size, _ = _size_and_patch(model)
         scaled = [point._replace(x=point.x * group[0].gmacs) for point in points(group, "num_steps")]
         _line(axis, scaled, model, SIZE_COLOURS[size], MARKERS[size])
-        for row in group:
-            axis.annotate(
-                str(row.num_steps),
-                (row.num_steps * row.gmacs, row.distance),
-                textcoords="offset points",
-                xytext=(0, 6),
-                fontsize=6,
-            )
+        for row in group if model == next(iter(varied)) else []:  # the others have the same
+            at = (row.num_steps * row.gmacs, row.distance)
+            axis.annotate(str(row.num_steps), at, (0, 6), textcoords="offset points", fontsize=6)
     axis.set(
         title=_subject(found), xscale="log", xlabel="sampling compute: multiply-adds x steps / 10⁹", ylabel=DISTANCE
     )
     _from_zero(axis)
-    axis.legend(frameon=False, title="number: steps")
+    axis.legend(frameon=False, title=f"numbers at {next(iter(varied))}: steps")
     return figure
 
 
@@ -359,21 +358,23 @@ def guidance(rows: Sequence[Row], quoted: bool) -> Figure | None:
     guided = [row for row in trained(rows) if row.guidance_scale > 1]
     if not guided:
         return None
-    like = guided[0]
-    same = ("model", "block_type", "seed", "images_seen", "num_steps", "num_samples")
-    found = [row for row in trained(rows) if all(getattr(row, name) == getattr(like, name) for name in same)]
-    figure, axes = _figure(len(METRICS) + quoted, width=3.4)
+    same = Counter(row.key._replace(guidance_scale=0) for row in guided).most_common(1)[0][0]  # with the most scales
+    found = [row for row in trained(rows) if row.key._replace(guidance_scale=0) == same]
+    figure, axes = _figure(3, 2, width=3.2, height=3)
+    beside = axes[len(METRICS)]
+    beside.set_visible(quoted)
+    axes[-1].set_visible(False)
     for axis, (name, label) in zip(axes, METRICS.items(), strict=False):
-        _line(axis, points(found, "guidance_scale", name), like.model, "#0072B2", "o")
+        _line(axis, points(found, "guidance_scale", name), same.model, "#0072B2", "o")
         axis.set(xlabel="scale of guidance", ylabel=label)
     if quoted:
         for prefix, colour, marker in (("LDM-4", "#0072B2", "s"), ("DiT-XL/2", "#D55E00", "D")):
             recalls = [result.recall or 0.0 for result in IMAGENET_256 if result.model.startswith(prefix)]
-            axes[-1].plot([1, 1.25, 1.5], recalls, color=colour, marker=marker, label=prefix)
-        axes[-1].set(title="quoted from the paper: ImageNet 256 px", xlabel="scale of guidance", ylabel="recall")
-        axes[-1].title.set_fontsize(9)
-        axes[-1].legend(frameon=False)
-    figure.suptitle(f"{like.model}: {_subject(found)}")
+            beside.plot([1, 1.25, 1.5], recalls, color=colour, marker=marker, label=prefix)
+        beside.set_title("quoted from the paper: ImageNet 256 px", fontsize=8)
+        beside.set(xlabel="scale of guidance", ylabel="recall")
+        beside.legend(frameon=False)
+    figure.suptitle(f"{same.model}: {_subject(found)}")
     return figure
 
 

@@ -47,7 +47,7 @@ class Row:
         class_agreement: share of samples that the extractor assigns to the class that was asked for.
         precision: share of samples inside the manifold of real images.
         recall: share of real images inside the manifold of samples.
-        train_loss: mean squared error of the last 500 steps, or of those since the training was last taken up.
+        train_loss: mean squared error of the last 500 steps, or of all where there were fewer.
         gmacs: multiply-adds of a forward of an image, in units of 10^9.
         parameters: the position embedding counted.
         train_seconds: of the training up to here.

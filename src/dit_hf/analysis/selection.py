@@ -1,8 +1,9 @@
 """Which rows of a results file belong together in a figure, and their means over seeds."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from statistics import mean
+from statistics import correlation, mean
 from typing import NamedTuple
 
 from .results import REAL, Row
@@ -78,6 +79,11 @@ def points(rows: Sequence[Row], x: str, y: str = "distance") -> list[Point]:
     for row in rows:
         values.setdefault(getattr(row, x), []).append(getattr(row, y))
     return [Point(at, mean(group), min(group), max(group)) for at, group in sorted(values.items())]
+
+
+def log_correlation(gmacs: Sequence[float], values: Sequence[float]) -> float:
+    """Pearson's correlation of values with the logarithm of Gflops, as in the paper's figure 8; nan of constants."""
+    return math.nan if len(set(values)) == 1 else correlation([math.log(value) for value in gmacs], values)
 
 
 def by_model(rows: Iterable[Row]) -> dict[str, list[Row]]:

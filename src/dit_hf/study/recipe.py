@@ -4,6 +4,7 @@ The miniatures have a quarter of the paper's depth, an eighth of its width and h
 stand to each other as in table 1; on latents of 16 x 16 the patches of 8, 4 and 2 give 4, 16 and 64 tokens.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,6 @@ from ..configuration_dit import PAPER_SIZES, BlockType, DiTConfig
 from ..diffusion import OBJECTIVES, DiscreteObjective
 
 MODELS = tuple(f"{size}/{patch}" for patch, size in product(PATCHES, SIZES))  # the cheapest first
-BLOCKS_SIZE = "XL/4"  # the four designs are compared on this model; the paper's is XL/2, four times as dear
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,18 @@ class Recipe:
         ema_decay: constant.
         checkpoints: images seen, rising, at which every model is measured.
         models: those of the paper's twelve that are trained, with adaLN-Zero.
-        block_types: designs of the block that are trained beside it, all on `BLOCKS_SIZE`.
+        blocks_model: on which the designs of the block are compared, if it is among `models`. The paper's is XL/2,
+            four times as dear as XL/4.
+        block_types: designs beside adaLN-Zero.
         seeds: in the order in which they are worked off.
         num_samples: measured at each checkpoint.
         num_final_samples: measured at the last one as well.
         num_steps: of DDIM.
-        sampling_models: those whose sampling compute is varied (figure 10), at the last checkpoint of the first seed.
+        sampling_models: those of `models` whose sampling compute is varied (figure 10), at the last checkpoint of the
+            first seed.
         sampling_steps: figure 10's.
         num_sampling_samples: of each of these.
-        guidance_model: whose guidance is varied, likewise.
+        guidance_models: those of `models` whose guidance is varied, likewise.
         guidance_scales: that are measured.
 
     Raises:
@@ -66,6 +69,7 @@ class Recipe:
     ema_decay: float = 0.99
     checkpoints: tuple[int, ...] = (16_000, 32_000, 64_000, 128_000)
     models: tuple[str, ...] = MODELS
+    blocks_model: str = "XL/4"
     block_types: tuple[str, ...] = ("in_context", "cross_attention", "adaln")
     seeds: tuple[int, ...] = (0, 1)
     num_samples: int = 1000
@@ -74,7 +78,7 @@ class Recipe:
     sampling_models: tuple[str, ...] = ("S/4", "B/4", "L/4", "XL/4")
     sampling_steps: tuple[int, ...] = (16, 32, 64, 128, 256, 1000)
     num_sampling_samples: int = 500
-    guidance_model: str = "XL/4"
+    guidance_models: tuple[str, ...] = ("XL/4",)
     guidance_scales: tuple[float, ...] = (1.25, 1.5, 2.0, 3.0, 4.0)
 
     def __post_init__(self) -> None:
@@ -88,10 +92,17 @@ class Recipe:
             raise ValueError(f"objective={self.objective!r}: DDIM samples {', '.join(discrete)}")
         if self.side % (2 * max(PATCHES)):
             raise ValueError(f"side={self.side}: latents of half of it need a multiple of {2 * max(PATCHES)}")
-        if unknown := [model for model in (*self.models, *self.sampling_models) if model not in MODELS]:
+        named = (*self.models, self.blocks_model, *self.sampling_models, *self.guidance_models)
+        if unknown := [model for model in named if model not in MODELS]:
             raise ValueError(f"models={unknown}: the paper has {', '.join(MODELS)}")
         if unknown := [block for block in self.block_types if block not in get_args(BlockType)]:
             raise ValueError(f"block_types={unknown}: there are {', '.join(get_args(BlockType))}")
+        counts = (self.num_samples, self.num_final_samples, self.num_sampling_samples)
+        if min(counts) < 2 or not all(1 <= steps <= 1000 for steps in (self.num_steps, *self.sampling_steps)):
+            raise ValueError(
+                f"numbers of samples {counts} and of steps {(self.num_steps, *self.sampling_steps)}: a distance needs "
+                "2 samples at least, a sampler 1 to 1000 steps"
+            )
         if not self.seeds:
             raise ValueError("seeds=(): a study needs one")
 
@@ -100,16 +111,22 @@ class Recipe:
         """Read the fields that differ from a YAML file.
 
         Raises:
-            ValueError: for a field that there is not.
+            ValueError: for a field that there is not, or a value of another type.
         """
         given: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         known = {field.name for field in fields(cls)}
         if unknown := set(given) - known:
             raise ValueError(f"{path} sets {', '.join(sorted(unknown))}: a recipe has {', '.join(sorted(known))}")
-        tuples: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
-        }
-        return cls(**tuples)
+        for name, value in given.items():
+            usual = getattr(cls, name)
+            if isinstance(usual, float) and not isinstance(value, bool):
+                with suppress(TypeError, ValueError):
+                    given[name] = float(value)  # 1e-3 is a text in YAML
+            if isinstance(usual, tuple) and isinstance(value, list):
+                given[name] = tuple(value)
+            if type(given[name]) is not type(usual):
+                raise ValueError(f"{path} sets {name} to {value!r}: write it as {usual!r} is")
+        return cls(**given)
 
     @property
     def summary(self) -> str:
@@ -163,10 +180,10 @@ class Cell(NamedTuple):
 
 
 def cells(recipe: Recipe, seed: int) -> list[Cell]:
-    """The trainings of a seed: the models with adaLN-Zero, and `BLOCKS_SIZE` with the other blocks."""
+    """The trainings of a seed: the models with adaLN-Zero, and one of them with the other blocks."""
     models = [Cell(model, "adaln_zero", seed) for model in recipe.models]
-    others = [Cell(BLOCKS_SIZE, block, seed) for block in recipe.block_types]
-    return list(dict.fromkeys(models + others))
+    others = [Cell(recipe.blocks_model, block, seed) for block in recipe.block_types]
+    return list(dict.fromkeys(models + others if recipe.blocks_model in recipe.models else models))
 
 
 def measurements(recipe: Recipe) -> list[Key]:
@@ -187,8 +204,11 @@ def measurements(recipe: Recipe) -> list[Key]:
         for cell in cells(recipe, seed):
             add(cell, last, recipe.num_final_samples, recipe.num_steps)
         if seed == recipe.seeds[0]:
-            for model, num_steps in product(recipe.sampling_models, recipe.sampling_steps):
-                add(Cell(model, "adaln_zero", seed), last, recipe.num_sampling_samples, num_steps)
-            for scale in recipe.guidance_scales:
-                add(Cell(recipe.guidance_model, "adaln_zero", seed), last, recipe.num_samples, recipe.num_steps, scale)
-    return keys
+            trained = [Cell(model, "adaln_zero", seed) for model in recipe.models]
+            for cell, num_steps in product(trained, recipe.sampling_steps):
+                if cell.model in recipe.sampling_models:
+                    add(cell, last, recipe.num_sampling_samples, num_steps)
+            for cell, scale in product(trained, recipe.guidance_scales):
+                if cell.model in recipe.guidance_models:
+                    add(cell, last, recipe.num_samples, recipe.num_steps, scale)
+    return list(dict.fromkeys(keys))

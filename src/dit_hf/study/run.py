@@ -27,6 +27,8 @@ from .train import Training, make_config
 
 logger = logging.getLogger(__name__)
 
+CLASSIFIER = "classifier.safetensors"
+
 
 def missing(recipe: Recipe, results: Path) -> list[Key]:
     """What the recipe asks for and the results file does not have, in order."""
@@ -40,18 +42,35 @@ class Study:
     Args:
         recipe: what is trained and measured.
         folder: for the results file, checkpoints, samples and the classifier.
+
+    Raises:
+        ValueError: if the folder holds rows of another recipe or data set, or without their classifier.
     """
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder, self.results = recipe, folder, folder / "results.csv"
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self._check_rows()
         splits = ("train", recipe.test_split)
         self.train, self.test = (load_images(recipe.dataset, split, recipe.side) for split in splits)
         self.latents = PixelLatents.of(self.train.images)
-        net = load_or_train(folder / "classifier.safetensors", self.train, self.accelerator.device)
+        net = load_or_train(folder / CLASSIFIER, self.train, self.accelerator.device)
         self.scorer = Scorer(net, self.train)
         self.training: Training | None = None
         self.commit = commit()  # of the code that was imported: files may change while it runs
+
+    def _check_rows(self) -> None:
+        """Refuse to go on with rows that would not compare with the new ones."""
+        rows, here = read_rows(self.results), (self.recipe.summary, Path(self.recipe.dataset).name)
+        if rows and not (self.folder / CLASSIFIER).is_file():
+            raise ValueError(
+                f"{self.folder} has rows but no {CLASSIFIER} that measured them: put it there, or choose a new folder"
+            )
+        for row in rows:
+            if row.model != REAL and (row.recipe, row.dataset) != here:
+                raise ValueError(
+                    f"{self.results} has rows of {(row.recipe, row.dataset)}, this is {here}: choose a new folder"
+                )
 
     def plan(self) -> str:
         """What is missing, in order, and the hours that it takes on this machine."""
@@ -96,6 +115,7 @@ class Study:
 
     def _training(self, cell: Cell) -> Training:
         if self.training is None or self.training.cell != cell:
+            self.training = None  # its memory is free before the next one takes any
             folder = self.folder / "checkpoints" / cell.folder
             self.training = Training(self.recipe, cell, self.train, self.latents, folder, self.accelerator)
         return self.training

@@ -32,11 +32,11 @@ class Measures(NamedTuple):
 
 
 def choose_sampler(objective: DiscreteObjective, num_steps: int) -> tuple[str, SchedulerMixin]:
-    """DDIM from the last timestep for any number of steps: what a row calls it, and the scheduler.
+    """DDIM over the whole range for any number of steps: what a row calls it, and the scheduler.
 
-    diffusers' `DDIMScheduler` spaces timesteps by T // N, and so begins late where N does not divide T: at 765 of 1000
-    for 256 steps. DPM-Solver++ of the first order is the same solver (Lu et al. 2022, arXiv 2211.01095, section 4) and
-    takes any timesteps.
+    diffusers' `DDIMScheduler` spaces timesteps by T // N, from (N - 1) (T // N) to 0. Where N divides T that begins
+    within a step of the end, else late: at 765 of 1000 for 256 steps. DPM-Solver++ of the first order is the same
+    solver (Lu et al. 2022, arXiv 2211.01095, section 4) and takes any timesteps; these go from T - 1 to a step above 0.
 
     Args:
         objective: that the model was trained with, of T timesteps.

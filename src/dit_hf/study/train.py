@@ -23,6 +23,7 @@ from .images import LabelledImages, PixelLatents
 from .recipe import Cell, Recipe
 
 SAVE_SECONDS = 120  # a kill loses no more of a training than this
+LOSS_STEPS = 500  # over which a row's error is a mean
 
 
 def make_config(recipe: Recipe, cell: Cell, data: LabelledImages) -> DiTConfig:
@@ -57,15 +58,25 @@ class Training:
         self.objective: Objective = OBJECTIVES[recipe.objective]()
         self.config = make_config(recipe, cell, data)
         self.state = self._fresh()
-        self.progress, self.seconds, self.train_loss = Progress(), 0.0, float("nan")
+        self.progress, self.seconds = Progress(), 0.0
+        self.losses: list[float] = []  # of the last steps
+        if len(data.images) < recipe.batch_size:
+            raise ValueError(f"{len(data.images)} images are fewer than batch_size={recipe.batch_size}: lower it")
         if newest := newest_whole(folder):
             self.state.restore(newest)
             record = read_record(newest)
             self.progress, saved = record.progress, record.settings
-            self.seconds, self.train_loss = saved.pop("seconds"), saved.pop("train_loss")
+            self.seconds, self.losses = saved.pop("seconds"), saved.pop("losses")
             fields = recipe.training_fields()
             if any(fields.get(name) != value for name, value in saved.items()):
                 raise ValueError(f"{folder} was trained with {saved}, not {fields}: choose a new folder")
+        accelerator.free_memory()  # of the model before
+        self.model, self.optimizer = accelerator.prepare(self.state.model, self.state.optimizer)
+
+    @property
+    def train_loss(self) -> float:
+        """Mean squared error over the last steps."""
+        return float(np.mean(self.losses)) if self.losses else float("nan")
 
     def _fresh(self) -> TrainingState:
         recipe = self.recipe
@@ -94,12 +105,11 @@ class Training:
         done = self.progress.images_seen == images_seen
         if done:
             return True
-        model, optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
         dropout = self.config.class_dropout_prob if self.config.has_null_class else 0.0
         steps = train_steps(
             self.accelerator,
-            model,
-            optimizer,
+            self.model,
+            self.optimizer,
             self.state.lr_scheduler,
             self.state.ema,
             self.objective,
@@ -117,7 +127,8 @@ class Training:
             stops, now = done or is_late(), time.monotonic()
             if stops or now - saved_at > SAVE_SECONDS:
                 self.seconds, began = self.seconds + now - began, now
-                self.train_loss = torch.stack(losses[-500:]).mean().item()
+                self.losses = [*self.losses, *torch.stack(losses).tolist()][-LOSS_STEPS:]
+                losses.clear()
                 self._save()
                 saved_at = time.monotonic()
             if stops:
@@ -127,7 +138,7 @@ class Training:
     def _save(self) -> None:
         if not np.isfinite(self.train_loss):
             raise FloatingPointError(f"{self.cell}: the loss is {self.train_loss} at step {self.progress.step}")
-        about = {**self.recipe.training_fields(), "seconds": self.seconds, "train_loss": self.train_loss}
+        about = {**self.recipe.training_fields(), "seconds": self.seconds, "losses": self.losses}
         write_checkpoint(self.folder, self.state.snapshot(), self.progress, about)
         prune(self.folder, total_limit=1)
 
