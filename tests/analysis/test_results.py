@@ -1,6 +1,10 @@
 """The file of results: whole rows only, whatever a kill left, and nothing read that is not a result."""
 
+import re
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +12,7 @@ from dit_hf.analysis import Row, append_rows, read_rows
 from dit_hf.analysis.results import COLUMNS, REAL
 from dit_hf.analysis.selection import floor, last_checkpoint, over_training, points, sizes_over_training
 
+ROOT = Path(__file__).parents[2]
 ROW = Row(
     model="S/8", block_type="adaln_zero", seed=0, images_seen=64, num_steps=20, guidance_scale=1.0, num_samples=10,
     distance=1.5, class_agreement=0.5, precision=0.25, recall=0.125, train_loss=0.3, gmacs=0.001, parameters=7,
@@ -84,6 +89,20 @@ def test_curves_end_where_a_single_model_went_on():
     assert sizes_over_training([*early, longer, other_block]) == early
     assert sizes_over_training([ROW, longer]) == [ROW, longer]  # nothing to compare with
     assert sizes_over_training([]) == []
+
+
+def test_table_of_the_document_holds_what_the_summary_prints(capsys, monkeypatch):
+    csv_file = ROOT / "runs" / "results" / "fashion_mnist.csv"
+    monkeypatch.setattr(sys, "argv", ["summary.py", str(csv_file)])
+    runpy.run_path(str(ROOT / "runs" / "summary.py"))
+    printed = re.findall(
+        r"^(\d+) images seen, (\d+) samples, 20 steps, guidance 1\n +(.*)$", capsys.readouterr().out, re.M
+    )
+    numbers = {(int(images), int(samples)): re.findall(r"\d+\.\d", line) for images, samples, line in printed}
+    document = (ROOT / "docs" / "reproduction.md").read_text()
+    for images, name in ((16_000, "16,000"), (32_000, "32,000"), (64_000, "64,000"), (128_000, "128,000")):
+        assert f"| {name} | {' | '.join(numbers[images, 1000])} |" in document
+    assert f"| the same, 5,000 samples | {' | '.join(numbers[128_000, 5000])} |" in document
 
 
 def test_points_are_means_and_ranges_over_seeds():

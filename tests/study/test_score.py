@@ -33,7 +33,7 @@ def test_sample_is_the_same_among_few_and_among_many_and_for_every_batch(recipe,
 
 
 @pytest.mark.parametrize("num_steps", [16, 20, 64, 256, 1000])
-def test_sampler_is_ddim_from_the_last_timestep_for_any_number_of_steps(num_steps):
+def test_sampler_is_ddim_over_the_whole_range_for_any_number_of_steps(num_steps):
     """Song et al. 2021 (arXiv 2010.02502), eq. 12 with sigma = 0, in float64, for a model that answers tanh(x)."""
     objective = SampleLoss()
     _, scheduler = choose_sampler(objective, num_steps)
