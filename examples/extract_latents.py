@@ -26,6 +26,7 @@ from dit_hf.data.labels import read_map, read_names
 from dit_hf.data.moments import DTYPES, LatentsInfo, hash_vae
 from dit_hf.data.sources import open_images
 from dit_hf.hub.errors import one_line_errors, retried
+from dit_hf.vae import vae_shrink_factor
 
 ASSETS = Path(__file__).parent / "assets"
 CARD = """{front}
@@ -38,6 +39,7 @@ they were made of.
 
 ```python
 import numpy as np
+from dit_hf.vae import vae_shrink_factor
 from datasets import load_dataset
 
 row = next(iter(load_dataset("data set", split="{split}", streaming=True)))
@@ -98,7 +100,7 @@ def public_name(name: str) -> str:
 
 
 def make_info(settings: ExtractSettings, vae: AutoencoderKL, source_revision: str) -> LatentsInfo:
-    shrink = 2 ** (len(vae.config.block_out_channels) - 1)
+    shrink = vae_shrink_factor(vae.config)
     if settings.resolution % shrink:
         raise ValueError(
             f"resolution={settings.resolution} is no multiple of {shrink}, by which the VAE shrinks images"

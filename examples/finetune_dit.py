@@ -22,9 +22,9 @@ from PIL import Image
 from dit_hf import DiTPipeline
 from dit_hf.data.references import load_references
 from dit_hf.evaluation import nearest_class
-from dit_hf.finetuning import load_origin, start_from
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
+from dit_hf.training.start import adapt_to_data, load_origin
 
 EXAMPLES = Path(__file__).parent
 EMOJI, SHIPPED = EXAMPLES / "assets" / "emoji", EXAMPLES / "assets" / "dit-emoji"
@@ -70,7 +70,7 @@ def recognised(images: Sequence[Image.Image], labels: Sequence[str], names: list
 def before(new_classes: Sequence[str]) -> DiTPipeline:
     """The model as the training finds it: the new classes all start at the mean of the known ones."""
     pipeline = DiTPipeline.from_pretrained(SHIPPED)
-    start = start_from(load_origin(str(SHIPPED)), new_classes, sample_size=16, keep_classes=True)
+    start = adapt_to_data(load_origin(str(SHIPPED)), new_classes, sample_size=16, keep_classes=True)
     return DiTPipeline(start.model.eval(), pipeline.vae, pipeline.scheduler, dict(enumerate(start.names)))
 
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 
 from dit_hf import DiTPipeline
-from dit_hf.evaluation import generate_with_pipeline
+from dit_hf.generation import generate_with_pipeline
 
 MODEL = Path(__file__).parent / "assets" / "dit-emoji"
 

@@ -30,7 +30,7 @@ from safetensors.torch import save, save_file
 with atheris.instrument_imports(include=["dit_hf", "json", "pickletools", "zipfile"]):
     from dit_hf import DiTConfig, DiTModel
     from dit_hf.conversion import from_diffusers, from_original, to_diffusers, to_original
-    from dit_hf.training.checkpoint import find_damage
+    from dit_hf.training.saving.checkpoint import find_damage
 
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 CANARY = FOLDER / "canary"

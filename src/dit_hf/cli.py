@@ -152,7 +152,7 @@ def generate(
         _refuse({"--num-images": num_images if class_labels else None}, "counts all: use --num-images-per-label")
         output = _check_format(output or Path("out.png"))
 
-    from .evaluation import generate_with_pipeline
+    from .generation import generate_with_pipeline
     from .pipeline_dit import DiTPipeline
 
     pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))

@@ -17,17 +17,15 @@ from dit_hf.evaluation import (
     class_frechet_distances,
     evaluate,
     extract,
-    inception_score,
-    kernel_distance,
     load_reference,
     make_reference,
     measure,
     npz_batches,
-    precision_recall,
 )
 from dit_hf.evaluation.evaluate import environment
-from dit_hf.evaluation.extractors import FID_NAME
-from dit_hf.evaluation.inception_score import softmax
+from dit_hf.evaluation.features.extractors import FID_NAME
+from dit_hf.evaluation.metrics import inception_score, kernel_distance, precision_recall
+from dit_hf.evaluation.metrics.inception_score import softmax
 
 SMALL = MetricSettings(kid_num_subsets=5, kid_subset_size=40, inception_score_split_size=50)
 

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline, cli
-from dit_hf.evaluation import draw_labels, load_reference, run
+from dit_hf.evaluation import load_reference, run
+from dit_hf.generation import draw_labels
 
 TINY = f"{Path(__file__).with_name('conftest.py')}:TinyExtractor"
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEule
 from dit_hf import DiTPipeline
 from dit_hf.conversion import to_original
 from dit_hf.conversion.original import HEADS
-from dit_hf.finetuning import Origin, check_origin, load_origin, start_from
+from dit_hf.training.start import Origin, adapt_to_data, check_origin, load_origin
 
 NAMES = {0: "tench, Tinca tinca", 1: "crane", 2: "goldfish", 3: "koi"}
 
@@ -104,37 +104,37 @@ def test_another_model_than_the_settings_describe_is_refused(build, wanted: dict
 
 def test_new_classes_replace_the_old_ones_or_join_them(build):
     table = build().y_embedder.embedding_table.weight
-    replaced = start_from(origin_of(build()), ["my cat", "Tinca tinca"], sample_size=8)
-    assert (replaced.names, replaced.places) == (["my cat", "Tinca tinca"], [0, 1])
+    replaced = adapt_to_data(origin_of(build()), ["my cat", "Tinca tinca"], sample_size=8)
+    assert (replaced.names, replaced.class_indices) == (["my cat", "Tinca tinca"], [0, 1])
     torch.testing.assert_close(replaced.model.y_embedder.embedding_table.weight[1:], table[[0, 4]], rtol=0, atol=0)
-    joined = start_from(origin_of(build()), ["my cat", "Tinca tinca", "my dog"], sample_size=8, keep_classes=True)
+    joined = adapt_to_data(origin_of(build()), ["my cat", "Tinca tinca", "my dog"], sample_size=8, keep_classes=True)
     assert joined.names == [*NAMES.values(), "my cat", "my dog"]
-    assert joined.places == [4, 0, 5]
+    assert joined.class_indices == [4, 0, 5]
     known = [0, 1, 2, 3, 6]
     torch.testing.assert_close(joined.model.y_embedder.embedding_table.weight[known], table, rtol=0, atol=0)
 
 
 def test_without_names_as_many_classes_keep_their_rows_and_others_start_at_the_mean(build, caplog):
     table = build().y_embedder.embedding_table.weight
-    same = start_from(origin_of(build(), None), ["a", "b", "c", "d"], sample_size=8)
+    same = adapt_to_data(origin_of(build(), None), ["a", "b", "c", "d"], sample_size=8)
     torch.testing.assert_close(same.model.y_embedder.embedding_table.weight, table, rtol=0, atol=0)
-    other = start_from(origin_of(build(), None), ["a"], sample_size=8)
+    other = adapt_to_data(origin_of(build(), None), ["a"], sample_size=8)
     torch.testing.assert_close(other.model.y_embedder.embedding_table.weight[0], table[:4].mean(0))
     assert "holds no class names: its label table is kept row by row" in caplog.text
     with pytest.raises(ValueError, match="keep_classes: user/dit holds no class names"):
-        start_from(origin_of(build(), None), ["a"], sample_size=8, keep_classes=True)
+        adapt_to_data(origin_of(build(), None), ["a"], sample_size=8, keep_classes=True)
 
 
 def test_an_unconditional_model_stays_one(build):
-    start = start_from(origin_of(build(num_classes=0), None), [], sample_size=16, position_embedding="interpolate")
+    start = adapt_to_data(origin_of(build(num_classes=0), None), [], sample_size=16, position_embedding="interpolate")
     assert (start.names, start.model.config.sample_size) == ([], 16)
     with pytest.raises(ValueError, match="num_classes=0: an unconditional model has no label table"):
-        start_from(origin_of(build(num_classes=0), None), ["a"], sample_size=8)
+        adapt_to_data(origin_of(build(num_classes=0), None), ["a"], sample_size=8)
 
 
 def test_only_what_is_asked_for_is_trained(build):
     def trained(**options: int) -> set[str]:
-        model = start_from(origin_of(build()), list(NAMES.values()), sample_size=8, **options).model
+        model = adapt_to_data(origin_of(build()), list(NAMES.values()), sample_size=8, **options).model
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         return {".".join(name.split(".")[:2]) if name.startswith("blocks") else name.split(".")[0] for name in names}
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.analysis import count_gmacs
-from dit_hf.hub.card import RECIPE, make_card, make_training_card
+from dit_hf.cards.pipeline import RECIPE, make_card, make_training_card
 from dit_hf.hub.push import push_folder
 from dit_hf.training.settings import TrainSettings
 

@@ -59,7 +59,7 @@ def test_a_checkpoint_beside_an_adapter_is_not_pushed(hub, adapter: Path):
 
 
 ORIGIN = """
-from dit_hf.finetuning import load_origin
+from dit_hf.training.start import load_origin
 
 origin = load_origin("user/dit-tiny")
 trained = origin.trained

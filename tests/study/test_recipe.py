@@ -8,7 +8,7 @@ import pytest
 from dit_hf.analysis import count_gmacs
 from dit_hf.analysis.selection import PATCHES, SIZES
 from dit_hf.configuration_dit import PAPER_SIZES, DiTConfig
-from dit_hf.study.recipe import Recipe, cells, measurements
+from dit_hf.study.recipe import Recipe, measurements, variants
 
 MODELS = [f"{size}/{patch}" for size, patch in product(SIZES, PATCHES)]
 GREY = {"in_channels": 4, "num_classes": 10}
@@ -45,7 +45,7 @@ def test_every_stop_leaves_models_that_can_be_compared():
 
 
 def test_seed_trains_twelve_models_and_four_blocks_of_one_of_them():
-    trained = cells(Recipe(), 3)
+    trained = variants(Recipe(), 3)
     assert {cell.model for cell in trained if cell.block_type == "adaln_zero"} == set(MODELS)
     assert {cell.block_type for cell in trained if cell.model == "XL/4"} == {
         "in_context", "cross_attention", "adaln", "adaln_zero",
@@ -56,7 +56,7 @@ def test_seed_trains_twelve_models_and_four_blocks_of_one_of_them():
 def test_recipe_of_some_models_trains_no_others():
     recipe = Recipe(models=("XL/4",), block_types=("adaln", "adaln_zero"), sampling_models=(), guidance_scales=())
     assert {key[:2] for key in measurements(recipe)} == {("XL/4", "adaln_zero"), ("XL/4", "adaln")}
-    assert len(cells(recipe, 0)) == 2  # adaLN-Zero once
+    assert len(variants(recipe, 0)) == 2  # adaLN-Zero once
     assert {key.model for key in measurements(Recipe(models=("S/8",)))} == {"S/8"}
 
 

@@ -15,7 +15,7 @@ import dit_hf.study.train as train_module
 from dit_hf import cli
 from dit_hf.analysis import read_rows
 from dit_hf.analysis.results import REAL
-from dit_hf.study.recipe import Cell, measurements
+from dit_hf.study.recipe import Variant, measurements
 from dit_hf.study.run import Study, missing
 from dit_hf.study.train import Training
 
@@ -89,7 +89,7 @@ def test_study_that_was_stopped_and_killed_ends_with_the_same_numbers(recipe, tm
 
 def test_folder_of_another_recipe_or_of_a_longer_training_is_refused(recipe, tmp_path):
     study = Study(recipe, tmp_path)
-    cell = Cell("S/8", "adaln_zero", 0)
+    cell = Variant("S/8", "adaln_zero", 0)
     assert study._training(cell).advance(64, lambda: False)
     with pytest.raises(ValueError, match="has seen 64 images, too many for a measurement after 32: choose a new"):
         study._training(cell).advance(32, lambda: False)
@@ -110,7 +110,7 @@ def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, 
 
 def test_one_model_at_a_time_is_in_memory(recipe, tmp_path):
     study = Study(recipe, tmp_path)
-    for cell in (Cell("S/8", "adaln_zero", 0), Cell("S/4", "adaln_zero", 0)):
+    for cell in (Variant("S/8", "adaln_zero", 0), Variant("S/4", "adaln_zero", 0)):
         for images_seen in (32, 64):
             study._training(cell).advance(images_seen, lambda: False)
     assert len(study.accelerator._models) == len(study.accelerator._optimizers) == 1
@@ -119,7 +119,7 @@ def test_one_model_at_a_time_is_in_memory(recipe, tmp_path):
 def test_batch_larger_than_the_training_set_is_refused(recipe, tmp_path):
     study = Study(replace(recipe, batch_size=161, checkpoints=(161,)), tmp_path)
     with pytest.raises(ValueError, match="160 images are fewer than batch_size=161: lower it"):
-        study._training(Cell("S/8", "adaln_zero", 0))
+        study._training(Variant("S/8", "adaln_zero", 0))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import dit_hf
 from dit_hf import DiTPipeline
 from dit_hf.finetuning import carry_classes
-from dit_hf.training.output import RunFolder
+from dit_hf.training.reporting.run_folder import RunFolder
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dit_hf import DiTPipeline
-from dit_hf.training.output import RunFolder, draw_samples, save_grid
+from dit_hf.training.reporting.run_folder import RunFolder, draw_preview_images, save_grid
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
 
@@ -25,7 +25,7 @@ def test_preview_is_drawn_from_the_averaged_weights(finished: Path):
     pipeline = DiTPipeline.from_pretrained(finished / "pipeline")
     pipeline.transformer.load_state_dict(load_file(finished / "checkpoints" / "step-00000008" / "ema.safetensors"))
     settings = parse_settings([str(finished / "settings.yaml")])
-    save_grid(draw_samples(pipeline, settings), finished / "again.png")
+    save_grid(draw_preview_images(pipeline, settings), finished / "again.png")
     expected = np.array(Image.open(finished / "again.png"))
     np.testing.assert_array_equal(np.array(Image.open(finished / "previews" / "step-00000008.png")), expected)
 

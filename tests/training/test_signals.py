@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the 
 
 import trainer
 
-from dit_hf.training.lock import process_start
+from dit_hf.training.saving.lock import process_start
 
 PHASES = ["start", "step", "save", "delete", "preview", "finish"]
 LAUNCHERS = {

@@ -42,7 +42,8 @@ def train(journal: str, phase: str, arguments: list[str], environment: dict[str,
         os.write(log, f"{text}\n".encode())
 
     from dit_hf.diffusion import HybridLoss
-    from dit_hf.training import loop, output, run
+    from dit_hf.training import loop, run
+    from dit_hf.training.reporting import run_folder as output
 
     def noted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -87,7 +88,7 @@ def train(journal: str, phase: str, arguments: list[str], environment: dict[str,
     run.make_state = noting_state
     output.write_checkpoint = noted(output.write_checkpoint, "save")
     output.prune = noted(output.prune, "delete")
-    output.draw_samples = noted(output.draw_samples, "preview")
+    output.draw_preview_images = noted(output.draw_preview_images, "preview")
     run.DiTModel = noted(run.DiTModel, "start")
     run.finish = noted(run.finish, "finish")
     loop.measure_and_clip = noted(loop.measure_and_clip, "step")

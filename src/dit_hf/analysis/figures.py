@@ -39,7 +39,7 @@ from .selection import (
 PATCH_COLOURS = {8: "#0072B2", 4: "#E69F00", 2: "#D55E00"}
 SIZE_COLOURS = {"S": "#56B4E9", "B": "#009E73", "L": "#CC79A7", "XL": "#000000"}
 MARKERS = {"S": "o", "B": "s", "L": "^", "XL": "D"}
-BLOCKS = {  # name, colour, marker
+BLOCK_STYLES = {  # name, colour, marker
     "in_context": ("in-context", "#56B4E9", "o"),
     "cross_attention": ("cross-attention", "#009E73", "s"),
     "adaln": ("adaLN", "#E69F00", "^"),
@@ -203,7 +203,7 @@ def blocks(rows: Sequence[Row], quoted: bool) -> Figure | None:
         return None
     found = [row for row in over_training(rows) if row.model == others[0]]
     figure, axes = _figure(1 + quoted)
-    for block, (name, colour, marker) in BLOCKS.items():
+    for block, (name, colour, marker) in BLOCK_STYLES.items():
         if group := [row for row in found if row.block_type == block]:
             _line(axes[0], points(group, "images_seen"), name, colour, marker)
     axes[0].set(title=f"{others[0]}: {_subject(found)}", xlabel="images seen in training", ylabel=DISTANCE)
@@ -215,9 +215,9 @@ def blocks(rows: Sequence[Row], quoted: bool) -> Figure | None:
     axes[0].legend(frameon=False)
     if quoted:
         for position, (block, result) in enumerate(BLOCKS_400K.items()):
-            axes[1].bar(position, result.fid, color=BLOCKS[block][1])
+            axes[1].bar(position, result.fid, color=BLOCK_STYLES[block][1])
             axes[1].annotate(f"{result.fid:.2f}", (position, result.fid), ha="center", va="bottom", fontsize=8)
-        axes[1].set_xticks(range(len(BLOCKS)), [name for name, *_ in BLOCKS.values()], fontsize=8)
+        axes[1].set_xticks(range(len(BLOCK_STYLES)), [name for name, *_ in BLOCK_STYLES.values()], fontsize=8)
         axes[1].set(title="quoted from the paper: XL/2, 400k steps", ylabel="FID-50K")
     return figure
 

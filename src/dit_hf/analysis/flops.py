@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..configuration_dit import DiTConfig
+from ..vae import vae_shrink_factor
 
 TIMESTEP_CHANNELS = 256
 MODULATIONS = {"adaln": 4, "adaln_zero": 6}  # vectors of width D that a block regresses from its conditioning
@@ -172,7 +173,7 @@ def count_vae_macs(vae_config: Mapping[str, Any], latent_height_width: tuple[int
 
     with torch.device("meta"):
         vae = AutoencoderKL.from_config({"act_fn": "silu", **vae_config}).eval()
-        shrink = 2 ** (len(vae.config.block_out_channels) - 1)
+        shrink = vae_shrink_factor(vae.config)
         height, width = latent_height_width
         images = torch.empty(1, vae.config.in_channels, height * shrink, width * shrink)
         latents = torch.empty(1, vae.config.latent_channels, height, width)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 REAL = "real"  # the model's name in rows that measure held-out real images: what a perfect model would reach
 
 
-class Key(NamedTuple):
+class MeasurementKey(NamedTuple):
     """What makes two measurements the same."""
 
     model: str
@@ -86,9 +86,9 @@ class Row:
     date: str
 
     @property
-    def key(self) -> Key:
+    def key(self) -> MeasurementKey:
         """What makes two measurements the same."""
-        return Key(*(getattr(self, name) for name in Key._fields))
+        return MeasurementKey(*(getattr(self, name) for name in MeasurementKey._fields))
 
 
 COLUMNS = [field.name for field in fields(Row)]

@@ -6,7 +6,6 @@ was killed makes the missing ones only.
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -23,10 +22,11 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..files import remove_leftovers, write_bytes, written_whole
 from .images import BadImage, decode_image, image_to_tensor, resize_and_crop
 from .moments import COLUMNS, METADATA_KEY, LatentsInfo, pack, unpack
 from .rows import Rows
-from .sources import SequentialSource, Source
+from .sources import ImageSource, SequentialSource
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ ROWS_OF_A_GROUP = 128
 ROWS_OF_A_SHARD = 8192
 
 
-def plan_shards(source: Source, rows_of_a_shard: int = ROWS_OF_A_SHARD) -> list[range]:
+def plan_shards(source: ImageSource, rows_of_a_shard: int = ROWS_OF_A_SHARD) -> list[range]:
     """The parts of the source that each shard holds."""
     if isinstance(source, SequentialSource):
         return [range(part, part + 1) for part in range(source.num_parts)]
@@ -46,7 +46,7 @@ def plan_shards(source: Source, rows_of_a_shard: int = ROWS_OF_A_SHARD) -> list[
 
 
 def extract_latents(
-    source: Source,
+    source: ImageSource,
     vae: AutoencoderKL,
     info: LatentsInfo,
     folder: Path,
@@ -96,7 +96,7 @@ def extract_latents(
     accelerator.wait_for_everyone()
     report = _sum_up(paths)
     if accelerator.is_main_process:
-        _write(folder / INFO_FILE, json.dumps({**json.loads(info.to_json()), "report": report}, indent=2).encode())
+        write_bytes(folder / INFO_FILE, json.dumps({**json.loads(info.to_json()), "report": report}, indent=2).encode())
     accelerator.wait_for_everyone()
     return report
 
@@ -112,10 +112,9 @@ def _begin(folder: Path, info: LatentsInfo, paths: Sequence[Path]) -> None:
             raise ValueError(f"{folder} holds other latents: {'; '.join(changed)}. Choose another folder")
     if strange := {path.name for path in (folder / "data").glob("*.parquet")} - {path.name for path in paths}:
         raise ValueError(f"{folder}/data holds {min(strange)}, which this run would not make: choose another folder")
-    for partial_file in (folder / "data").glob(".*.partial"):
-        partial_file.unlink()
+    remove_leftovers(folder / "data")
     if not (folder / INFO_FILE).exists():
-        _write(folder / INFO_FILE, info.to_json().encode())
+        write_bytes(folder / INFO_FILE, info.to_json().encode())
 
 
 Prepared = tuple[str, int, Tensor | BadImage]  # key, class, image (3, S, S)
@@ -152,12 +151,14 @@ def _write_shard(
     schema = features.arrow_schema.with_metadata(
         {**(features.arrow_schema.metadata or {}), METADATA_KEY: info.to_json().encode()}
     )
-    partial_file = path.with_name(f".{path.name}.partial")
     skipped: list[str] = []
     errors = [0.0, 0.0, 0.0]  # greatest, sum of squares, count
     held: list[dict[str, Any]] = []
     # random bits do not compress
-    with pq.ParquetWriter(partial_file, schema, compression="none", use_dictionary=False) as writer:
+    with (
+        written_whole(path) as partial,
+        pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer,
+    ):
         for batch in batches:
             good = [(key, label, image) for key, label, image in batch if isinstance(image, Tensor)]
             skipped += [f"{key}: {image}" for key, _, image in batch if isinstance(image, BadImage)]
@@ -170,7 +171,6 @@ def _write_shard(
         writer.add_key_value_metadata({REPORT_KEY: json.dumps({"skipped": skipped, "errors": errors}).encode()})
     for reason in skipped:
         logger.warning(f"skipped {reason}")
-    _rename(partial_file, path)
 
 
 @torch.no_grad()
@@ -230,15 +230,3 @@ def _sum_up(paths: Sequence[Path]) -> dict[str, Any]:
         "latent_error_max": max(greatest),  # of the scaled mean, by storing
         "latent_error_rms": (sum(squares) / max(sum(counts), 1)) ** 0.5,
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(content)
-    _rename(beside, path)
-
-
-def _rename(beside: Path, path: Path) -> None:
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from ..vae import scale_latents
 from .streaming import ImageBatch
 
 ENCODED_TOGETHER = 64  # images; bounds the memory of the VAE
@@ -38,16 +39,7 @@ class LatentEncoder:
         posterior = DiagonalGaussianDistribution(moments)
         noise = np.stack([self._draw(position, posterior.mean.shape[1:]) for position in batch.positions])
         latents = posterior.mean + posterior.std * torch.from_numpy(noise).to(moments)  # (B, C, h, w)
-        return self._normalise(latents)
-
-    def _normalise(self, latents: Tensor) -> Tensor:
-        """What the pipeline's decoding undoes."""
-        config = self.vae.config
-        std, mean = (
-            latents.new_tensor(config.get(name) or [default]).view(1, -1, 1, 1)
-            for name, default in (("latents_std", 1.0), ("latents_mean", 0.0))
-        )
-        return (latents - (config.get("shift_factor") or 0.0) - mean) * config.scaling_factor / std
+        return scale_latents(latents, self.vae.config)
 
     def _draw(self, position: tuple[int, int], shape: torch.Size) -> np.ndarray:
         return np.random.default_rng([self.seed, 2, *position]).standard_normal(tuple(shape), dtype=np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Place(NamedTuple):
+class SampleLocation(NamedTuple):
     """Where a sample is found: a row of a group; `stream` and `window` say how long the group is needed."""
 
     stream: int
@@ -57,14 +57,14 @@ class EpochOrder:
         self._bounds: dict[int, NDArray[np.int64]] = {}  # of the windows of a stream
         self._windows: dict[int, _Window] = {}  # the one in use of each stream
 
-    def locate(self, offset: int) -> Place:
+    def locate(self, offset: int) -> SampleLocation:
         """The place of the `offset`-th sample of the epoch."""
         stream, item = (offset + self._phase) % self.num_streams, offset // self.num_streams
         window = self._windows.get(stream)
         if window is None or not window.first <= item < window.first + len(window.rows):
             window = self._windows[stream] = self._open(stream, item)
         nth = item - window.first
-        return Place(stream, window.number, int(window.groups[nth]), int(window.rows[nth]))
+        return SampleLocation(stream, window.number, int(window.groups[nth]), int(window.rows[nth]))
 
     def _open(self, stream: int, item: int) -> _Window:
         start = self._cuts[stream]

@@ -119,7 +119,7 @@ class SequentialSource:
             number += 1
 
 
-Source = ParquetSource | FilesSource | SequentialSource
+ImageSource = ParquetSource | FilesSource | SequentialSource
 
 
 def open_images(
@@ -132,7 +132,7 @@ def open_images(
     revision: str | None = None,
     class_names: Sequence[str] | None = None,
     label_map: Mapping[str, str] | None = None,
-) -> Source:
+) -> ImageSource:
     """Open a data set of labelled images; nothing is decoded, and of parquet shards only the ends are read.
 
     Args:
@@ -162,7 +162,7 @@ def open_images(
         label_column = "label"
     classes = resolve_classes(features[label_column], label_column, class_names, label_map)
     files = [str(path) for path in (builder.config.data_files or {}).get(split, [])]
-    source: Source
+    source: ImageSource
     if builder.name == "parquet" and files:
         source = ParquetSource(files, columns, label_column, classes)
     else:

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .images import BadImage, decode_image, image_to_tensor, jitter, resize_and_crop
 from .moments import unpack
-from .order import EpochOrder, Place
+from .order import EpochOrder, SampleLocation
 from .rows import Rows
-from .sources import SequentialSource, Source
+from .sources import ImageSource, SequentialSource
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ImageStream:
 
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         *,
         batch_size: int,
         resolution: int,
@@ -284,7 +284,7 @@ class _Ordered:
     def _of_epoch(self, epoch: int) -> EpochOrder:
         return EpochOrder(self.source.group_sizes, epoch=epoch, **self._options)
 
-    def _rows(self, place: Place) -> Rows:
+    def _rows(self, place: SampleLocation) -> Rows:
         if self.source.in_memory:
             groups = self._in_use.setdefault(0, ((0, 0), {}))[1]
         else:

@@ -5,7 +5,6 @@ FID, sFID and KID are called so on the features of the Inception network of 2015
 
 import json
 import platform
-import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,15 +15,16 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
-from .extractors import FID_NAME, Extractor
-from .features import POOL, SPATIAL, Features, extract
-from .frechet import class_frechet_distances, frechet_distance
-from .generate import start_accelerator
-from .images import Batch
-from .inception_score import SPLIT_SIZE
-from .kernel_distance import NUM_SUBSETS, SUBSET_SIZE, kernel_distance
-from .precision_recall import K_DENSITY_COVERAGE, K_PRECISION_RECALL, Mode, density_coverage, precision_recall
-from .reference import Reference, load_reference, make_reference
+from ..generation.generate import start_inference_accelerator
+from ..provenance import commit
+from .features.extract import POOL, SPATIAL, Features, extract
+from .features.extractors import FID_NAME, Extractor
+from .features.images import Batch
+from .features.reference import Reference, load_reference, make_reference
+from .metrics.frechet import class_frechet_distances, frechet_distance
+from .metrics.inception_score import SPLIT_SIZE
+from .metrics.kernel_distance import NUM_SUBSETS, SUBSET_SIZE, kernel_distance
+from .metrics.precision_recall import K_DENSITY_COVERAGE, K_PRECISION_RECALL, Mode, density_coverage, precision_recall
 
 
 @dataclass(frozen=True)
@@ -277,21 +277,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "commit": _commit(),
+        "commit": commit(),
     }
-
-
-def _commit() -> str | None:
-    """The commit of this code; None without git, or where the package is installed inside another repository."""
-    here = Path(__file__)
-    try:
-        for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
-            answer = subprocess.run(
-                ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True
-            )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
 
 
 def evaluate(
@@ -340,7 +327,7 @@ def evaluate(
         work_dir=folders[1],
     )
     results: list[Any] = [None]
-    if start_accelerator().is_main_process:  # the others wait, and get the same
+    if start_inference_accelerator().is_main_process:  # the others wait, and get the same
         results = [measure(samples, reference, metrics=metrics, settings=settings)]
         results[0].settings |= {"samples": dict(about or {}), "environment": environment()}
     return broadcast_object_list(results)[0]

@@ -13,17 +13,17 @@ import transformers
 from accelerate import Accelerator
 from PIL import Image
 
+from ..cards.results import write_results
 from ..data.images import decode_image, resize_and_crop
 from ..data.sources import open_images
-from ..hub.results import write_results
+from ..generation.from_pipeline import choose_labels, pipeline_sampler, pipeline_settings
+from ..generation.generate import iterate_batches, start_inference_accelerator
 from ..pipeline_dit import DiTPipeline
-from .adm import npz_batches
 from .evaluate import Evaluation, MetricSettings, average, check_metrics, evaluate
-from .extractors import DINOV2, DINOv2Extractor, Extractor, InceptionExtractor
-from .from_pipeline import choose_labels, pipeline_sampler, pipeline_settings
-from .generate import iterate_batches, start_accelerator
-from .images import BATCH_SIZE, SUFFIXES, Batch, ImageBatches, check_batch, folder_batches, row_batches
-from .reference import Reference, load_reference, make_reference
+from .features.adm import npz_batches
+from .features.extractors import DINOV2, DINOv2Extractor, Extractor, InceptionExtractor
+from .features.images import BATCH_SIZE, SUFFIXES, Batch, ImageBatches, check_batch, folder_batches, row_batches
+from .features.reference import Reference, load_reference, make_reference
 
 
 def open_extractor(name: str, weights: str | None = None) -> tuple[Accelerator, Extractor]:
@@ -37,7 +37,7 @@ def open_extractor(name: str, weights: str | None = None) -> tuple[Accelerator, 
     Raises:
         ValueError: for another name.
     """
-    accelerator = start_accelerator()
+    accelerator = start_inference_accelerator()
     if name == "inception":
         return accelerator, InceptionExtractor.from_file(weights, accelerator.device)
     if name == "dinov2":
@@ -153,7 +153,7 @@ def save_statistics(
     if path.suffix != ".npz":
         raise ValueError(f"{path}: a file of statistics must end in .npz")
     made = make_reference(open_source(samples, **of_sources), extractor, samples, work_dir, num_images)
-    if start_accelerator().is_main_process:
+    if start_inference_accelerator().is_main_process:
         made.save(path)
 
 
@@ -198,7 +198,7 @@ def evaluate_model(
     call = {"guidance_scale": 1.0, **of_model}
     first, num_seeds = call.pop("seed", 0), call.pop("num_seeds", 1)
     pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, call.pop("dtype", "float32")))
-    pipeline = pipeline.to(start_accelerator().device)
+    pipeline = pipeline.to(start_inference_accelerator().device)
     options = {"batch_size": of_sources["batch_size"], **call}
     drawn = [model_batches(pipeline, num_images, seed=seed, **options) for seed in range(first, first + num_seeds)]
     against = open_reference(reference, extractor, work_dir, of_sources)

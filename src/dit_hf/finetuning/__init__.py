@@ -3,21 +3,15 @@
 from .classes import carry_classes, match_classes
 from .lora import add_lora, load_lora, merge_lora, merged, remove_lora, save_lora
 from .resolution import resize_positions
-from .start import Origin, Start, check_origin, load_origin, start_from
 
 __all__ = [
-    "Origin",
-    "Start",
     "add_lora",
     "carry_classes",
-    "check_origin",
     "load_lora",
-    "load_origin",
     "match_classes",
     "merge_lora",
     "merged",
     "remove_lora",
     "resize_positions",
     "save_lora",
-    "start_from",
 ]

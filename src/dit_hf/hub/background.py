@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from ..cards.pipeline import write_training_card
 from ..pipeline_dit import DiTPipeline
-from .card import write_training_card
 from .push import check_push, push_folder
 
 logger = logging.getLogger("dit_hf.training")

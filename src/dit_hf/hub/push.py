@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 
+from ..cards.pipeline import CARD, LOCAL_ID, make_card
 from ..pipeline_dit import DiTPipeline
-from .card import CARD, LOCAL_ID, make_card
 from .errors import HubError, one_line_errors, retried
 from .files import sent_files
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from ..files import written_whole
 from .images import LabelledImages, to_unit
 
 NAME = "classifier of 6 convolutions trained on the training set, 64 pooled features"
@@ -77,8 +78,8 @@ def load_or_train(path: Path, data: LabelledImages, device: torch.device) -> Cla
         return net.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     net = train_classifier(data, device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(net, str(path.with_suffix(".partial")))
-    path.with_suffix(".partial").replace(path)
+    with written_whole(path) as partial:
+        save_model(net, str(partial))
     return net
 
 

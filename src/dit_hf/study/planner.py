@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..analysis.results import Key
+from ..analysis.results import MeasurementKey
 from ..modeling_dit import DiTModel
-from .recipe import Cell
+from .recipe import Variant
 
 TIMED_BATCH = 32
 
@@ -57,7 +57,7 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 def expected_seconds(
-    keys: Iterable[Key], speeds: Mapping[tuple[str, str], Speed], images_seen: Mapping[Cell, int]
+    keys: Iterable[MeasurementKey], speeds: Mapping[tuple[str, str], Speed], images_seen: Mapping[Variant, int]
 ) -> list[float]:
     """Expected seconds of each measurement, with what is missing of its training; time for scoring is not counted.
 
@@ -68,7 +68,7 @@ def expected_seconds(
     """
     seen, expected = dict(images_seen), []
     for key in keys:
-        cell, speed = Cell(key.model, key.block_type, key.seed), speeds[key.model, key.block_type]
+        cell, speed = Variant(key.model, key.block_type, key.seed), speeds[key.model, key.block_type]
         images = max(key.images_seen - seen.get(cell, 0), 0)
         forwards = key.num_samples * key.num_steps * (2 if key.guidance_scale > 1 else 1)
         expected.append(images * speed.training + forwards * speed.forward)
@@ -76,7 +76,7 @@ def expected_seconds(
     return expected
 
 
-def format_plan(keys: Sequence[Key], seconds: Sequence[float]) -> str:
+def format_plan(keys: Sequence[MeasurementKey], seconds: Sequence[float]) -> str:
     """Hours by seed and checkpoint, in the order of work, and in all."""
     groups: dict[str, list[float]] = {}
     for key, expected in zip(keys, seconds, strict=True):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args
 
 import yaml
 
-from ..analysis.results import Key
+from ..analysis.results import MeasurementKey
 from ..analysis.selection import PATCHES, SIZES
 from ..configuration_dit import PAPER_SIZES, BlockType, DiTConfig
 from ..diffusion import OBJECTIVES, DiscreteObjective
@@ -166,7 +166,7 @@ class Recipe:
         )
 
 
-class Cell(NamedTuple):
+class Variant(NamedTuple):
     """One training."""
 
     model: str
@@ -179,32 +179,32 @@ class Cell(NamedTuple):
         return f"{self.model.replace('/', '-')}-{self.block_type}-seed{self.seed}"
 
 
-def cells(recipe: Recipe, seed: int) -> list[Cell]:
+def variants(recipe: Recipe, seed: int) -> list[Variant]:
     """The trainings of a seed: the models with adaLN-Zero, and one of them with the other blocks."""
-    models = [Cell(model, "adaln_zero", seed) for model in recipe.models]
-    others = [Cell(recipe.blocks_model, block, seed) for block in recipe.block_types]
+    models = [Variant(model, "adaln_zero", seed) for model in recipe.models]
+    others = [Variant(recipe.blocks_model, block, seed) for block in recipe.block_types]
     return list(dict.fromkeys(models + others if recipe.blocks_model in recipe.models else models))
 
 
-def measurements(recipe: Recipe) -> list[Key]:
+def measurements(recipe: Recipe) -> list[MeasurementKey]:
     """Everything the study measures, in the order in which it is worked off.
 
     Seed by seed, and within a seed checkpoint by checkpoint over all models, so that every stop leaves models that can
     be compared; sampling compute and guidance after the first seed.
     """
-    keys: list[Key] = []
+    keys: list[MeasurementKey] = []
     last = recipe.checkpoints[-1]
 
-    def add(cell: Cell, images_seen: int, num_samples: int, num_steps: int, guidance_scale: float = 1.0) -> None:
-        keys.append(Key(*cell, images_seen, num_steps, guidance_scale, num_samples))
+    def add(cell: Variant, images_seen: int, num_samples: int, num_steps: int, guidance_scale: float = 1.0) -> None:
+        keys.append(MeasurementKey(*cell, images_seen, num_steps, guidance_scale, num_samples))
 
     for seed in recipe.seeds:
-        for images_seen, cell in product(recipe.checkpoints, cells(recipe, seed)):
+        for images_seen, cell in product(recipe.checkpoints, variants(recipe, seed)):
             add(cell, images_seen, recipe.num_samples, recipe.num_steps)
-        for cell in cells(recipe, seed):
+        for cell in variants(recipe, seed):
             add(cell, last, recipe.num_final_samples, recipe.num_steps)
         if seed == recipe.seeds[0]:
-            trained = [Cell(model, "adaln_zero", seed) for model in recipe.models]
+            trained = [Variant(model, "adaln_zero", seed) for model in recipe.models]
             for cell, num_steps in product(trained, recipe.sampling_steps):
                 if cell.model in recipe.sampling_models:
                     add(cell, last, recipe.num_sampling_samples, num_steps)

@@ -2,8 +2,6 @@
 
 import logging
 import math
-import platform
-import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +12,16 @@ from accelerate import Accelerator
 
 from .. import __version__
 from ..analysis.flops import count_gmacs, count_parameters
-from ..analysis.results import REAL, Key, Row, append_rows, read_rows
+from ..analysis.results import REAL, MeasurementKey, Row, append_rows, read_rows
 from ..diffusion import OBJECTIVES, DiscreteObjective
 from ..modeling_dit import DiTModel
-from ..training.checkpoint import find_checkpoints, read_record
+from ..provenance import commit, hardware
+from ..training.saving.checkpoint import find_checkpoints, read_info
 from .classifier import NAME, load_or_train
 from .images import PixelLatents, load_images
 from .planner import expected_seconds, format_plan, measure_speed
-from .recipe import Cell, Recipe, measurements
-from .score import Measures, Scorer, choose_sampler, draw_samples
+from .recipe import Recipe, Variant, measurements
+from .score import Measures, Scorer, choose_sampler, generate_samples
 from .train import Training, make_config
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 CLASSIFIER = "classifier.safetensors"
 
 
-def missing(recipe: Recipe, results: Path) -> list[Key]:
+def missing(recipe: Recipe, results: Path) -> list[MeasurementKey]:
     """What the recipe asks for and the results file does not have, in order."""
     present = {row.key for row in read_rows(results)}
     return [key for key in measurements(recipe) if key not in present]
@@ -57,7 +56,7 @@ class Study:
         net = load_or_train(folder / CLASSIFIER, self.train, self.accelerator.device)
         self.scorer = Scorer(net, self.train)
         self.training: Training | None = None
-        self.commit = commit()  # of the code that was imported: files may change while it runs
+        self.commit = commit() or __version__  # of the code that was imported: files may change while it runs
 
     def _check_rows(self) -> None:
         """Refuse to go on with rows that would not compare with the new ones."""
@@ -75,17 +74,17 @@ class Study:
     def plan(self) -> str:
         """What is missing, in order, and the hours that it takes on this machine."""
         keys = missing(self.recipe, self.results)
-        todo = {(key.model, key.block_type): Cell(key.model, key.block_type, key.seed) for key in keys}
+        todo = {(key.model, key.block_type): Variant(key.model, key.block_type, key.seed) for key in keys}
         speeds = {
             name: measure_speed(DiTModel(make_config(self.recipe, cell, self.train)), self.accelerator.device)
             for name, cell in todo.items()
         }
-        begun = {Cell(*key[:3]): self._images_seen(Cell(*key[:3])) for key in keys}
+        begun = {Variant(*key[:3]): self._images_seen(Variant(*key[:3])) for key in keys}
         return format_plan(keys, expected_seconds(keys, speeds, begun))
 
-    def _images_seen(self, cell: Cell) -> int:
+    def _images_seen(self, cell: Variant) -> int:
         checkpoints = find_checkpoints(self.folder / "checkpoints" / cell.folder)
-        return read_record(checkpoints[-1]).progress.images_seen if checkpoints else 0
+        return read_info(checkpoints[-1]).progress.images_seen if checkpoints else 0
 
     def run(self, deadline: float = math.inf) -> None:
         """Work off what is missing until the deadline, of `time.monotonic`; then stop at a step, with a checkpoint."""
@@ -96,8 +95,8 @@ class Study:
                 return
         logger.info(f"{self.results} is complete")
 
-    def _measure(self, key: Key, deadline: float) -> bool:
-        training = self._training(Cell(key.model, key.block_type, key.seed))
+    def _measure(self, key: MeasurementKey, deadline: float) -> bool:
+        training = self._training(Variant(key.model, key.block_type, key.seed))
         if not training.advance(key.images_seen, lambda: time.monotonic() >= deadline):
             return False
         began = time.monotonic()
@@ -106,21 +105,21 @@ class Study:
         model = training.state.ema.module
         assert isinstance(model, DiTModel)
         name, scheduler = choose_sampler(objective, key.num_steps)
-        images = draw_samples(model, scheduler, self.latents, key.num_samples, key.num_steps, key.guidance_scale)
+        images = generate_samples(model, scheduler, self.latents, key.num_samples, key.num_steps, key.guidance_scale)
         labels = torch.arange(key.num_samples) % self.train.num_classes
         sample_seconds = time.monotonic() - began
         self._keep_samples(key, images)
         self._append(key, self.scorer(images, labels), name, sample_seconds, training)
         return True
 
-    def _training(self, cell: Cell) -> Training:
+    def _training(self, cell: Variant) -> Training:
         if self.training is None or self.training.cell != cell:
             self.training = None  # its memory is free before the next one takes any
             folder = self.folder / "checkpoints" / cell.folder
             self.training = Training(self.recipe, cell, self.train, self.latents, folder, self.accelerator)
         return self.training
 
-    def _keep_samples(self, key: Key, images: torch.Tensor) -> None:
+    def _keep_samples(self, key: MeasurementKey, images: torch.Tensor) -> None:
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
         np.savez_compressed(folder / f"{key.name}.npz", images[:100].permute(0, 2, 3, 1).numpy())
@@ -128,7 +127,10 @@ class Study:
     def _measure_real_images(self) -> None:
         """Rows of held-out images, which no model can be expected to beat."""
         counts = {self.recipe.num_samples, self.recipe.num_final_samples, self.recipe.num_sampling_samples}
-        keys = [Key(REAL, "", 0, 0, 0, 1.0, num_samples) for num_samples in sorted(counts | {len(self.test.labels)})]
+        keys = [
+            MeasurementKey(REAL, "", 0, 0, 0, 1.0, num_samples)
+            for num_samples in sorted(counts | {len(self.test.labels)})
+        ]
         present = {row.key for row in read_rows(self.results)}
         for key in keys:
             if key not in present:
@@ -136,7 +138,7 @@ class Study:
                 self._append(key, self.scorer(self.test.images[chosen], self.test.labels[chosen]), "", 0.0, None)
 
     def _append(
-        self, key: Key, measures: Measures, sampler: str, sample_seconds: float, training: Training | None
+        self, key: MeasurementKey, measures: Measures, sampler: str, sample_seconds: float, training: Training | None
     ) -> None:
         row = Row(
             **key._asdict(),
@@ -151,34 +153,10 @@ class Study:
             sampler=sampler,
             extractor=NAME,
             commit=self.commit,
-            hardware=hardware(self.accelerator),
+            hardware=hardware(self.accelerator.device),
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         append_rows(self.results, [row])
         logger.info(
-            f"{Cell(*key[:3]).folder} after {key.images_seen} images: distance {row.distance} of {key.num_samples}"
+            f"{Variant(*key[:3]).folder} after {key.images_seen} images: distance {row.distance} of {key.num_samples}"
         )
-
-
-def commit() -> str:
-    """The commit of this code, "+" appended where files differ from it; the version where there is no repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository is another's
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--", "..") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return __version__
-
-
-def hardware(accelerator: Accelerator) -> str:
-    """The processor and the number of threads, or the GPU."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"

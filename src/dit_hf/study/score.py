@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..diffusion import DiscreteObjective
-from ..evaluation import frechet_distance, precision_recall
+from ..evaluation import frechet_distance
+from ..evaluation.metrics import precision_recall
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .classifier import Classifier, describe
@@ -50,7 +51,7 @@ def choose_sampler(objective: DiscreteObjective, num_steps: int) -> tuple[str, S
     )
 
 
-def draw_samples(
+def generate_samples(
     model: DiTModel,
     scheduler: SchedulerMixin,
     latents: PixelLatents,

@@ -15,18 +15,18 @@ from diffusers.optimization import get_scheduler
 from ..configuration_dit import DiTConfig
 from ..diffusion import OBJECTIVES, Objective
 from ..modeling_dit import DiTModel
-from ..training.checkpoint import Progress, newest_whole, prune, read_record, write_checkpoint
 from ..training.ema import EMA
 from ..training.loop import KeyedDraws, LatentBatch, train_steps
-from ..training.state import TrainingState
+from ..training.saving.checkpoint import Progress, newest_whole, prune, read_info, write_checkpoint
+from ..training.saving.state import TrainingState
 from .images import LabelledImages, PixelLatents
-from .recipe import Cell, Recipe
+from .recipe import Recipe, Variant
 
 SAVE_SECONDS = 120  # a kill loses no more of a training than this
 LOSS_STEPS = 500  # over which a row's error is a mean
 
 
-def make_config(recipe: Recipe, cell: Cell, data: LabelledImages) -> DiTConfig:
+def make_config(recipe: Recipe, cell: Variant, data: LabelledImages) -> DiTConfig:
     """The configuration of a cell's model, fitted to the data."""
     channels = 4 * data.images.shape[1]
     return recipe.config(cell.model, block_type=cell.block_type, in_channels=channels, num_classes=data.num_classes)
@@ -47,7 +47,7 @@ class Training:
     def __init__(
         self,
         recipe: Recipe,
-        cell: Cell,
+        cell: Variant,
         data: LabelledImages,
         latents: PixelLatents,
         folder: Path,
@@ -64,7 +64,7 @@ class Training:
             raise ValueError(f"{len(data.images)} images are fewer than batch_size={recipe.batch_size}: lower it")
         if newest := newest_whole(folder):
             self.state.restore(newest)
-            record = read_record(newest)
+            record = read_info(newest)
             self.progress, saved = record.progress, record.settings
             self.seconds, self.losses = saved.pop("seconds"), saved.pop("losses")
             fields = recipe.training_fields()

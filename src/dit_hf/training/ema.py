@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .shards import cut_part, is_sharded, local_part, make_whole
+from .processes.shards import cut_part, is_sharded, local_part, make_whole
 
 
 def make_ema(model: torch.nn.Module, decay: float) -> AveragedModel:

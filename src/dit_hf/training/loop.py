@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ..diffusion.objectives import Objective
-from . import zero
 from .ema import EMA
+from .processes import deepspeed_zero
 
 NUM_QUARTILES = 4  # of the timesteps, whose losses are told apart
 
@@ -126,7 +126,9 @@ def train_steps(
                 drop_labels=drawn.drop_labels,
             )
             loss = losses["loss"].mean()
-            accelerator.backward(zero.poison(loss) if zero.uses_zero(accelerator) else loss)  # its engine steps at once
+            if deepspeed_zero.uses_zero(accelerator):  # its engine steps within `backward`
+                loss = deepspeed_zero.poison(loss)
+            accelerator.backward(loss)
             micro_losses.append({name: values.detach().mean() for name, values in losses.items()})
             quartiles += sum_by_quartile(losses["loss"].detach(), drawn.timestep, objective.num_train_timesteps)
             samples += batch.positions
@@ -159,7 +161,7 @@ def sum_by_quartile(losses: Tensor, timestep: Tensor, num_train_timesteps: int) 
 
 def measure_and_clip(accelerator: Accelerator, model: torch.nn.Module, max_norm: float | None) -> Tensor:
     """The norm of all gradients, as it was before they were clipped to `max_norm`."""
-    if zero.uses_zero(accelerator):  # its engine has measured and clipped them
+    if deepspeed_zero.uses_zero(accelerator):  # its engine has measured and clipped them
         return torch.tensor(accelerator.deepspeed_engine_wrapped.get_global_grad_norm(), device=accelerator.device)
     accelerator.unscale_gradients()
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]

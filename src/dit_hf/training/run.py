@@ -26,32 +26,34 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.optimization import get_scheduler
 
+from ..cards.pipeline import write_training_card
 from ..configuration_dit import DiTConfig, PaperSize
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
-from ..data.sources import Source, open_images
+from ..data.sources import ImageSource, open_images
 from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES
 from ..diffusion.objectives import Objective
-from ..finetuning import Start, check_origin, load_origin, merged, save_lora, start_from
+from ..finetuning import merged, save_lora
 from ..hub.background import BackgroundPush, save_training_pipeline
-from ..hub.card import write_training_card
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
-from . import zero
+from ..vae import vae_shrink_factor
 from .ema import EMA
-from .launch import on_main_process, splits_weights, start_accelerator
-from .lock import FolderLock
 from .loop import KeyedDraws, LatentBatch, train_steps
-from .output import Distance, Meter, PreviewStopped, RunFolder, draw_samples, save_grid
-from .report import plot_losses
-from .resume import resume
+from .processes import deepspeed_zero
+from .processes.launch import on_main_process, splits_weights, start_training_accelerator
+from .processes.signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, shield_worker
+from .reporting.loss_curve import plot_losses
+from .reporting.run_folder import Distance, Meter, PreviewStopped, RunFolder, draw_preview_images, save_grid
+from .reporting.throughput import count_training_flops, device_peak
+from .saving.lock import FolderLock
+from .saving.resume import resume
+from .saving.state import TrainingState
 from .settings import TrainSettings, parse_settings, read_yaml
-from .signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, shield_worker
-from .state import TrainingState
-from .throughput import count_training_flops, device_peak
-from .work import Work
+from .start import InitialModel, adapt_to_data, check_origin, load_origin
+from .trainer import Trainer
 
 logger = get_logger("dit_hf.training")
 
@@ -66,7 +68,7 @@ def run(settings: TrainSettings) -> Path:
         FloatingPointError: after `max_skipped_steps` in a row whose loss or gradient is not finite.
         MemoryError: if a step does not fit the device's memory.
     """
-    accelerator = start_accelerator(settings)
+    accelerator = start_training_accelerator(settings)
     folder = RunFolder(Path(settings.output_dir), accelerator)
     with StopRequest() as stop, contextlib.ExitStack() as stack:
         on_main_process(accelerator, lambda: bool(stack.enter_context(FolderLock(folder.path))))
@@ -106,7 +108,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     start = make_model(settings, vae, objective, class_names)
     model = start.model
     is_split = splits_weights(accelerator)
-    if settings.lora_rank and (is_split or zero.uses_zero(accelerator)):
+    if settings.lora_rank and (is_split or deepspeed_zero.uses_zero(accelerator)):
         raise ValueError("lora_rank: adapters are trained whole on each process, launch without FSDP and DeepSpeed")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -148,13 +150,13 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, start.places if model.config.num_classes else None),
+        latent_batches(stream, encoder, accelerator.device, start.class_indices if model.config.num_classes else None),
         KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
         first_step=progress.step,
         images_seen=progress.images_seen,
         max_grad_norm=settings.max_grad_norm,
     )
-    work = Work(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
+    work = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
     work.train(progress, records)
     work.refresh_pipeline()
     if pipeline is not None:
@@ -162,7 +164,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     return folder.path / "pipeline"
 
 
-def open_source(settings: TrainSettings) -> Source:
+def open_source(settings: TrainSettings) -> ImageSource:
     """Open the data set, and write into the settings which version of it was found, so that a resumed run compares it.
 
     A run that goes on takes the version that it began with, also where the Hub has a newer one.
@@ -225,7 +227,7 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
     Raises:
         ValueError: if the resolution is no multiple of what the VAE shrinks by.
     """
-    shrink = 2 ** (len(vae.config.block_out_channels) - 1)
+    shrink = vae_shrink_factor(vae.config)
     if settings.resolution % shrink:
         raise ValueError(
             f"resolution={settings.resolution} is no multiple of {shrink}, by which the VAE shrinks images: "
@@ -246,7 +248,7 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
     return DiTConfig.from_name(settings.model, **{**fitted, **overrides})
 
 
-def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective, names: list[str]) -> Start:
+def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective, names: list[str]) -> InitialModel:
     """A fresh model, or the one of `init_from` with the classes of the data.
 
     Raises:
@@ -254,7 +256,7 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
     """
     config = model_config(settings, vae, len(names))
     if not settings.init_from:
-        return Start(DiTModel(config), names, list(range(len(names))))
+        return InitialModel(DiTModel(config), names, list(range(len(names))))
     origin = load_origin(settings.init_from)
     by_name = PaperSize._fields[:4] if settings.model != TrainSettings.model else ()
     fields = {"in_channels", "learn_sigma", *by_name, *json.loads(settings.model_overrides)}
@@ -266,7 +268,7 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
         {name: scheduler[name] for name in names_of_betas if name in scheduler}
         | {"prediction_type": objective.prediction_type, "scaling_factor": vae.config.scaling_factor},
     )
-    return start_from(
+    return adapt_to_data(
         origin,
         names if config.num_classes else [],
         sample_size=config.sample_size,
@@ -310,8 +312,8 @@ def make_state(
         num_warmup_steps=settings.lr_warmup_steps,
         num_training_steps=settings.max_train_steps,
     )
-    if zero.uses_zero(accelerator):
-        zero.configure(settings, accelerator)
+    if deepspeed_zero.uses_zero(accelerator):
+        deepspeed_zero.configure(settings, accelerator)
     prepared = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(prepared[0])
     ema = ema or EMA(unwrapped, settings.ema_decays)
@@ -335,13 +337,13 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, places: list[int] | None
+    stream: ImageStream, encoder: LatentEncoder, device: torch.device, class_indices: list[int] | None
 ) -> Iterator[LatentBatch]:
-    """Endless latents of this process; `places` has the model's class of each of the data's, None without classes."""
+    """Yield the latents of this process without end; `class_indices` maps a class of the data to the model's."""
     for batch in stream:
         yield LatentBatch(
             x_0=encoder(batch).to(device),
-            class_labels=torch.tensor(places)[batch.class_labels].to(device) if places else None,
+            class_labels=torch.tensor(class_indices)[batch.class_labels].to(device) if class_indices else None,
             positions=list(batch.positions),
             next_position=batch.next_position,
         )
@@ -376,7 +378,7 @@ def make_meter(accelerator: Accelerator, model: DiTModel) -> Meter:
     return Meter(accelerator, flops, device_peak(name, accelerator.mixed_precision))
 
 
-def finish(work: Work, pipeline: DiTPipeline) -> None:
+def finish(work: Trainer, pipeline: DiTPipeline) -> None:
     """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push.
 
     Raises:
@@ -390,7 +392,7 @@ def finish(work: Work, pipeline: DiTPipeline) -> None:
     save_training_pipeline(pipeline, path, settings.hub_license)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
-        save_grid(draw_samples(loaded, settings, lambda: bool(work.stop)), path / "samples.png")
+        save_grid(draw_preview_images(loaded, settings, lambda: bool(work.stop)), path / "samples.png")
     except PreviewStopped as error:
         raise Preempted("asked to stop at the end of the training") from error
     plot_losses(path / "metrics.jsonl", path / "loss.png")

@@ -51,7 +51,7 @@ def main() -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-    from dit_hf.evaluation.inception import Inception
+    from dit_hf.evaluation.features.inception import Inception
 
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in Inception().state_dict().items()}

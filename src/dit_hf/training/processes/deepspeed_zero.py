@@ -1,0 +1,113 @@
+"""ZeRO-2 and ZeRO-3 by DeepSpeed: how its engine is set up, and its optimiser's state by the model's names.
+
+The engine clips and steps by itself, and passes over a step whose gradient is not finite. Weights stay float32, as
+elsewhere in training: bfloat16 is an autocast, DeepSpeed's own.
+"""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from ..settings import TrainSettings
+from .shards import cut_part, local_part, make_whole
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+def is_asked_for() -> bool:
+    """Whether the launcher was told to use DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def uses_zero(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed's engine takes the steps."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def configure(settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Tell DeepSpeed what the settings say, before Accelerate makes the engine."""
+    config = accelerator.deepspeed_plugin.deepspeed_config
+    config["train_micro_batch_size_per_gpu"] = settings.train_batch_size
+    config["gradient_clipping"] = settings.max_grad_norm or 0.0
+    if accelerator.mixed_precision == "bf16":
+        config["bf16"] = {"enabled": False}
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+
+
+def poison(loss: Tensor) -> Tensor:
+    """The same loss; if it is not finite, with a gradient that is not finite either, for which no step is taken."""
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
+
+
+def gather_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Whole weights on the CPU; every process has to ask for them."""
+    return {
+        name: make_whole(parameter, local_part(parameter)).detach().cpu()
+        for name, parameter in model.named_parameters()
+    }
+
+
+@torch.no_grad()
+def set_weights(engine: Any, whole: dict[str, Tensor]) -> None:
+    """Overwrite the weights with those that every process holds whole."""
+    for name, parameter in engine.module.named_parameters():
+        value = whole[name].to(parameter.device)
+        local_part(parameter).copy_(cut_part(parameter, value))
+        if parameter.numel():  # small ones are whole beside being split
+            parameter.copy_(value)
+    engine.optimizer.refresh_fp32_params()
+
+
+def gather_optimizer(engine: Any) -> dict[str, Any]:
+    """The optimiser's state as torch has it for a model that is not split; every process has to ask for it."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    steps = begin_optimizer(engine)
+    state = {
+        name: {"step": steps[0].cpu().clone()}
+        | {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
+        for name, parameter in trained(engine)
+    }
+    groups = [{**group, "params": list(state)} for group in engine.optimizer.optimizer.param_groups]
+    return {"state": state, "param_groups": groups}
+
+
+@torch.no_grad()
+def set_optimizer(engine: Any, whole: dict[str, Tensor]) -> None:
+    """Overwrite the optimiser's state with one that every process holds whole, as `name/key` of `gather_optimizer`."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    steps = begin_optimizer(engine)
+    for name, parameter in trained(engine):
+        for key in MOMENTS:
+            value = whole[f"{name}/{key}"].to(parameter.device)
+            if hasattr(parameter, "ds_tensor"):
+                safe_set_local_optimizer_state(parameter, cut_part(parameter, value), key)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+    first, _ = trained(engine)[0]
+    for step in steps:
+        step.copy_(whole[f"{first}/step"])
+
+
+def trained(engine: Any) -> list[tuple[str, Tensor]]:
+    """Names and parameters that the optimiser has."""
+    return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+
+
+def begin_optimizer(engine: Any) -> list[Tensor]:
+    """Give AdamW the state that it otherwise makes in its first step; its counts of steps, which are all equal."""
+    zero = engine.optimizer
+    is_split = engine.zero_optimization_partition_weights()
+    flats = zero.fp32_partitioned_groups_flat if is_split else zero.single_partition_of_fp32_groups
+    for flat in flats:
+        if flat not in zero.optimizer.state:
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            zero.optimizer.state[flat] = {"step": torch.zeros((), device=flat.device), **zeros}
+    if not is_split:
+        zero._lazy_init_hp_params_optimizer_state()
+    return [zero.optimizer.state[flat]["step"] for flat in flats]

@@ -1,0 +1,203 @@
+"""Starting: every process and core that was asked for, what the processes agree on, and what one does for all."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.state import PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    ProjectConfiguration,
+    broadcast_object_list,
+    is_deepspeed_available,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.integrations import unset_hf_deepspeed_config
+
+from ..settings import TrainSettings
+from . import deepspeed_zero
+from .signals import stop_with_launcher
+
+logger = get_logger("dit_hf.training")
+
+DISTRIBUTED_TYPES = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+    DistributedType.DEEPSPEED,
+)
+
+
+def start_training_accelerator(settings: TrainSettings) -> Accelerator:
+    """Start Accelerate with every process and every core that was asked for.
+
+    Raises:
+        ValueError: if the launcher was asked for more processes than started, or DeepSpeed or the tracker is not
+            installed.
+    """
+    if deepspeed_zero.is_asked_for() and not is_deepspeed_available():
+        raise ValueError(
+            "DeepSpeed is not installed: install it, or launch with --config_file "
+            "examples/accelerate/fsdp2_keep_weights.yaml, which splits what ZeRO-2 does, or fsdp2.yaml, which splits "
+            "what ZeRO-3 does"
+        )
+    available = ["none", *(tracker.value for tracker in get_available_trackers())]
+    if settings.report_to not in available:
+        raise ValueError(
+            f"report_to={settings.report_to!r} is not installed: choose one of {', '.join(available)}, or install it"
+        )
+    accelerator = Accelerator(
+        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        log_with=None if settings.report_to == "none" else settings.report_to,
+        project_config=ProjectConfiguration(settings.output_dir, logging_dir=str(Path(settings.output_dir) / "logs")),
+    )
+    # torchrun says how many it starts. `accelerate launch --num_processes 2` on a machine without GPU names a master
+    # and then starts a single process without a rank.
+    by_accelerate = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    asked = int(os.environ.get("WORLD_SIZE", 2 if by_accelerate else 1))
+    if accelerator.num_processes < asked:
+        raise ValueError(
+            f"{accelerator.num_processes} process started where {asked} or more were asked for: use `torchrun "
+            "--nproc_per_node N` or `accelerate launch --multi_gpu --num_processes N`, which start N also without GPUs"
+        )
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        shard_on_cpu(accelerator)
+    if deepspeed_zero.is_asked_for():
+        start_zero(settings, accelerator)
+    check_accelerator(settings, accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        keep_float32_between_blocks(accelerator)
+    stop_with_launcher()
+    # `accelerate launch` sets OMP_NUM_THREADS=1 on every process.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    by_user = int(os.environ.get("OMP_NUM_THREADS", 1))
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.set_num_threads(settings.num_threads or (by_user if by_user > 1 else share))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.allow_tf32
+    logger.info(
+        f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each, "
+        f"mixed precision: {accelerator.mixed_precision}, {global_batch_size(settings, accelerator)} images a step"
+    )
+    return accelerator
+
+
+def check_accelerator(settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Refuse what the launcher's configuration would change behind the settings' back.
+
+    Raises:
+        ValueError: for a way of sharding that is not known, and for another number of accumulation steps.
+    """
+    if accelerator.distributed_type not in DISTRIBUTED_TYPES:
+        raise ValueError(
+            f"distributed_type={accelerator.distributed_type} is not supported: launch on one process, with "
+            "--multi_gpu, or with a file of examples/accelerate"
+        )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("FSDP of version 1 is not supported: set fsdp_version: 2, as examples/accelerate/fsdp2.yaml")
+    if accelerator.gradient_accumulation_steps != settings.gradient_accumulation_steps:
+        raise ValueError(
+            f"the launcher sets gradient_accumulation_steps={accelerator.gradient_accumulation_steps}, the settings "
+            f"{settings.gradient_accumulation_steps}: set it in one place"
+        )
+
+
+def global_batch_size(settings: TrainSettings, accelerator: Accelerator) -> int:
+    """Images of one optimiser step, over all processes."""
+    return settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
+
+
+def shard_on_cpu(accelerator: Accelerator) -> None:
+    """Let Accelerate split the model by FSDP2 on CPUs too: torch does over gloo, and Accelerate asks for GPUs first."""
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
+    use(accelerator, DistributedType.FSDP)
+
+
+def keep_float32_between_blocks(accelerator: Accelerator) -> None:
+    """Let FSDP2 compute in half precision with weights alone: Accelerate would have it round what it hands on, too.
+
+    That is the residual stream, the timesteps of flow matching, and the sums of gradients.
+    """
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if accelerator.mixed_precision in dtypes:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=dtypes[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
+def use(accelerator: Accelerator, kind: DistributedType) -> None:
+    """Let Accelerate prepare models for a way of sharding, wherever it looks."""
+    accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = kind
+
+
+def start_zero(settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Let Accelerate use DeepSpeed on CPUs too, and refuse what would change a training's steps unseen.
+
+    Raises:
+        ValueError: if the launcher's configuration says what the settings say otherwise, or what was never tried.
+    """
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        plugin = DeepSpeedPlugin()  # from the launcher's environment
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+        plugin.select(_from_accelerator_state=True)
+        accelerator.state.deepspeed_plugins = plugin
+        use(accelerator, DistributedType.DEEPSPEED)
+    unset_hf_deepspeed_config()  # else transformers would split every model that it loads, the finished one too
+    plugin = accelerator.deepspeed_plugin
+    refused = {
+        f"zero_stage={plugin.zero_stage}": plugin.zero_stage not in (2, 3),
+        "offload": plugin.hf_ds_config.is_offload(),
+        "fp16": accelerator.mixed_precision == "fp16",
+        "torch_compile": settings.torch_compile,
+    }
+    for what in (name for name, is_set in refused.items() if is_set):
+        raise ValueError(f"DeepSpeed with {what} is not supported: launch as examples/accelerate/deepspeed_zero2.yaml")
+    if plugin.gradient_clipping not in ("auto", settings.max_grad_norm):
+        raise ValueError(
+            f"the launcher sets gradient_clipping={plugin.gradient_clipping}, the settings max_grad_norm="
+            f"{settings.max_grad_norm}: set it in one place"
+        )
+
+
+def splits_weights(accelerator: Accelerator) -> bool:
+    """Whether a prepared model is split over the processes."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return accelerator.deepspeed_plugin.zero_stage == 3
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def any_process(accelerator: Accelerator, flags: Sequence[bool]) -> list[bool]:
+    """Which of the flags are set on any process, agreed by all."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    sums = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device), "sum")
+    return [value > 0 for value in sums.tolist()]
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """The result of a function that the main process alone runs; what a user did wrong is raised on all.
+
+    Raises:
+        ValueError: if the function does.
+        OSError: if the function does.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [function(), None]
+        except (ValueError, OSError) as error:
+            outcome = [None, error]
+    if accelerator.num_processes > 1:
+        outcome = broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -1,0 +1,1 @@
+"""What a training reports: metrics, previews, the loss curve, throughput, and the folder that holds them."""

@@ -1,0 +1,143 @@
+"""All that a training changes, as one object that checkpoints take and give back, whatever the processes share.
+
+Tensors are gathered to the main process, which alone writes and reads files, and handed out again from there; so a
+checkpoint does not depend on the number of processes, nor on whether FSDP2 or DeepSpeed had split the model.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ..ema import EMA
+from ..processes import deepspeed_zero
+from .checkpoint import Snapshot
+
+MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
+
+
+@dataclass
+class TrainingState:
+    """The objects that a checkpoint saves and restores, all unwrapped."""
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
+
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's, which has the weights and the optimiser then; None without DeepSpeed."""
+        return self.accelerator.deepspeed_engine_wrapped.engine if deepspeed_zero.uses_zero(self.accelerator) else None
+
+    @property
+    def average_files(self) -> dict[float, str]:
+        """Decay -> file of its average; the first decay's is the pipeline's."""
+        first, *others = self.ema.averages
+        return {first: AVERAGE, **{decay: f"ema_{decay}.safetensors" for decay in others}}
+
+    def snapshot(self) -> Snapshot:
+        """Everything, on the CPU of the main process; every process has to ask for it."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: dict[str, Any] = {
+            MODEL: deepspeed_zero.gather_weights(self.model)
+            if self.engine
+            else get_model_state_dict(self.model, options=options)
+        }
+        for decay, file in self.average_files.items():
+            weights[file] = self.ema.gather(decay, self.model)
+        rest = {
+            "optimizer": deepspeed_zero.gather_optimizer(self.engine)
+            if self.engine
+            else get_optimizer_state_dict(self.model, self.optimizer, options=options),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        }
+        return Snapshot(weights, rest)
+
+    def restore(self, path: Path | None, *, may_start_averages: bool = False) -> None:
+        """Take everything from a checkpoint; every process has to ask for it.
+
+        What the settings say of the optimiser wins over the checkpoint: it differs only where a change was allowed.
+
+        Args:
+            path: a whole checkpoint, on the main process; None on the others.
+            may_start_averages: whether an average that the checkpoint lacks may start as a copy of its weights.
+
+        Raises:
+            ValueError: if the checkpoint lacks an average.
+        """
+        missing = [file for file in self.average_files.values() if path and not (path / file).is_file()]
+        missing = self._share(missing)
+        if missing and not may_start_averages:
+            raise ValueError(
+                f"the checkpoint has no {missing[0]}: set --ema_decay and --extra_ema_decays as before, or let the "
+                "average start from the checkpoint's weights with --allow_config_change"
+            )
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.accelerator.num_processes > 1)
+        weights = load_file(path / MODEL) if path else {}
+        if self.engine:
+            deepspeed_zero.set_weights(self.engine, self._share_tensors(weights))
+        else:
+            set_model_state_dict(self.model, weights, options=options)
+        for decay, file in self.average_files.items():
+            if file in missing:
+                warnings.warn(f"{file} is missing: this average starts from the checkpoint's weights", stacklevel=2)
+            tensors = load_file(path / (MODEL if file in missing else file)) if path else {}
+            self.ema.set(decay, self.model, self._share_tensors(tensors))
+        rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True) if path else {}
+        self._restore_optimizer(rest.get("optimizer", {}), options)
+        small = self._share({name: rest.get(name) for name in ("lr_scheduler", "scaler")})
+        self._restore_learning_rate(small["lr_scheduler"])
+        if self.accelerator.scaler and small["scaler"]:
+            self.accelerator.scaler.load_state_dict(small["scaler"])
+
+    def _restore_optimizer(self, saved: dict[str, Any], options: StateDictOptions) -> None:
+        if self.engine:
+            states = saved.get("state", {}).items()
+            tensors = {f"{name}/{key}": tensor for name, state in states for key, tensor in state.items()}
+            return deepspeed_zero.set_optimizer(self.engine, self._share_tensors(tensors))
+        set_names = ("betas", "weight_decay", "initial_lr")
+        by_settings = [{name: group[name] for name in set_names} for group in self.optimizer.param_groups]
+        set_optimizer_state_dict(self.model, self.optimizer, saved, options=options)
+        for group, values in zip(self.optimizer.param_groups, by_settings, strict=True):
+            group.update(values)
+
+    def _restore_learning_rate(self, saved: dict[str, Any]) -> None:
+        base_lrs = self.lr_scheduler.base_lrs
+        self.lr_scheduler.load_state_dict({**saved, "base_lrs": base_lrs})
+        step = self.lr_scheduler.last_epoch
+        rates = [base * factor(step) for base, factor in zip(base_lrs, self.lr_scheduler.lr_lambdas, strict=True)]
+        self.lr_scheduler._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _share(self, value: Any) -> Any:
+        return broadcast_object_list([value])[0] if self.accelerator.num_processes > 1 else value
+
+    def _share_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Hand tensors of the main process to all, one at a time, as they may be as large as the model."""
+        if self.accelerator.num_processes == 1:
+            return tensors
+        kinds = self._share({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        shared = {}
+        for name, (shape, dtype) in kinds.items():
+            empty = torch.empty(shape, dtype=dtype, device=self.accelerator.device)
+            tensor = tensors[name].to(self.accelerator.device) if name in tensors else empty
+            torch.distributed.broadcast(tensor, src=0)
+            shared[name] = tensor.cpu()
+        return shared

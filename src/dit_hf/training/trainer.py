@@ -1,0 +1,204 @@
+"""A training at work: it draws steps from the loop, does what is due after each, and stops when it is asked to."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from .loop import StepRecord
+from .processes.launch import any_process
+from .processes.signals import Preempted, StopRequest
+from .reporting.run_folder import Distance, Meter, RunFolder
+from .saving.checkpoint import Progress
+from .saving.state import TrainingState
+from .settings import TrainSettings
+
+logger = get_logger("dit_hf.training")
+
+
+class Push(Protocol):
+    """What a training asks of `dit_hf.hub.background.BackgroundPush`."""
+
+    @property
+    def is_busy(self) -> bool: ...
+    def push_checkpoint(self, pipeline: Any, output_dir: Path, step: int, license: str | None = None) -> None: ...
+    def start(self, folder: Path, message: str) -> None: ...
+    def wait(self) -> None: ...
+
+
+class Stream(Protocol):
+    """What a training asks of `dit_hf.data.streaming.ImageStream`."""
+
+    bad_images: dict[str, str]
+
+    def check_bad_images(self) -> None: ...
+
+
+@dataclass
+class Trainer:
+    """What a run works with."""
+
+    settings: TrainSettings
+    accelerator: Accelerator
+    folder: RunFolder
+    stop: StopRequest
+    state: TrainingState
+    pipeline: DiffusionPipeline | None  # on the main process only
+    push: Push | None
+    meter: Meter
+    distance: Distance | None
+    stream: Stream
+
+    def refresh_pipeline(self) -> None:
+        """Give the pipeline the average of a model that is split; an average that is whole is in it already."""
+        if self.state.ema.is_sharded:
+            average = self.state.ema.gather(self.settings.ema_decay, self.state.model)
+            if self.pipeline is not None:
+                self.pipeline.transformer.load_state_dict(average)
+
+    def train(self, progress: Progress, records: Iterator[StepRecord]) -> None:
+        """Draw steps from the loop, and write metrics, previews and checkpoints at theirs.
+
+        Raises:
+            Preempted: as soon as a step is done after any process was asked to stop, and a checkpoint is saved.
+        """
+        settings, folder, meter = self.settings, self.folder, self.meter
+        is_main = self.accelerator.is_main_process
+        bar = tqdm(
+            desc="train", total=settings.max_train_steps, initial=progress.step, disable=not is_main, mininterval=1
+        )
+        deadline = time.monotonic() + 60 * (settings.max_train_minutes or math.inf)
+        first_step, bad_in_a_row = progress.step, 0
+        while True:
+            is_stopped, is_late = any_process(self.accelerator, [bool(self.stop), time.monotonic() > deadline])
+            if is_stopped or is_late or progress.step >= settings.max_train_steps:
+                break
+            record = self._next_record(progress, records)
+            bad_in_a_row = bad_in_a_row + 1 if record.bad_ranks is not None else 0
+            skipped = progress.skipped_steps + (record.bad_ranks is not None)
+            progress = Progress(record.step, record.images_seen, *record.position, skipped, progress.bad_images)
+            meter.add(record)
+            if bad_in_a_row:
+                self._tell_bad_step(record, bad_in_a_row)
+            bar.update()
+            self._share_bad_images(progress)
+            if record.step % settings.logging_steps == 0:
+                self._log(progress, bar)
+            if record.step % settings.checkpointing_steps == 0:
+                self._checkpoint_and_push(progress)
+            if record.step % settings.validation_steps == 0:
+                self._preview(progress)
+        has_trained = progress.step > first_step
+        if has_trained:
+            if meter.records and not is_stopped:
+                self._log(progress, bar)
+            folder.checkpoint(self.state, progress, settings)
+        elif not is_stopped:
+            logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
+        bar.close()
+        if is_stopped:
+            raise Preempted(f"asked to stop, the newest checkpoint is that of step {folder.last_saved}")
+        if has_trained and progress.step % settings.validation_steps:
+            self._preview(progress)
+
+    def _next_record(self, progress: Progress, records: Iterator[StepRecord]) -> StepRecord:
+        """The next step; a single process saves the last one if the data end with an error.
+
+        Raises:
+            MemoryError: if it does not fit the memory, naming what to change.
+        """
+        try:
+            return next(records)
+        except (OSError, ValueError):
+            if self.accelerator.num_processes == 1 and progress.step > 0:
+                self.folder.checkpoint(self.state, progress, self.settings)
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+                raise
+            config: Any = self.state.model.config
+            shape = (self.settings.train_batch_size, config.in_channels, *config.sample_height_width)
+            saving = "" if self.settings.gradient_checkpointing else ", or set --gradient_checkpointing"
+            raise MemoryError(
+                f"out of memory in step {progress.step + 1}, latents {shape} on {self.accelerator.device}: lower "
+                f"--train_batch_size and raise --gradient_accumulation_steps by as much{saving}. "
+                f"The newest checkpoint is that of step {self.folder.last_saved}. {error}"
+            ) from error
+
+    def _tell_bad_step(self, record: StepRecord, in_a_row: int) -> None:
+        """Name a step that was passed over, with this process's samples if its loss was not finite.
+
+        Raises:
+            FloatingPointError: if it was one too many in a row.
+        """
+        here = self.accelerator.process_index
+        who = f"the loss on ranks {record.bad_ranks}" if record.bad_ranks else "the gradient"
+        message = f"step {record.step} was passed over: {who} is not finite"
+        if here in (record.bad_ranks or [here]):
+            samples = ", ".join(f"({epoch}, {offset})" for epoch, offset in record.samples[:32])
+            message += f"; loss={record.losses['loss'].item()}, (epoch, offset) on rank {here}: {samples}"
+        if in_a_row >= self.settings.max_skipped_steps:
+            raise FloatingPointError(
+                f"{message}. It is number {in_a_row} in a row: lower --learning_rate, or set --max_grad_norm 1. "
+                f"The newest checkpoint is that of step {self.folder.last_saved}"
+            )
+        logger.warning(message, main_process_only=False)
+
+    def _share_bad_images(self, progress: Progress) -> None:
+        """Put the images that any process has skipped into the progress; every process has to.
+
+        Raises:
+            ValueError: if together they are too many.
+        """
+        if any_process(self.accelerator, [len(self.stream.bad_images) > len(progress.bad_images)])[0]:
+            progress.bad_images = dict(sorted(gather_object(list(self.stream.bad_images.items()))))
+            self.stream.bad_images = dict(progress.bad_images)
+            self.stream.check_bad_images()
+
+    def _log(self, progress: Progress, bar: tqdm) -> None:
+        """Write the metrics since the last row."""
+        metrics = self.meter.read(progress.skipped_steps, len(progress.bad_images))
+        self.folder.log(metrics)
+        bar.set_postfix(loss=metrics["loss"], images_per_second=metrics["images_per_second"])
+
+    def _checkpoint_and_push(self, progress: Progress) -> None:
+        """Save a checkpoint, and begin to push the pipeline; the end of a training pushes by itself."""
+        self.folder.checkpoint(self.state, progress, self.settings)
+        at_the_end = self.settings.lora_rank or progress.step >= self.settings.max_train_steps  # of adapters only then
+        if self.settings.push_to_hub and not at_the_end and not self.stop:
+            self.refresh_pipeline()
+            if self.push and self.pipeline:
+                self.push.push_checkpoint(self.pipeline, self.folder.path, progress.step, self.settings.hub_license)
+        self.meter.restart_clock()
+
+    def _preview(self, progress: Progress) -> None:
+        """Draw samples, and keep the checkpoint if they are the best."""
+        self.refresh_pipeline()
+        best = self.folder.preview(self.pipeline, progress.step, self.settings, lambda: bool(self.stop), self.distance)
+        if self.distance and any_process(self.accelerator, [best is not None])[0]:
+            self.folder.checkpoint(self.state, progress, self.settings)
+            if best is not None:
+                self.folder.mark_best(progress.step, best)
+        self.meter.restart_clock()
+
+    def wait_for_push(self) -> None:
+        """Wait for the push that runs, if one does.
+
+        Raises:
+            Preempted: if asked to stop meanwhile; the push is then left where it is.
+        """
+        while self.push and self.push.is_busy:
+            if self.stop:
+                raise Preempted("asked to stop during a push")
+            time.sleep(0.1)
+        if self.push:
+            self.push.wait()

@@ -1,0 +1,254 @@
+"""The architecture of a DiT, and the paper's twelve sizes (Peebles & Xie 2022, arXiv 2212.09748, table 1)."""
+
+import json
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+from transformers import PreTrainedConfig
+
+BlockType = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
+
+
+class PaperSize(NamedTuple):
+    """A row of the paper's table: four fields of `DiTConfig`, and two numbers that the model must reproduce."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    patch_size: int
+    num_parameters: int  # adaLN-Zero, 1000 classes, position embedding included
+    gmacs: float  # one forward at 256 px (32 x 32 x 4 latents); the paper prints multiply-adds as "Gflops"
+
+
+PAPER_SIZES: dict[str, PaperSize] = {
+    "DiT-S/8": PaperSize(12, 384, 6, 8, 33_148_160, 0.36),
+    "DiT-S/4": PaperSize(12, 384, 6, 4, 32_945_024, 1.41),
+    "DiT-S/2": PaperSize(12, 384, 6, 2, 32_963_360, 6.06),
+    "DiT-B/8": PaperSize(12, 768, 12, 8, 130_881_536, 1.42),
+    "DiT-B/4": PaperSize(12, 768, 12, 4, 130_475_648, 5.56),
+    "DiT-B/2": PaperSize(12, 768, 12, 2, 130_512_416, 23.01),
+    "DiT-L/8": PaperSize(24, 1024, 16, 8, 458_594_816, 5.01),
+    "DiT-L/4": PaperSize(24, 1024, 16, 4, 458_053_760, 19.70),
+    "DiT-L/2": PaperSize(24, 1024, 16, 2, 458_102_816, 80.71),
+    "DiT-XL/8": PaperSize(28, 1152, 16, 8, 675_683_072, 7.39),
+    "DiT-XL/4": PaperSize(28, 1152, 16, 4, 675_074_432, 29.05),
+    "DiT-XL/2": PaperSize(28, 1152, 16, 2, 675_129_632, 118.64),
+}
+
+# What transformers hands to a configuration, or stores in its file, without being an attribute of `PreTrainedConfig`.
+TRANSFORMERS_FIELDS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "per_layer_config",
+    "quantization_config",
+}
+
+MAX_LABELS = 2**20  # transformers makes a name for each
+
+# The attention that a file may ask for; any other name is a repository of code that transformers would fetch and run.
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+
+
+class DiTConfig(PreTrainedConfig):
+    """The architecture of a Diffusion Transformer; the defaults are DiT-XL/2 at 256 px of ImageNet.
+
+    Args:
+        hidden_size: Width D of a token; a multiple of 4 and of `num_attention_heads`.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Heads of each attention.
+        patch_size: Side p of a patch, in latent pixels; divides both sides of `sample_size`.
+        sample_size: Side of a square latent, or the pair (height, width).
+        in_channels: Channels C of a latent.
+        num_classes: Number of classes; 0 for an unconditional model.
+        learn_sigma: Whether the model also predicts the variance, which doubles its output channels.
+        class_dropout_prob: Share of labels replaced by the null class in training, in [0, 1]; with 0 there is no null
+            class, and so no classifier-free guidance.
+        mlp_ratio: Width of the MLP over `hidden_size`.
+        block_type: How the blocks are conditioned: "in_context", "cross_attention", "adaln" or "adaln_zero".
+        timestep_freq_shift: The timestep frequencies are 10000^(-i / (128 - shift)): 0 in the original, 1 in diffusers.
+        mlp_norm_eps: Epsilon of the LayerNorm before each MLP: 1e-6 in the original, 1e-5 in diffusers.
+        **kwargs: Fields of `transformers.PreTrainedConfig`; any other name is refused.
+
+    Raises:
+        ValueError: If a value is outside its limits or a name is unknown.
+
+    Source: Peebles & Xie 2022, section 3.2.
+    """
+
+    model_type = "dit"
+
+    def __init__(
+        self,
+        hidden_size: int = 1152,
+        num_hidden_layers: int = 28,
+        num_attention_heads: int = 16,
+        patch_size: int = 2,
+        sample_size: int | tuple[int, int] | list[int] = 32,
+        in_channels: int = 4,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        class_dropout_prob: float = 0.1,
+        mlp_ratio: float = 4.0,
+        block_type: BlockType = "adaln_zero",
+        timestep_freq_shift: float = 0.0,
+        mlp_norm_eps: float = 1e-6,
+        **kwargs: Any,
+    ) -> None:
+        base = PreTrainedConfig()
+        unknown = [k for k in kwargs if not (k.startswith("_") or hasattr(base, k) or k in TRANSFORMERS_FIELDS)]
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.patch_size = patch_size
+        self.sample_size = sample_size
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.learn_sigma = learn_sigma
+        self.class_dropout_prob = class_dropout_prob
+        self.mlp_ratio = mlp_ratio
+        self.block_type = block_type
+        self.timestep_freq_shift = timestep_freq_shift
+        self.mlp_norm_eps = mlp_norm_eps
+        if "num_labels" in kwargs and not _is_int(kwargs["num_labels"], at_least=0, at_most=MAX_LABELS):
+            raise ValueError(f"num_labels={kwargs['num_labels']!r}: leave it out, DiT's classes are num_classes")
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]!r}: the fields of DiTConfig are {', '.join(vars(self))}")
+        self.check()
+        # A pair travels as JSON's list; a square one is an int, which is what diffusers' pipelines read.
+        height, width = self.sample_height_width
+        self.sample_size = height if height == width else [height, width]
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_name(cls, name: str, **overrides: Any) -> "DiTConfig":
+        """The configuration of one of the paper's sizes, such as "DiT-XL/2".
+
+        Args:
+            name: A key of `PAPER_SIZES`.
+            **overrides: Fields that differ from the paper's, for example `sample_size=64` for 512 px.
+
+        Raises:
+            ValueError: If the name is not one of the paper's.
+        """
+        if name not in PAPER_SIZES:
+            raise ValueError(f"unknown size {name!r}: choose one of {', '.join(PAPER_SIZES)}, or call DiTConfig(...)")
+        size = PAPER_SIZES[name]
+        fields = {field: getattr(size, field) for field in size._fields[:4]}
+        return cls(**{**fields, **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from a file's content, as transformers does.
+
+        Args:
+            config_dict: The content.
+            **kwargs: Fields that differ from it.
+
+        Raises:
+            ValueError: As the constructor, or if a file names an attention that would be fetched from the Hub and run,
+                or gives one of transformers' fields a value that it cannot read.
+        """
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"the configuration is a {type(config_dict).__name__}, not an object of names and values")
+        for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+            if config_dict.get(name) not in (None, *ATTENTIONS):
+                raise ValueError(
+                    f"the configuration asks for {name}={config_dict[name]!r}, none of {', '.join(ATTENTIONS)}: take "
+                    "it out of config.json, and pass attn_implementation=... if you want that code"
+                )
+        if isinstance(config_dict.get("dtype"), (int, float, list)):  # transformers fails on it when it saves
+            raise ValueError(f"the configuration has dtype={config_dict['dtype']!r}: it is a name, such as 'float32'")
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"the configuration has a field that transformers cannot read: {error}") from error
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> Any:
+        with open(json_file, encoding="utf-8") as file:
+            if not isinstance(json.load(file), dict):  # of which transformers would ask for keys
+                raise ValueError(f"{json_file} holds no object of names and values: fetch config.json again")
+        return super()._dict_from_json_file(json_file)
+
+    @property
+    def paper_size(self) -> str | None:
+        """Name of the paper's size that has these layers, width, heads and patches, whatever else differs."""
+        mine = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.patch_size)
+        return next((name for name, size in PAPER_SIZES.items() if size[:4] == mine), None)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the model's output: eps, and the variance's where it is learned."""
+        return 2 * self.in_channels if self.learn_sigma else self.in_channels
+
+    @property
+    def sample_height_width(self) -> tuple[int, int]:
+        """Height and width of a latent, in latent pixels."""
+        size = self.sample_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid_height_width(self) -> tuple[int, int]:
+        """Height and width of a latent, in patches."""
+        height, width = self.sample_height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def has_null_class(self) -> bool:
+        """Whether the label table has a row for "no class", which label dropout and guidance use."""
+        return self.num_classes > 0 and self.class_dropout_prob > 0
+
+    @property
+    def null_class_id(self) -> int:
+        """The label that stands for "no class".
+
+        Raises:
+            ValueError: If the model has none, being unconditional or trained without label dropout.
+        """
+        if not self.has_null_class:
+            raise ValueError(
+                f"num_classes={self.num_classes} with class_dropout_prob={self.class_dropout_prob} has no null class: "
+                "dropping labels, and guidance, need a model trained with num_classes > 0 and class_dropout_prob > 0"
+            )
+        return self.num_classes
+
+    def check(self) -> None:
+        """Refuse values outside their limits; the model checks again, as fields can be set after construction.
+
+        Raises:
+            ValueError: With the field, its value, the limit and what to set.
+        """
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "in_channels"):
+            self._require(name, _is_int(getattr(self, name), at_least=1), "a whole number of at least 1")
+        self._require("num_classes", _is_int(self.num_classes, at_least=0), "a whole number, 0 for unconditional")
+        self._require("learn_sigma", isinstance(self.learn_sigma, bool), "True or False")
+        self._require("class_dropout_prob", _is_number(self.class_dropout_prob, 0, 1), "a number in [0, 1]")
+        self._require("mlp_ratio", _is_number(self.mlp_ratio, 1e-3, 1e3), "a number in [0.001, 1000]")
+        self._require("mlp_ratio", self.hidden_size * self.mlp_ratio >= 1, "at least 1 / hidden_size")
+        self._require("mlp_norm_eps", _is_number(self.mlp_norm_eps, 0, 1), "a number in [0, 1]")
+        self._require("timestep_freq_shift", _is_number(self.timestep_freq_shift, 0, 1), "a number in [0, 1]")
+        self._require("block_type", self.block_type in get_args(BlockType), f"one of {', '.join(get_args(BlockType))}")
+        self._require("hidden_size", self.hidden_size % 4 == 0, "a multiple of 4, for the position embedding")
+        self._require(
+            "hidden_size",
+            self.hidden_size % self.num_attention_heads == 0,
+            f"a multiple of num_attention_heads={self.num_attention_heads}",
+        )
+        size = self.sample_size if isinstance(self.sample_size, (list, tuple)) else [self.sample_size] * 2
+        is_size = len(size) == 2 and all(_is_int(side, at_least=1) for side in size)
+        self._require("sample_size", is_size, "a whole number of at least 1, or a pair (height, width) of them")
+        fits = all(side % self.patch_size == 0 for side in size)
+        self._require("sample_size", fits, f"a multiple of patch_size={self.patch_size} on both sides")
+
+    def _require(self, name: str, ok: bool, limit: str) -> None:
+        if not ok:
+            raise ValueError(f"{name}={getattr(self, name)!r} is not valid: set {name} to {limit}")
+
+
+def _is_int(value: Any, at_least: int, at_most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= at_most
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
