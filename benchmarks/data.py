@@ -28,11 +28,12 @@ from diffusers import AutoencoderKL
 from PIL import Image as PILImage
 
 from dit_hf.data.extract import extract_latents
-from dit_hf.data.images import decode_image, image_to_tensor, resize_and_crop
 from dit_hf.data.latents import LatentEncoder
 from dit_hf.data.moments import LatentsInfo, hash_vae
+from dit_hf.data.preparation import image_to_tensor, resize_and_crop
 from dit_hf.data.sources import open_images
 from dit_hf.data.streaming import ImageStream
+from dit_hf.images import decode_image
 from dit_hf.vae import vae_shrink_factor
 
 SHIPPED_VAE = Path(__file__).parents[1] / "examples" / "assets" / "vae-emoji"

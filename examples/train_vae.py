@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from dit_hf.data.images import decode_image, resize_and_crop
+from dit_hf.data.preparation import resize_and_crop
+from dit_hf.images import decode_image
 
 ASSETS = Path(__file__).parent / "assets"
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dit_hf"
 
-GROUND = {"files", "provenance", "vae"}  # the ground floor: facts that several rooms share
+GROUND = {"files", "images", "provenance", "vae"}  # the ground floor: facts that several rooms share
 
 ROOMS = GROUND | {
     "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation",
@@ -32,9 +32,9 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline_dit": set(),
     "caches": set(),
     "diffusion": set(),
-    "data": {"files", "vae"},
+    "data": {"files", "images", "vae"},
     "generation": {"files", "evaluation"},
-    "evaluation": {"files", "provenance", "generation"},
+    "evaluation": {"files", "images", "provenance", "generation"},
     "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit", "vae"},
     "conversion": {"configuration_dit", "modeling_dit"},
@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation",
         "analysis",
         "files",
+        "images",
         "provenance",
         PACKAGE,
     },

@@ -16,9 +16,10 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from dit_hf.data.images import MAX_PIXELS, BadImage, decode_image, open_checked, resize_and_crop
+from dit_hf.data.preparation import resize_and_crop
 from dit_hf.data.sources import open_images
 from dit_hf.data.streaming import ImageStream, Position
+from dit_hf.images import MAX_PIXELS, BadImage, decode_image, open_checked
 
 # what Pillow warns of is refused by us
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from dit_hf.data.images import BadImage
 from dit_hf.data.moments import LatentsInfo, check_latents, hash_vae, pack, unpack
+from dit_hf.images import BadImage
 
 SHAPE = (4, 6, 6)
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files import remove_leftovers, write_bytes, written_whole
-from .images import BadImage, decode_image, image_to_tensor, resize_and_crop
+from ..images import BadImage, decode_image
 from .moments import COLUMNS, METADATA_KEY, LatentsInfo, pack, unpack
+from .preparation import image_to_tensor, resize_and_crop
 from .rows import Rows
 from .sources import ImageSource, SequentialSource
 

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .images import BadImage
+from ..images import BadImage
 
 METADATA_KEY = b"dit_hf.latents"
 COLUMNS = ("moments", "moments_mirrored")

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageOps
 
-from .images import decode_image, jitter, resize_and_crop
+from ..images import decode_image
+from .preparation import jitter, resize_and_crop
 from .sources import open_images
 
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .images import BadImage, decode_image, image_to_tensor, jitter, resize_and_crop
+from ..images import BadImage, decode_image
 from .moments import unpack
 from .order import EpochOrder, SampleLocation
+from .preparation import image_to_tensor, jitter, resize_and_crop
 from .rows import Rows
 from .sources import ImageSource, SequentialSource
 

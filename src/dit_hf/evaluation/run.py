@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..cards.results import write_results
-from ..data.images import decode_image, resize_and_crop
+from ..data.preparation import resize_and_crop
 from ..data.sources import open_images
 from ..generation.from_pipeline import choose_labels, pipeline_sampler, pipeline_settings
 from ..generation.generate import iterate_batches, start_inference_accelerator
+from ..images import decode_image
 from ..pipeline_dit import DiTPipeline
 from .evaluate import Evaluation, MetricSettings, average, check_metrics, evaluate
 from .features.adm import npz_batches

@@ -17,8 +17,9 @@ from datasets import Image, load_dataset
 from PIL import Image as PILImage
 from torch import Tensor
 
-from ..data.images import decode_image, resize_and_crop
+from ..data.preparation import resize_and_crop
 from ..data.rows import encoded_bytes
+from ..images import decode_image
 
 IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> how the files of MNIST and its kin begin
 

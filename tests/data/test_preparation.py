@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dit_hf.data.images import decode_image, image_to_tensor, jitter, resize_and_crop
+from dit_hf.data.preparation import image_to_tensor, jitter, resize_and_crop
+from dit_hf.images import decode_image
 
 
 def encode(image: Image.Image, format: str, **options) -> bytes:

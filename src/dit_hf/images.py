@@ -1,6 +1,8 @@
-"""Image preparation: from encoded bytes to the tensor the VAE sees (Dhariwal & Nichol 2021, as DiT uses it).
+"""One picture, one set of pixels: from encoded bytes, or an opened image, to an upright RGB image.
 
-Legend: S the side of the training resolution.
+Training, evaluation and the image-to-image pipelines all read their images here. The first picture of an animation
+counts; the EXIF orientation is applied; transparency is composited on white; 16-bit grey is scaled to 8 bits.
+This file travels to the Hub as a part of `pipeline_dit.py`.
 """
 
 import io
@@ -8,9 +10,7 @@ import struct
 import zlib
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none runs a program
 MAX_PIXELS = 89_478_485  # Pillow warns beyond it: 256 MiB as RGB
@@ -65,27 +65,37 @@ def open_checked(data: bytes) -> Image.Image:
     return file
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an opened image upright and convert it to RGB.
+
+    Raises:
+        BadImage: If the values of a grey image have no known white.
+    """
+    image.load()  # before the orientation: Pillow reports a damaged stream only once, and a PNG's EXIF reads it
+    turn = UPRIGHT.get(read_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode in DEEP_MODES:
+        image = _to_8_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image)
+        image = canvas
+    return image.convert("RGB")
+
+
 def decode_image(data: bytes) -> Image.Image:
     """Decode PNG, JPEG, WebP ... bytes to an upright RGB image.
 
-    The first picture of an animation counts; transparency is composited on white; 16-bit grey is scaled to 8 bits.
-
     Raises:
-        BadImage: if the bytes are damaged, or as in `open_checked`.
+        BadImage: If the bytes are damaged, or as in `open_checked` and `to_rgb`.
     """
     with open_checked(data) as file:
         try:
-            file.load()  # before the orientation: Pillow reports a damaged stream once only, and a PNG's EXIF reads it
-            turn = UPRIGHT.get(read_orientation(file))
-            image = file if turn is None else file.transpose(turn)
-            if image.mode in DEEP_MODES:
-                image = _to_8_bit(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                canvas = Image.new("RGBA", image.size, "white")
-                canvas.alpha_composite(image)
-                image = canvas
-            return image.convert("RGB")
+            return to_rgb(file)
+        except BadImage:
+            raise
         except DECODER_ERRORS as error:
             raise BadImage(_reason(error, data)) from error
 
@@ -94,7 +104,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, scaled; Pillow would clip it at 255."""
     values = np.asarray(image, dtype=np.float64)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey values of mode {image.mode} outside 0..65535 have no known white")
+        raise BadImage(f"grey values of mode {image.mode} outside 0..65535 have no known white")
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 = 257 * 255
 
 
@@ -104,40 +114,3 @@ def _reason(error: Exception, data: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"{len(data)} bytes of no known image format"
     return f"{len(data)} bytes that are no whole image: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the short side to `size` and crop the centre square.
-
-    The image is first halved with a box filter while its short side is at least `2 * size`, then resized bicubically:
-    how the ImageNet references of ADM and DiT were made.
-
-    Args:
-        image: RGB image of any size.
-        size: side of the square that is returned, in pixels.
-    """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Turn, scale and shift a picture on white by a little: at most 8 degrees, 8 % and 3 % of its side."""
-    angle, scale = np.deg2rad(rng.uniform(-8, 8)), np.exp(rng.uniform(-0.08, 0.08))
-    shift = rng.uniform(-0.03, 0.03, size=2) * image.width
-    centre = np.array(image.size) / 2
-    matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / scale
-    offset = centre - matrix @ (centre + shift)  # output pixel -> input pixel
-    coefficients = np.hstack([matrix, offset[:, None]]).ravel().tolist()
-    return image.transform(
-        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=(255, 255, 255)
-    )
-
-
-def image_to_tensor(image: Image.Image) -> Tensor:
-    """RGB image to float32 in [-1, 1]."""
-    array = np.array(image, dtype=np.float32)  # (S, S, 3)
-    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()  # (3, S, S)
