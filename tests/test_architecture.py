@@ -19,17 +19,22 @@ PACKAGE = "dit_hf"
 
 GROUND = {"files", "images", "provenance", "vae"}  # the ground floor: facts that several rooms share
 
-ROOMS = GROUND | {
-    "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation",
-    "evaluation.run", "analysis", "conversion", "finetuning", "training", "training.run", "training.start", "cards",
-    "hub", "study",
+MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  # what modeling_dit is made of
+
+ROOMS = GROUND | MODEL | {
+    "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation", "evaluation.run",
+    "analysis", "conversion", "finetuning", "training", "training.run", "training.start", "cards", "hub", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
     "configuration_dit": set(),
-    "modeling_dit": {"configuration_dit"},
+    "pretrained": {"configuration_dit"},
+    "layers": {"configuration_dit"},
+    "embeddings": {"configuration_dit", "layers"},
+    "blocks": {"configuration_dit", "layers"},
+    "modeling_dit": MODEL,
     "pipeline_dit": set(),
     "caches": set(),
     "diffusion": set(),
@@ -37,9 +42,9 @@ ALLOWED: dict[str, set[str]] = {
     "generation": {"files", "evaluation"},
     "evaluation": {"files", "images", "provenance", "generation"},
     "evaluation.run": ROOMS | {PACKAGE},
-    "analysis": {"configuration_dit", "vae"},
+    "analysis": {"configuration_dit", "layers", "blocks", "vae"},
     "conversion": {"configuration_dit", "modeling_dit"},
-    "finetuning": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
+    "finetuning": {"configuration_dit", "pretrained", "modeling_dit", "pipeline_dit", "conversion"},
     "training": {"diffusion", "files"},
     "training.start": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
     "training.run": ROOMS | {PACKAGE},
@@ -66,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
 # Room -> third-party packages it may import; a room without a row may import whatever setup.py declares.
 PACKAGES_ALLOWED: dict[str, set[str]] = {
     "configuration_dit": {"transformers"},
-    "modeling_dit": {"torch", "transformers", "safetensors"},
+    **dict.fromkeys(MODEL - {"configuration_dit"} | {"modeling_dit"}, {"torch", "transformers", "safetensors"}),
     "diffusion": {"torch"},
     "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "fsspec", "diffusers", "huggingface_hub", "accelerate"},
     "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm", "transformers"},  # transformers: DINOv2

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 from statistics import correlation, mean
 from typing import NamedTuple
 
+from ..configuration_dit import PATCHES, SIZES
 from .results import REAL, Row
-
-SIZES = ("S", "B", "L", "XL")
-PATCHES = (8, 4, 2)
 
 
 class Point(NamedTuple):
