@@ -19,7 +19,14 @@ PACKAGE = "dit_hf"
 
 GROUND = {"files", "images", "provenance", "vae"}  # the ground floor: facts that several rooms share
 
-MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  # what modeling_dit is made of
+MODEL = {
+    "configuration_dit",
+    "layers",
+    "embeddings",
+    "blocks",
+    "pretrained",
+    "weight_files",
+}  # what modeling_dit is made of
 
 ROOMS = GROUND | MODEL | {
     "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation", "evaluation.run",
@@ -30,7 +37,8 @@ ROOMS = GROUND | MODEL | {
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
     "configuration_dit": set(),
-    "pretrained": {"configuration_dit"},
+    "weight_files": {"files"},
+    "pretrained": {"configuration_dit", "weight_files"},
     "layers": {"configuration_dit"},
     "embeddings": {"configuration_dit", "layers"},
     "blocks": {"configuration_dit", "layers"},
@@ -44,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit", "layers", "blocks", "vae"},
     "conversion": {"configuration_dit", "modeling_dit"},
-    "finetuning": {"configuration_dit", "pretrained", "modeling_dit", "pipeline_dit", "conversion"},
+    "finetuning": {"configuration_dit", "weight_files", "modeling_dit", "pipeline_dit", "conversion"},
     "training": {"diffusion", "files"},
     "training.start": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
     "training.run": ROOMS | {PACKAGE},

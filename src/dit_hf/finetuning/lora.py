@@ -21,7 +21,7 @@ from transformers.utils import is_peft_available
 
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
-from ..pretrained import strip_wrappers
+from ..weight_files import strip_wrappers
 from .classes import carry_classes
 
 LABELS = "y_embedder"
