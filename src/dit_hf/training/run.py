@@ -33,8 +33,7 @@ from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
 from ..data.sources import ImageSource, open_images
 from ..data.streaming import ImageStream, Position
-from ..diffusion import OBJECTIVES
-from ..diffusion.objectives import Objective
+from ..diffusion import OBJECTIVES, Objective, Schedule
 from ..finetuning import merged, save_lora
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
@@ -203,16 +202,16 @@ def make_objective(settings: TrainSettings) -> Objective:
     """
     if settings.objective not in OBJECTIVES:
         raise ValueError(f"objective={settings.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
-    has_ends = settings.objective != "flow" and settings.beta_schedule != "squaredcos_cap_v2"
-    for name in ("beta_start", "beta_end"):
-        value = getattr(settings, name)
-        if not has_ends and value != getattr(TrainSettings, name):
+    objective = OBJECTIVES[settings.objective]
+    in_use = objective.fields_in_use(settings.beta_schedule)
+    schedule = {name: getattr(settings, name) for name in Schedule.FIELDS if hasattr(settings, name)}
+    for name, value in schedule.items():
+        if name not in in_use and value != getattr(TrainSettings, name):
             raise ValueError(
-                f"{name}={value} has no effect on objective={settings.objective!r} with "
+                f"{name}={value!r} has no effect on objective={settings.objective!r} with "
                 f"beta_schedule={settings.beta_schedule!r}: leave it out"
             )
-    betas = {} if settings.objective == "flow" else {"beta_start": settings.beta_start, "beta_end": settings.beta_end}
-    return OBJECTIVES[settings.objective](settings.num_train_timesteps, settings.beta_schedule, **betas)
+    return objective(**{name: value for name, value in schedule.items() if name in in_use})
 
 
 def make_scheduler(objective: Objective) -> SchedulerMixin:
@@ -237,7 +236,7 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
         "sample_size": settings.resolution // shrink,
         "in_channels": vae.config.latent_channels,
         "num_classes": num_classes,
-        "learn_sigma": settings.objective == "hybrid",
+        "learn_sigma": OBJECTIVES[settings.objective].learns_variance,
     }
     try:
         overrides = json.loads(settings.model_overrides)
@@ -261,11 +260,10 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
     by_name = PaperSize._fields[:4] if settings.model != TrainSettings.model else ()
     fields = {"in_channels", "learn_sigma", *by_name, *json.loads(settings.model_overrides)}
     scheduler = objective.scheduler_config()
-    names_of_betas = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
     check_origin(
         origin,
         {field: getattr(config, field) for field in sorted(fields)},
-        {name: scheduler[name] for name in names_of_betas if name in scheduler}
+        {name: scheduler[name] for name in Schedule.FIELDS if name in scheduler}
         | {"prediction_type": objective.prediction_type, "scaling_factor": vae.config.scaling_factor},
     )
     return adapt_to_data(
