@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
-from diffusers.optimization import get_scheduler
 
 from ..cards.pipeline import write_training_card
 from ..configuration_dit import DiTConfig, PaperSize
@@ -39,7 +38,7 @@ from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from ..vae import vae_shrink_factor
-from .ema import EMA
+from .assembly import Assembly, assemble
 from .loop import KeyedDraws, LatentBatch, train_steps
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
@@ -49,7 +48,6 @@ from .reporting.run_folder import Distance, Meter, PreviewStopped, RunFolder, dr
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .saving.state import TrainingState
 from .settings import TrainSettings, parse_settings, read_yaml
 from .start import InitialModel, adapt_to_data, check_origin, load_origin
 from .trainer import Trainer
@@ -113,7 +111,8 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         model.gradient_checkpointing_enable()
     sampler = copy.deepcopy(model) if is_split else None
     meter = make_meter(accelerator, model)
-    state, prepared = make_state(settings, accelerator, model)
+    assembly = build_state(settings, accelerator, model)
+    state = assembly.state
     check_previews(settings, model.config)
     progress = resume(folder, settings, state)
 
@@ -145,7 +144,8 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         )
     records = train_steps(
         accelerator,
-        *prepared,
+        assembly.model,
+        assembly.optimizer,
         state.lr_scheduler,
         state.ema,
         objective,
@@ -278,10 +278,8 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
     )
 
 
-def make_state(
-    settings: TrainSettings, accelerator: Accelerator, model: DiTModel
-) -> tuple[TrainingState, tuple[torch.nn.Module, torch.optim.Optimizer]]:
-    """EMA, optimiser and learning rate; what checkpoints hold, and what the loop runs."""
+def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTModel) -> Assembly:
+    """Assemble the model's training as the settings say, and warn of an average that is too slow for it."""
     for decay in settings.ema_decays:
         remaining = decay**settings.max_train_steps
         if remaining > 1e-3:
@@ -290,32 +288,20 @@ def make_state(
                 "choose a smaller decay for a short training",
                 stacklevel=2,
             )
-    model.to(accelerator.device).train()
-    # before Accelerate changes the model's forward
-    ema = None if splits_weights(accelerator) else EMA(model, settings.ema_decays)
-    model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses the names of designs that it lacks
-    if settings.torch_compile:
-        for block in model.blocks:
-            block.compile()
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.adam_weight_decay,
-        fused=True,
-    )
-    lr_scheduler = get_scheduler(
-        settings.lr_scheduler,
-        optimizer,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=settings.max_train_steps,
-    )
     if deepspeed_zero.uses_zero(accelerator):
         deepspeed_zero.configure(settings, accelerator)
-    prepared = accelerator.prepare(model, optimizer)
-    unwrapped = accelerator.unwrap_model(prepared[0])
-    ema = ema or EMA(unwrapped, settings.ema_decays)
-    return TrainingState(accelerator, unwrapped, ema, optimizer, lr_scheduler), prepared
+    return assemble(
+        accelerator,
+        model,
+        learning_rate=settings.learning_rate,
+        ema_decays=settings.ema_decays,
+        lr_scheduler=settings.lr_scheduler,
+        lr_warmup_steps=settings.lr_warmup_steps,
+        max_train_steps=settings.max_train_steps,
+        adam_betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.adam_weight_decay,
+        compile_blocks=settings.torch_compile,
+    )
 
 
 def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
