@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dit_hf"
 
-GROUND = {"files", "images", "provenance", "vae"}  # the ground floor: facts that several rooms share
+GROUND = {"betas", "files", "images", "provenance", "vae"}  # the ground floor: facts that several rooms share
 
 ROOMS = GROUND | {
     "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation",
@@ -32,16 +32,16 @@ ALLOWED: dict[str, set[str]] = {
     "modeling_dit": {"configuration_dit"},
     "pipeline_dit": set(),
     "caches": set(),
-    "diffusion": set(),
+    "diffusion": {"betas"},
     "data": {"files", "images", "vae"},
     "generation": {"files", "evaluation"},
     "evaluation": {"files", "images", "provenance", "generation"},
     "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit", "vae"},
-    "conversion": {"configuration_dit", "modeling_dit"},
+    "conversion": {"betas", "configuration_dit", "modeling_dit"},
     "finetuning": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
     "training": {"diffusion", "files"},
-    "training.start": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
+    "training.start": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
     "training.run": ROOMS | {PACKAGE},
     "cards": {"configuration_dit", "pipeline_dit", "analysis", "hub"},
     "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "cards"},

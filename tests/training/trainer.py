@@ -75,17 +75,17 @@ def train(journal: str, phase: str, arguments: list[str], environment: dict[str,
         note(f"samples {batch.next_position} {batch.positions} {batch.class_labels.tolist()} {drawn.timestep.tolist()}")
         return drawn
 
-    make_state = run.make_state
+    build_state = run.build_state
 
     def noting_state(*args: Any) -> Any:
-        state, prepared = make_state(*args)
-        note(f"model {type(prepared[0]).__name__} {state.ema.is_sharded}")
-        norm = next(module for name, module in prepared[0].named_modules() if name.endswith("blocks.1.norm1"))
+        assembly = build_state(*args)
+        note(f"model {type(assembly.model).__name__} {assembly.state.ema.is_sharded}")
+        norm = next(module for name, module in assembly.model.named_modules() if name.endswith("blocks.1.norm1"))
         norm.register_forward_pre_hook(lambda _, arguments: note(f"stream {arguments[0].dtype}"))
-        return state, prepared
+        return assembly
 
     loop.KeyedDraws.__call__ = noting_draw
-    run.make_state = noting_state
+    run.build_state = noting_state
     output.write_checkpoint = noted(output.write_checkpoint, "save")
     output.prune = noted(output.prune, "delete")
     output.draw_preview_images = noted(output.draw_preview_images, "preview")

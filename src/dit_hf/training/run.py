@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
-from diffusers.optimization import get_scheduler
 
 from ..cards.pipeline import write_training_card
 from ..configuration_dit import DiTConfig, PaperSize
@@ -33,14 +32,13 @@ from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
 from ..data.sources import ImageSource, open_images
 from ..data.streaming import ImageStream, Position
-from ..diffusion import OBJECTIVES
-from ..diffusion.objectives import Objective
+from ..diffusion import OBJECTIVES, Objective, Schedule
 from ..finetuning import merged, save_lora
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from ..vae import vae_shrink_factor
-from .ema import EMA
+from .assembly import Assembly, assemble
 from .loop import KeyedDraws, LatentBatch, train_steps
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
@@ -50,7 +48,6 @@ from .reporting.run_folder import Distance, Meter, PreviewStopped, RunFolder, dr
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .saving.state import TrainingState
 from .settings import TrainSettings, parse_settings, read_yaml
 from .start import InitialModel, adapt_to_data, check_origin, load_origin
 from .trainer import Trainer
@@ -114,7 +111,8 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         model.gradient_checkpointing_enable()
     sampler = copy.deepcopy(model) if is_split else None
     meter = make_meter(accelerator, model)
-    state, prepared = make_state(settings, accelerator, model)
+    assembly = build_state(settings, accelerator, model)
+    state = assembly.state
     check_previews(settings, model.config)
     progress = resume(folder, settings, state)
 
@@ -146,7 +144,8 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         )
     records = train_steps(
         accelerator,
-        *prepared,
+        assembly.model,
+        assembly.optimizer,
         state.lr_scheduler,
         state.ema,
         objective,
@@ -203,16 +202,16 @@ def make_objective(settings: TrainSettings) -> Objective:
     """
     if settings.objective not in OBJECTIVES:
         raise ValueError(f"objective={settings.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
-    has_ends = settings.objective != "flow" and settings.beta_schedule != "squaredcos_cap_v2"
-    for name in ("beta_start", "beta_end"):
-        value = getattr(settings, name)
-        if not has_ends and value != getattr(TrainSettings, name):
+    objective = OBJECTIVES[settings.objective]
+    in_use = objective.fields_in_use(settings.beta_schedule)
+    schedule = {name: getattr(settings, name) for name in Schedule.FIELDS if hasattr(settings, name)}
+    for name, value in schedule.items():
+        if name not in in_use and value != getattr(TrainSettings, name):
             raise ValueError(
-                f"{name}={value} has no effect on objective={settings.objective!r} with "
+                f"{name}={value!r} has no effect on objective={settings.objective!r} with "
                 f"beta_schedule={settings.beta_schedule!r}: leave it out"
             )
-    betas = {} if settings.objective == "flow" else {"beta_start": settings.beta_start, "beta_end": settings.beta_end}
-    return OBJECTIVES[settings.objective](settings.num_train_timesteps, settings.beta_schedule, **betas)
+    return objective(**{name: value for name, value in schedule.items() if name in in_use})
 
 
 def make_scheduler(objective: Objective) -> SchedulerMixin:
@@ -237,7 +236,7 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
         "sample_size": settings.resolution // shrink,
         "in_channels": vae.config.latent_channels,
         "num_classes": num_classes,
-        "learn_sigma": settings.objective == "hybrid",
+        "learn_sigma": OBJECTIVES[settings.objective].learns_variance,
     }
     try:
         overrides = json.loads(settings.model_overrides)
@@ -261,11 +260,10 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
     by_name = PaperSize._fields[:4] if settings.model != TrainSettings.model else ()
     fields = {"in_channels", "learn_sigma", *by_name, *json.loads(settings.model_overrides)}
     scheduler = objective.scheduler_config()
-    names_of_betas = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
     check_origin(
         origin,
         {field: getattr(config, field) for field in sorted(fields)},
-        {name: scheduler[name] for name in names_of_betas if name in scheduler}
+        {name: scheduler[name] for name in Schedule.FIELDS if name in scheduler}
         | {"prediction_type": objective.prediction_type, "scaling_factor": vae.config.scaling_factor},
     )
     return adapt_to_data(
@@ -280,10 +278,8 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
     )
 
 
-def make_state(
-    settings: TrainSettings, accelerator: Accelerator, model: DiTModel
-) -> tuple[TrainingState, tuple[torch.nn.Module, torch.optim.Optimizer]]:
-    """EMA, optimiser and learning rate; what checkpoints hold, and what the loop runs."""
+def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTModel) -> Assembly:
+    """Assemble the model's training as the settings say, and warn of an average that is too slow for it."""
     for decay in settings.ema_decays:
         remaining = decay**settings.max_train_steps
         if remaining > 1e-3:
@@ -292,32 +288,20 @@ def make_state(
                 "choose a smaller decay for a short training",
                 stacklevel=2,
             )
-    model.to(accelerator.device).train()
-    # before Accelerate changes the model's forward
-    ema = None if splits_weights(accelerator) else EMA(model, settings.ema_decays)
-    model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses the names of designs that it lacks
-    if settings.torch_compile:
-        for block in model.blocks:
-            block.compile()
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.adam_weight_decay,
-        fused=True,
-    )
-    lr_scheduler = get_scheduler(
-        settings.lr_scheduler,
-        optimizer,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=settings.max_train_steps,
-    )
     if deepspeed_zero.uses_zero(accelerator):
         deepspeed_zero.configure(settings, accelerator)
-    prepared = accelerator.prepare(model, optimizer)
-    unwrapped = accelerator.unwrap_model(prepared[0])
-    ema = ema or EMA(unwrapped, settings.ema_decays)
-    return TrainingState(accelerator, unwrapped, ema, optimizer, lr_scheduler), prepared
+    return assemble(
+        accelerator,
+        model,
+        learning_rate=settings.learning_rate,
+        ema_decays=settings.ema_decays,
+        lr_scheduler=settings.lr_scheduler,
+        lr_warmup_steps=settings.lr_warmup_steps,
+        max_train_steps=settings.max_train_steps,
+        adam_betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.adam_weight_decay,
+        compile_blocks=settings.torch_compile,
+    )
 
 
 def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
