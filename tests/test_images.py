@@ -6,6 +6,7 @@ What a viewer shows is the oracle: each sample scaled so that its white is 255, 
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_hf.images import BadImage, decode_image, read_image, to_rgb
+from dit_hf.images import BadImage, decode_image, read_image, readable_formats, readable_suffixes, to_rgb
 
 GREY = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4)  # sixteen greys, which 1, 2, 4, 8 and 16 bits can hold
 DEEP = GREY.astype(np.uint16) * 257
@@ -307,8 +308,29 @@ def test_truncated_file_that_was_opened_elsewhere_is_named(tmp_path: Path):
         to_rgb(Image.open(io.BytesIO(path.read_bytes())))
 
 
-def test_kinds_that_are_not_read_are_named_with_the_remedy():
+def test_kinds_that_are_not_read_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(BadImage, match="^JPEG XL cannot be read: convert it to PNG or JPEG"):
         decode_image(b"\xff\x0a" + bytes(100))
-    with pytest.raises(BadImage, match="HEIC cannot be read: install pillow-heif|no whole image"):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    readable_formats.cache_clear()
+    with pytest.raises(BadImage, match="^HEIC cannot be read: install pillow-heif"):
         decode_image(b"\0\0\0\x18ftypheic" + bytes(100))
+    assert ".heic" not in readable_suffixes()
+    monkeypatch.undo()
+    readable_formats.cache_clear()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic_is_read_upright_where_its_plugin_is_installed(tmp_path: Path, orientation: int):
+    pytest.importorskip("pillow_heif")
+    assert ".heic" in readable_suffixes()
+    halves = np.zeros((32, 64), np.uint8)
+    halves[:, 32:] = 200
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "IMG_0001.HEIC"
+    Image.fromarray(rgb(halves)).save(path, "HEIF", quality=100, exif=exif.tobytes())
+    expected = halves if orientation == 1 else np.rot90(halves, -1)
+    found = np.array(read_image(path))[..., 0]
+    assert found.shape == expected.shape
+    assert np.abs(found[4::8, 4::8].astype(int) - expected[4::8, 4::8].astype(int)).max() <= 4
