@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.start": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
     "training.run": ROOMS | {PACKAGE},
     "cards": {"configuration_dit", "pipeline_dit", "analysis", "hub"},
-    "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "cards"},
+    "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "cards", "files"},
     "study": {
         "configuration_dit",
         "modeling_dit",
