@@ -35,7 +35,6 @@ ROOMS = GROUND | {
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in GROUND},  # each room may import the ground floor, beside its own row
-    "image_folder": set(),
     "configuration_dit": set(),
     "modeling_dit": {"configuration_dit"},
     "pipeline_dit": set(),
@@ -52,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.start": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
     "training.run": ROOMS | {PACKAGE},
     "cards": {"configuration_dit", "pipeline_dit", "analysis", "hub"},
-    "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "cards"},
+    "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "cards", "files"},
     "study": {
         "configuration_dit",
         "modeling_dit",
