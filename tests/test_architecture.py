@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dit_hf"
 
-GROUND = {"files", "images", "provenance", "vae"}  # the ground floor: facts that several rooms share
+GROUND = {"distributed", "files", "images", "provenance", "vae"}  # the ground floor: facts that several rooms share
 
 ROOMS = GROUND | {
     "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation",
@@ -33,8 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "caches": set(),
     "diffusion": set(),
     "data": {"files", "images", "vae"},
-    "generation": {"files", "evaluation"},
-    "evaluation": {"files", "images", "provenance", "generation"},
+    "generation": {"distributed", "files", "provenance"},
+    "evaluation": {"distributed", "files", "images", "provenance"},
     "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit", "vae"},
     "conversion": {"configuration_dit", "modeling_dit"},
@@ -68,6 +68,7 @@ PACKAGES_ALLOWED: dict[str, set[str]] = {
     "modeling_dit": {"torch", "transformers", "safetensors"},
     "diffusion": {"torch"},
     "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "fsspec", "diffusers", "huggingface_hub", "accelerate"},
+    "generation": {"torch", "numpy", "PIL", "accelerate", "tqdm"},
     "evaluation": {"torch", "numpy", "PIL", "accelerate", "tqdm", "transformers"},  # transformers: DINOv2
 }
 
