@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import dit_hf
 from dit_hf import cli
-from dit_hf.generation.generate import image_seed
+from dit_hf.generation import image_seed
 
 
 @pytest.fixture(scope="module")
