@@ -112,7 +112,11 @@ def named_classes(text: str) -> set[str]:
 def test_classes_that_examples_name_are_those_of_the_shipped_model():
     index = json.loads((ROOT / "examples" / "assets" / "dit-emoji" / "model_index.json").read_text(encoding="utf-8"))
     known = {name.strip() for label in index["id2label"].values() for name in label.split(",")}
-    pages = [ROOT / "README.md", ROOT / "src" / "dit_hf" / "cli.py", ROOT / "examples" / "interpolate_dit.py"]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "src" / "dit_hf" / "cli" / "generate.py",
+        ROOT / "examples" / "interpolate_dit.py",
+    ]
     named = {page.name: named_classes(page.read_text(encoding="utf-8")) for page in [*pages, ROOT / "docs/sampling.md"]}
     assert all(named.values())
     assert {page: names - known for page, names in named.items() if names - known} == {}
