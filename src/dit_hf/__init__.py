@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["DiTConfig", "DiTImg2ImgPipeline", "DiTInpaintPipeline", "DiTModel", "DiTPipeline"]
 
-_HOMES = {"DiTConfig": "configuration_dit", "DiTModel": "modeling_dit"}  # all other names: pipeline_dit
+_MODULES = {"DiTConfig": "dit_hf.configuration_dit", "DiTModel": "dit_hf.modeling_dit"}  # else dit_hf.pipeline_dit
 
 
 def __getattr__(name: str) -> Any:
     # torch, transformers and diffusers take seconds to import.
     if name in __all__:
-        return getattr(import_module(f".{_HOMES.get(name, 'pipeline_dit')}", __name__), name)
+        return getattr(import_module(_MODULES.get(name, "dit_hf.pipeline_dit")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
