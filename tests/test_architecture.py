@@ -221,6 +221,53 @@ def dangerous_calls(source: Source) -> Iterator[str]:
             yield f"{source.path}:{node.lineno}: torch.load needs weights_only=True, written out"
 
 
+# Rooms and files whose prose is held to the rules below: the docstrings' style, and no shorthand.
+PLAIN_ROOMS = (
+    "analysis.figures", "analysis.quoted", "analysis.results", "analysis.selection", "cli", "files", "provenance",
+    "study.classifier", "study.planner", "study.recipe", "study.run", "study.score", "study.train",
+)  # fmt: skip
+
+# Words that stand for a sentence that only its author knows.
+SHORTHAND = re.compile(
+    r"\blikewise\b|unless given|\b(?:is|are|was|were) told\b|for want of|\bso often\b|\btold of\b|\btells of\b"
+    r"|\bas said\b|\bwhat is (?:said|told)\b",
+    re.IGNORECASE,
+)
+ENTRY = re.compile(r" {4}(?P<name>\*{0,2}\w[\w, .*]*): (?P<text>.+)")  # a line of Args, Raises or Attributes
+CAPITAL = re.compile(r"[A-Z`\"'(\d]")
+
+
+def docstring_entries(docstring: str) -> Iterator[tuple[str, str]]:
+    """Name and text of each line under `Args:`, `Raises:` and `Attributes:` that begins an entry."""
+    section = ""
+    for line in docstring.splitlines():
+        if line and not line.startswith(" "):
+            section = line
+        entry = ENTRY.match(line)
+        if entry and section in ("Args:", "Raises:", "Attributes:"):
+            yield entry["name"], entry["text"]
+
+
+def unclear_prose(source: Source) -> Iterator[str]:
+    inner = ".".join(source.dotted[1:])
+    if not any(f"{inner}.".startswith(f"{room}.") for room in PLAIN_ROOMS):
+        return
+    for number, line in enumerate(source.text.splitlines(), start=1):
+        if match := SHORTHAND.search(line):
+            yield f"{source.path}:{number}: {match[0]!r} is shorthand: write the sentence that it stands for"
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        docstring, where = ast.get_docstring(node), f"{source.path}:{getattr(node, 'lineno', 1)}"
+        if docstring is None:
+            continue
+        if not docstring.splitlines()[0].endswith((".", ":", '"')):
+            yield f"{where}: the first line of a docstring ends with a period"
+        for name, text in docstring_entries(docstring):
+            if not CAPITAL.match(text):
+                yield f"{where}: the entry of {name} begins with a capital: {text!r}"
+
+
 def violations(src: Path, setup: Path) -> list[str]:
     declared = declared_distributions(setup)
     found = [*bound_travellers(src / PACKAGE)]
@@ -228,6 +275,7 @@ def violations(src: Path, setup: Path) -> list[str]:
         for rule in (wrong_directions, too_long, forbidden_names, dangerous_calls):
             found += rule(source)
         found += undeclared_packages(source, declared)
+        found += unclear_prose(source)
     return found
 
 
@@ -266,6 +314,15 @@ BAD_TREE = [
     ("training/read.py", "import torch\ntorch.load(path)", "torch.load needs weights_only=True"),
     ("training/reads.py", "import torch\ntorch.load(path, weights_only=False)", "may run what a file says"),
     ("data/datasets/images.py", "", "folder named 'datasets'"),
+    ("cli/help.py", 'HELP = "Seed, unless given by the recipe."', "cli/help.py:1: 'unless given' is shorthand"),
+    ("cli/said.py", "# Likewise for the other options.", "cli/said.py:1: 'Likewise' is shorthand"),
+    ("cli/first.py", '"""The commands, and"""', "cli/first.py:1: the first line of a docstring ends with a period"),
+    ("cli/args.py", 'def f():\n    """One.\n\n    Args:\n        a: of b.\n    """', "the entry of a begins with a"),
+    (
+        "cli/raises.py",
+        'class A:\n    """One.\n\n    Raises:\n        ValueError: if so.\n    """',
+        "entry of ValueError",
+    ),
 ]
 
 GOOD_TREE = {
@@ -278,6 +335,7 @@ GOOD_TREE = {
     "training/run.py": "from dit_hf import DiTModel\nfrom ..data import images\nfrom .loop import train",
     "cards/pipeline.py": "import yaml\nfrom dit_hf.analysis import macs",
     "cli.py": "import typer\nimport dit_hf.hub",
+    "cli/help.py": '"""One.\n\nArgs:\n    a: A of\n        b: c.\n\nNote:\n    d: e.\n"""',
     "analysis/macs.py": "x = 1\n" * 450,
     "analysis/plots.py": 'def f():\n    """One\n\n    two.\n    """\n' + "    x = 1\n" * 79,
 }
