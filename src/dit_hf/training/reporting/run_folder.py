@@ -4,7 +4,6 @@ Only the main process writes. What cannot be written, for want of room or right,
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -154,7 +153,7 @@ class RunFolder:
         self.last_saved = self._last_tried = step
         if self.accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.path / "settings.yaml", yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False))
+            write_text(self.path / "settings.yaml", yaml.safe_dump(settings.to_dict(), sort_keys=False))
             for name in ("metrics.jsonl", "distances.jsonl"):
                 cut_after(self.path / name, step)
             if self.best()[0] > step:
@@ -181,7 +180,7 @@ class RunFolder:
         }
         config = {
             name: value if isinstance(value, bool | int | float) else str(value)
-            for name, value in dataclasses.asdict(settings).items()
+            for name, value in settings.to_dict().items()
         }
         self.accelerator.init_trackers("dit", config=config, init_kwargs=same)
 
@@ -216,7 +215,7 @@ class RunFolder:
         if self.accelerator.is_main_process:
             processes = self.accelerator.num_processes
             try:
-                write_checkpoint(self.checkpoints, snapshot, progress, dataclasses.asdict(settings), processes)
+                write_checkpoint(self.checkpoints, snapshot, progress, settings.to_dict(), processes)
                 limit, milestones = settings.checkpoints_total_limit, settings.checkpoints_milestone_steps
                 prune(self.checkpoints, limit, milestones, keep=[self.best()[0]])
                 self.last_saved = progress.step
