@@ -10,7 +10,6 @@ import copy
 import importlib
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -33,6 +32,7 @@ from ..data.moments import check_latents
 from ..data.sources import ImageSource, open_images
 from ..data.streaming import ImageStream, Position
 from ..diffusion import OBJECTIVES, Objective, Schedule
+from ..files import watched
 from ..finetuning import merged, save_lora
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
@@ -40,11 +40,15 @@ from ..pipeline_dit import DiTPipeline
 from ..vae import vae_shrink_factor
 from .assembly import Assembly, assemble
 from .loop import KeyedDraws, LatentBatch, train_steps
+from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
-from .processes.signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, shield_worker
+from .processes.signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, leave, shield_worker
+from .reporting.distances import Distance
 from .reporting.loss_curve import plot_losses
-from .reporting.run_folder import Distance, Meter, PreviewStopped, RunFolder, draw_preview_images, save_grid
+from .reporting.metrics import Meter
+from .reporting.previews import PreviewStopped, save_grid
+from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
@@ -55,8 +59,13 @@ from .trainer import Trainer
 logger = get_logger("dit_hf.training")
 
 
-def run(settings: TrainSettings) -> Path:
+def run(settings: TrainSettings, *, observer: Observer | None = None, stop: StopRequest | None = None) -> Path:
     """Train, and return the folder of the finished pipeline, `output_dir/pipeline`.
+
+    Args:
+        settings: Settings of the run.
+        observer: Object whose methods are called at known moments of the run.
+        stop: Request to stop, which a caller may make by itself; by default only signals do.
 
     Raises:
         ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from, if
@@ -66,8 +75,9 @@ def run(settings: TrainSettings) -> Path:
         MemoryError: if a step does not fit the device's memory.
     """
     accelerator = start_training_accelerator(settings)
-    folder = RunFolder(Path(settings.output_dir), accelerator)
-    with StopRequest() as stop, contextlib.ExitStack() as stack:
+    folder = RunFolder(settings, accelerator, observer)
+    stop = StopRequest() if stop is None else stop
+    with stop, watched(folder.observer.on_disk), contextlib.ExitStack() as stack:
         on_main_process(accelerator, lambda: bool(stack.enter_context(FolderLock(folder.path))))
         try:
             pipeline = assemble_and_train(settings, accelerator, folder, stop)
@@ -76,7 +86,7 @@ def run(settings: TrainSettings) -> Path:
             if folder.has_begun and accelerator.is_main_process:
                 received = {"signal": stop.received.name, "exit_code": EXIT_CODE} if stop.received else {}
                 state, reason = "preempted" if is_agreed else "failed", str(error) or repr(error)
-                folder.write_status(state, step=folder.last_saved, reason=reason, **received)
+                folder.status.write(state, step=folder.checkpoints.newest_step, reason=reason, **received)
             if is_agreed or accelerator.num_processes == 1:
                 accelerator.end_training()
             raise
@@ -86,6 +96,7 @@ def run(settings: TrainSettings) -> Path:
 
 def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, stop: StopRequest) -> Path:
     """Put together what the settings name, and train it."""
+    folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings)
     push = start_push(settings, accelerator)
@@ -114,7 +125,9 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     assembly = build_state(settings, accelerator, model)
     state = assembly.state
     check_previews(settings, model.config)
-    progress = resume(folder, settings, state)
+    progress = resume(folder.checkpoints.folder, settings, state)
+    folder.begin(settings, progress.step)
+    folder.observer.on_model(assembly.model)
 
     stream = ImageStream(
         source,
@@ -142,6 +155,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
             id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
         )
+    dropout = model.config.class_dropout_prob if model.config.has_null_class else 0
     records = train_steps(
         accelerator,
         assembly.model,
@@ -150,16 +164,18 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         state.ema,
         objective,
         latent_batches(stream, encoder, accelerator.device, start.class_indices if model.config.num_classes else None),
-        KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
+        watched_draws(KeyedDraws(settings.seed, objective, dropout), folder.observer),
         first_step=progress.step,
         images_seen=progress.images_seen,
         max_grad_norm=settings.max_grad_norm,
     )
     work = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
+    folder.observer.on_end("start")
     work.train(progress, records)
     work.refresh_pipeline()
     if pipeline is not None:
-        finish(work, pipeline)
+        with folder.observer.phase("finish"):
+            finish(work, pipeline)
     return folder.path / "pipeline"
 
 
@@ -356,7 +372,7 @@ def finish(work: Trainer, pipeline: DiTPipeline) -> None:
     save_training_pipeline(pipeline, path, settings.hub_license)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
-        save_grid(draw_preview_images(loaded, settings, lambda: bool(work.stop)), path / "samples.png")
+        save_grid(work.folder.previews.draw(loaded, lambda: bool(work.stop)), path / "samples.png")
     except PreviewStopped as error:
         raise Preempted("asked to stop at the end of the training") from error
     plot_losses(path / "metrics.jsonl", path / "loss.png")
@@ -364,16 +380,18 @@ def finish(work: Trainer, pipeline: DiTPipeline) -> None:
     if push:
         push.start(path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
         work.wait_for_push()
-    work.folder.write_status("finished", step=work.folder.last_saved)
+    work.folder.status.write("finished", step=work.folder.checkpoints.newest_step)
     logger.info(f"wrote {path / 'pipeline'}")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(
+    arguments: list[str] | None = None, *, observer: Observer | None = None, stop: StopRequest | None = None
+) -> None:
     """Read the settings and run; a wrong setting ends with one line and exit code 1, a request to stop with 143."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     try:
-        run(parse_settings(sys.argv[1:] if arguments is None else arguments))
+        run(parse_settings(sys.argv[1:] if arguments is None else arguments), observer=observer, stop=stop)
     except Preempted as stopped:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # a second one comes too late
@@ -382,15 +400,6 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         sys.exit(f"error: {rank}{error}")
-
-
-def leave(code: int) -> None:
-    """End now: neither a push, nor a loader's worker, nor another process is waited for."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":
