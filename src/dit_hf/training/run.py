@@ -52,7 +52,7 @@ from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .settings import TrainSettings, parse_settings, read_yaml
+from .settings import TrainSettings, parse_settings, read_yaml, rows
 from .start import InitialModel, adapt_to_data, check_origin, load_origin
 from .trainer import Trainer
 
@@ -211,23 +211,8 @@ def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundP
 
 
 def make_objective(settings: TrainSettings) -> Objective:
-    """The objective of the table `OBJECTIVES` that the settings name.
-
-    Raises:
-        ValueError: if there is none of that name, or it does not have the betas that are set.
-    """
-    if settings.objective not in OBJECTIVES:
-        raise ValueError(f"objective={settings.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
-    objective = OBJECTIVES[settings.objective]
-    in_use = objective.fields_in_use(settings.beta_schedule)
-    schedule = {name: getattr(settings, name) for name in Schedule.FIELDS if hasattr(settings, name)}
-    for name, value in schedule.items():
-        if name not in in_use and value != getattr(TrainSettings, name):
-            raise ValueError(
-                f"{name}={value!r} has no effect on objective={settings.objective!r} with "
-                f"beta_schedule={settings.beta_schedule!r}: leave it out"
-            )
-    return objective(**{name: value for name, value in schedule.items() if name in in_use})
+    """The objective of the table `OBJECTIVES` that the settings name."""
+    return OBJECTIVES[settings.objective](**settings.schedule)
 
 
 def make_scheduler(objective: Objective) -> SchedulerMixin:
@@ -273,7 +258,7 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
     if not settings.init_from:
         return InitialModel(DiTModel(config), names, list(range(len(names))))
     origin = load_origin(settings.init_from)
-    by_name = PaperSize._fields[:4] if settings.model != TrainSettings.model else ()
+    by_name = PaperSize._fields[:4] if settings.model != rows(settings)["model"].default else ()
     fields = {"in_channels", "learn_sigma", *by_name, *json.loads(settings.model_overrides)}
     scheduler = objective.scheduler_config()
     check_origin(
@@ -329,11 +314,6 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
     for label in settings.validation_labels or []:
         if not 0 <= label < config.num_classes:
             raise ValueError(f"validation_labels has {label}: the model has the classes 0..{config.num_classes - 1}")
-    if settings.validation_inference_steps > settings.num_train_timesteps:
-        raise ValueError(
-            f"validation_inference_steps={settings.validation_inference_steps} is above num_train_timesteps="
-            f"{settings.num_train_timesteps}: lower it"
-        )
 
 
 def latent_batches(
