@@ -9,7 +9,8 @@ from .configuration_dit import DiTConfig
 from .modeling_dit import DiTModel
 
 if TYPE_CHECKING:
-    from .pipeline_dit import DiTImg2ImgPipeline, DiTInpaintPipeline, DiTPipeline
+    from .image_pipelines import DiTImg2ImgPipeline, DiTInpaintPipeline
+    from .pipeline_dit import DiTPipeline
 
 
 __version__ = "0.1.0"
@@ -21,6 +22,8 @@ AutoModel.register(DiTConfig, DiTModel, exist_ok=True)
 
 def __getattr__(name: str) -> Any:
     # diffusers takes seconds to import, and only the pipelines need it.
-    if name in ("DiTImg2ImgPipeline", "DiTInpaintPipeline", "DiTPipeline"):
-        return getattr(import_module(".pipeline_dit", __name__), name)
+    if name == "DiTPipeline":
+        return import_module("dit_hf.pipeline_dit").DiTPipeline
+    if name in ("DiTImg2ImgPipeline", "DiTInpaintPipeline"):
+        return getattr(import_module("dit_hf.image_pipelines"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import is_peft_available
 
 from ..modeling_dit import DiTModel
-from ..pipeline_dit import DiTPipeline
 from .classes import carry_classes
 
 # Attention and MLP of every block, in all four designs.
@@ -193,7 +193,7 @@ def merge_lora(model: DiTModel, scale: float = 1.0) -> None:
     model.__dict__.pop("_before_lora", None)
 
 
-def merged(pipeline: DiTPipeline) -> DiTPipeline:
+def merged(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     """The pipeline itself where it has no adapter, else one that shares all but the model, whose copy is merged."""
     if not has_adapter(pipeline.transformer):
         return pipeline

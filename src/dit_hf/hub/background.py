@@ -5,16 +5,16 @@ import shutil
 from concurrent.futures import Future
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 
 from ..cards.pipeline import write_training_card
-from ..pipeline_dit import DiTPipeline
 from .push import check_push, push_folder
 
 logger = logging.getLogger("dit_hf.training")
 
 
-def save_training_pipeline(pipeline: DiTPipeline, output_dir: Path, license: str | None = None) -> None:
+def save_training_pipeline(pipeline: DiffusionPipeline, output_dir: Path, license: str | None = None) -> None:
     """Save the pipeline and its card to `output_dir/pipeline`: written beside it and renamed, so never half of one.
 
     A kill between the two renames leaves no `pipeline`; the next save begins with putting the old one back.
@@ -54,7 +54,9 @@ class BackgroundPush:
         """Whether a push still reads the folder, which must not change then."""
         return self._running is not None and not self._running.done()
 
-    def push_checkpoint(self, pipeline: DiTPipeline, output_dir: Path, step: int, license: str | None = None) -> None:
+    def push_checkpoint(
+        self, pipeline: DiffusionPipeline, output_dir: Path, step: int, license: str | None = None
+    ) -> None:
         """Save the pipeline with its card as it is now, and begin to push it; left out while the last push runs."""
         if self.is_busy:
             logger.info(f"step {step} is not pushed: the push before it still runs")
