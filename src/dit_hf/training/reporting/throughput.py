@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense TFLOP/s in (bf16 or fp16, TF32), from the vendors' data sheets. The first name that the device's contains counts.
+# Dense TFLOP/s in (bf16 or fp16, TF32), from the vendors' data sheets. The first name found in the device's counts.
 PEAK_TFLOPS: dict[str, tuple[float, float]] = {
     "B200": (2250, 1125),
     "H200": (989, 495),
