@@ -1,6 +1,5 @@
 """The output folder of a run: one object for each thing that a run writes there, and the beginning of a run."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +58,7 @@ class RunFolder:
             step: Step that the run continues after.
         """
         self.has_begun = True
-        recorded = dataclasses.asdict(settings)
+        recorded = settings.to_dict()
         self.checkpoints.begin(recorded, step)
         if not self.accelerator.is_main_process:
             return
