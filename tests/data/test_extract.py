@@ -131,25 +131,18 @@ SMALL_SHARDS = f"""
 import os, signal, sys
 sys.path.insert(0, {str(EXAMPLE.parent)!r})
 import extract_latents as example
-from dit_hf import files
 from dit_hf.data import extract
+from dit_hf.files import watched
+
+def die_before_the_second_shard_has_its_name(operation, path):
+    shards = list(path.parent.glob("*.parquet"))
+    if "KILLED" in os.environ and operation == "rename" and shards:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 extract.extract_latents.__kwdefaults__["rows_of_a_shard"] = 8
-replace, written = files.replace, []
-
-
-def killed(partial, path):
-    # die at the second shard, when it is written and has not got its name
-    written.extend([path] * (path.suffix == ".parquet"))
-    if len(written) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(partial, path)
-
-
-if "KILLED" in os.environ:
-    files.replace = killed
 (settings,) = example.HfArgumentParser(example.ExtractSettings).parse_args_into_dataclasses()
-example.run(settings)
+with watched(die_before_the_second_shard_has_its_name):
+    example.run(settings)
 """
 
 
@@ -166,14 +159,13 @@ def test_two_processes_killed_and_started_again_make_what_one_makes(colours, vae
     }
     flags = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    alone = subprocess.run([sys.executable, str(script), *flags], env={**environment, "KILLED": "1"})
+    alone = subprocess.run([sys.executable, str(script), *flags], env={**environment, "KILLED": "1"}, timeout=600)
     assert alone.returncode == -signal.SIGKILL
     left = contents(tmp_path / "out")
     assert len(left) == 1
-    assert list((tmp_path / "out").rglob("*.partial"))
     launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command = [sys.executable, "-m", *launch, "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script)]
-    subprocess.run([*command, *flags], env=environment, check=True, capture_output=True)
+    subprocess.run([*command, *flags], env=environment, check=True, timeout=600, capture_output=True)
     made = contents(tmp_path / "out")
     assert {name: made[name] for name in left} == left
     assert made.keys() == contents(latents).keys()
