@@ -1,10 +1,10 @@
-"""Measure the shipped model where no file of FID's weights is at hand, and write the result into its card.
+"""Measure the shipped model with features that need no download, and write the result into its model card.
 
-    python examples/evaluate_emoji.py                     # 1,000 images: minutes; the same command goes on after a kill
+    python examples/evaluate_emoji.py        # 1,000 images, in minutes; run it again if it was interrupted
 
-The features are EfficientNet-Lite0's, so nothing here is FID. Beside the model stand sets of real drawings: the model's
-own ones, jittered in another way, are the best a model can reach; the same through the VAE are the best that this model
-can reach in its latents; drawings of other emoji are far.
+The features are those of EfficientNet-Lite0, so the distances are not FIDs. For comparison, three sets of real drawings
+are measured as well: the training drawings with another jitter (the best that any model can reach), the same after the
+VAE (the best that this model can reach in its latents), and drawings of other emoji (which must be far away).
 """
 
 import argparse
@@ -22,20 +22,20 @@ from dit_hf.evaluation.run import model_batches, open_source, write
 
 ASSETS = Path(__file__).parent / "assets"
 EMOJI, MODEL = ASSETS / "emoji", ASSETS / "dit-emoji"
-METRICS = ["fid", "precision_recall", "density_coverage"]  # on these features the first is FD, not FID
+METRICS = ["fid", "precision_recall", "density_coverage"]  # with these features, "fid" is a Fréchet distance, not FID
 
 
 def other_drawings(class_names: list[str], num: int) -> np.ndarray:
-    """The first images of the data set that are of none of these classes."""
+    """Return the first images of the data set that belong to none of the given classes."""
     names = open_images(str(EMOJI)).classes.names
-    ours = {names.index(name) for name in class_names}
-    found = [
+    excluded = {names.index(name) for name in class_names}
+    drawings = [
         image[None]
         for images, labels in open_source(str(EMOJI))
         for image, label in zip(images, labels, strict=True)
-        if label not in ours
+        if label not in excluded
     ]
-    return np.concatenate(found[:num])
+    return np.concatenate(drawings[:num])
 
 
 @torch.no_grad()
@@ -47,12 +47,14 @@ def through_vae(vae: torch.nn.Module, images: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_images", type=int, default=1000)
-    parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=2.0)
+    parser.add_argument("--num_images", type=int, default=1000, help="number of samples")
+    parser.add_argument("--num_inference_steps", type=int, default=25, help="number of sampling steps")
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="scale of guidance; 1 is no guidance")
     parser.add_argument("--num_jitters", type=int, default=8, help="variants of each drawing in the reference")
-    parser.add_argument("--output_dir", type=Path, default=Path("out/evaluate-emoji"))
-    parser.add_argument("--card", type=Path, help="such as examples/assets/dit-emoji/README.md")
+    parser.add_argument("--output_dir", type=Path, default=Path("out/evaluate-emoji"), help="folder for the results")
+    parser.add_argument(
+        "--card", type=Path, help="model card to write into, such as examples/assets/dit-emoji/README.md"
+    )
     arguments = parser.parse_args()
     class_names = (EMOJI / "classes_100.txt").read_text().splitlines()
     drawings, others = (
