@@ -14,7 +14,7 @@ import dit_hf
 from dit_hf import cli
 from dit_hf.cli.generate import parse_labels
 from dit_hf.cli.study import parse_seeds
-from dit_hf.generation.generate import image_seed
+from dit_hf.generation import image_seed
 
 
 @pytest.fixture(scope="module")

@@ -127,39 +127,41 @@ def evaluate(
     dtype: Dtype = None,
 ) -> None:
     """Measure samples or a model: FID, sFID, Inception score, precision, recall and others, in one pass."""
-    of_model = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "labels": labels}
-    of_model |= {"seed": seed, "num_seeds": num_seeds, "dtype": dtype}
-    of_model = {name: value for name, value in of_model.items() if value is not None}
+    given = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "labels": labels}
+    given |= {"seed": seed, "num_seeds": num_seeds, "dtype": dtype}
+    sampling: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if (samples is None) == (model is None):
         raise ValueError("--samples and --model: give one of them")
     if (reference is None) == (save_reference is None):
         raise ValueError("--reference and --save-reference: give one of them")
     if samples is not None:
-        refuse({f"--{name.replace('_', '-')}": value for name, value in of_model.items()}, "is for --model")
+        refuse({f"--{name.replace('_', '-')}": value for name, value in sampling.items()}, "is for --model")
     if save_reference is not None:
-        of_comparison = {"--model": model, "--output": output, "--card": card, "--metrics": metrics}
-        refuse(of_comparison, "is for a comparison with --reference: leave out --save-reference")
+        comparison = {"--model": model, "--output": output, "--card": card, "--metrics": metrics}
+        refuse(comparison, "is for comparing: leave out --save-reference")
 
-    from ..evaluation import run
+    from accelerate import PartialState
 
-    of_sources: dict[str, Any] = {"batch_size": batch_size, "resolution": resolution, "split": split}
-    of_sources |= {"image_column": image_column, "label_column": label_column}
-    accelerator, network = run.open_extractor(extractor, weights)
+    from ..evaluation import MetricSettings, run
+
+    options = run.SourceOptions(batch_size, resolution, split, image_column, label_column)
+    network = run.open_extractor(extractor, weights)
+    limits: dict[str, Any] = {"num_images": num_images, "work_dir": work_dir}
     if save_reference is not None:
-        run.save_statistics(str(samples), save_reference, network, num_images, work_dir, of_sources)
-        accelerator.print(f"wrote {save_reference}")
+        run.save_statistics(str(samples), save_reference, network, options, **limits)
+        PartialState().print(f"wrote {save_reference}")  # once for all processes
         return
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    settings = {"precision_recall_mode": precision_recall, "kid_subset_size": kid_subset_size}
-    options: dict[str, Any] = {"num_images": num_images, "metrics": names, "num_groups": num_groups}
-    options["work_dir"] = work_dir
+    settings = MetricSettings(precision_recall_mode=precision_recall, kid_subset_size=kid_subset_size)
+    compared = (str(reference), network, settings, options)
     if model is None:
-        result = run.evaluate_source(str(samples), str(reference), network, settings, of_sources, **options)
+        result = run.evaluate_source(str(samples), *compared, metrics=names, num_groups=num_groups, **limits)
     else:
-        result = run.evaluate_model(model, str(reference), network, settings, of_sources, of_model, **options)
-    if accelerator.is_main_process:
+        draws = run.SamplingOptions(**sampling)
+        result = run.evaluate_model(model, *compared, draws, metrics=names, num_groups=num_groups, **limits)
+    if PartialState().is_main_process:
         typer.echo(result.table())
-        run.write(result, output, card)
+        run.write_result(result, output, card)
 
 
 @app.command(cls=Command, epilog="Example: dit-hf table evaluation.json --resolution 256")

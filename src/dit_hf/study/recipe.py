@@ -89,7 +89,7 @@ class Recipe:
             raise ValueError(
                 f"checkpoints={self.checkpoints}: they must rise and be multiples of batch_size={self.batch_size}"
             )
-        discrete = [name for name, cls in OBJECTIVES.items() if issubclass(cls, DiscreteObjective)]  # type: ignore[arg-type]
+        discrete = [name for name, cls in OBJECTIVES.items() if issubclass(cls, DiscreteObjective)]
         if self.objective not in discrete:
             raise ValueError(
                 f"objective={self.objective!r}: a study samples with DDIM, so choose from {', '.join(discrete)}"
@@ -170,7 +170,7 @@ class Recipe:
             num_attention_heads=heads // self.heads_divisor,
             patch_size=patch,
             sample_size=self.side // 2,
-            learn_sigma=self.objective == "hybrid",
+            learn_sigma=OBJECTIVES[self.objective].learns_variance,
             **config_fields,
         )
 

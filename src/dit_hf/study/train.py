@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 
 from ..configuration_dit import DiTConfig
 from ..diffusion import OBJECTIVES, Objective
 from ..modeling_dit import DiTModel
-from ..training.ema import EMA
+from ..training.assembly import assemble
 from ..training.loop import KeyedDraws, LatentBatch, train_steps
 from ..training.saving.checkpoint import Progress, newest_whole, prune, read_info, write_checkpoint
-from ..training.saving.state import TrainingState
 from .images import LabelledImages, PixelLatents
 from .recipe import Recipe, Variant
 
@@ -62,11 +60,21 @@ class Training:
         self.accelerator = accelerator
         self.objective: Objective = OBJECTIVES[recipe.objective]()
         self.config = make_config(recipe, variant, data)
-        self.state = self._fresh()
         self.progress, self.seconds = Progress(), 0.0
         self.losses: list[float] = []  # of the last LOSS_STEPS steps
         if len(data.images) < recipe.batch_size:
             raise ValueError(f"{len(data.images)} images are fewer than batch_size={recipe.batch_size}: lower it")
+        accelerator.free_memory()  # releases the model that was trained before
+        torch.manual_seed(variant.seed)
+        assembly = assemble(
+            accelerator,
+            DiTModel(self.config),
+            learning_rate=recipe.learning_rate,
+            ema_decays=[recipe.ema_decay],
+            lr_scheduler="constant_with_warmup",
+            lr_warmup_steps=recipe.warmup_steps,
+        )
+        self.state, self.model, self.optimizer = assembly.state, assembly.model, assembly.optimizer
         if newest := newest_whole(folder):
             self.state.restore(newest)
             record = read_info(newest)
@@ -75,22 +83,11 @@ class Training:
             fields = recipe.training_fields()
             if any(fields.get(name) != value for name, value in saved.items()):
                 raise ValueError(f"{folder} was trained with {saved}, not {fields}: choose a new folder")
-        accelerator.free_memory()  # releases the model that was trained before
-        self.model, self.optimizer = accelerator.prepare(self.state.model, self.state.optimizer)
 
     @property
     def train_loss(self) -> float:
         """Mean squared error over the last `LOSS_STEPS` steps."""
         return float(np.mean(self.losses)) if self.losses else float("nan")
-
-    def _fresh(self) -> TrainingState:
-        recipe = self.recipe
-        torch.manual_seed(self.variant.seed)
-        model = DiTModel(self.config).to(self.accelerator.device).train()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
-        lr_scheduler = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=recipe.warmup_steps)
-        return TrainingState(self.accelerator, model, EMA(model, [recipe.ema_decay]), optimizer, lr_scheduler)
 
     def advance(self, images_seen: int, is_late: Callable[[], bool]) -> bool:
         """Train until the model has seen a number of images; return whether it has.
