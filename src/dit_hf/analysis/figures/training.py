@@ -104,6 +104,9 @@ def training_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         factor = TRAINING_FACTOR * group[0].gmacs
         means = [point._replace(x=point.x * factor) for point in points(group, "images_seen")]
         draw_line(axis, means, model, PATCH_COLOURS[patch], MARKERS[size])
+        end = (means[-1].x, means[-1].y)
+        offset = (10, 4) if patch == min(PATCHES) else (0, -11)  # of equal compute: S/2 above B/4
+        axis.annotate(model, end, offset, textcoords="offset points", ha="center", fontsize=7)
     axis.set(
         title=describe_rows(chosen),
         xscale="log",
