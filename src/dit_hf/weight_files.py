@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from .files import replace
+from .files import flush, rename
 
 # Modules that torch.compile, data parallelism, activation checkpointing and FSDP put around another one.
 WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -79,10 +79,11 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
     a single file was written, for example. If the block fails, `folder` stays as it was.
 
     Args:
-        folder: Folder of a model, or of a pipeline with the folders of its parts. It is created if it does not exist.
+        folder: Folder of a model, or of a pipeline with the folders of its parts. It is created if it does not exist
+            and something was written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())  # on the same file system
+    with TemporaryDirectory(prefix=".saving-", dir=nearest) as temporary:
         yield Path(temporary)
         written = [file.relative_to(temporary) for file in sorted(Path(temporary).rglob("*")) if file.is_file()]
         names = {file: read_name(file) for file in written}
@@ -91,10 +92,11 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
             (folder / index).unlink(missing_ok=True)  # the old index must never list new shards
         for file in [*(file for file in written if file not in indexes), *indexes]:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            replace(Path(temporary, file), folder / file)
-    superseding = {(file.parent, name.library, name.variant) for file, name in names.items() if name}
-    for parent in {parent for parent, *_ in superseding}:
+            flush(Path(temporary, file))
+            rename(Path(temporary, file), folder / file)
+    superseding = {(file.parent, name.variant) for file, name in names.items() if name}
+    for parent in {parent for parent, _ in superseding}:
         for file in sorted((folder / parent).iterdir()):
             name = read_name(file)
-            if name and (parent, name.library, name.variant) in superseding and parent / file.name not in names:
+            if name and (parent, name.variant) in superseding and parent / file.name not in names:
                 file.unlink()

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import is_peft_available
 
 from ..modeling_dit import DiTModel
-from ..pipeline_dit import DiTPipeline
 from ..weight_files import strip_wrappers
 from .classes import carry_classes
 
@@ -215,7 +215,7 @@ def merge_lora(model: DiTModel, scale: float = 1.0) -> None:
     model.__dict__.pop("_before_lora", None)
 
 
-def merged(pipeline: DiTPipeline) -> DiTPipeline:
+def merged(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     """Return a pipeline whose adapter is merged into a copy of the model; without an adapter, the pipeline itself."""
     if not has_adapter(pipeline.transformer):
         return pipeline
