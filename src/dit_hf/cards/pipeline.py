@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from diffusers import DiffusionPipeline
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..analysis import count_gmacs
 from ..configuration_dit import DiTConfig
 from ..hub.files import find_secret
-from ..pipeline_dit import DiTPipeline
 
 CARD = "README.md"
 SAMPLES, LOSS_CURVE = "samples.png", "loss.png"
@@ -124,7 +124,7 @@ people far more than others, people are in it without their consent, and its ter
 
 
 def make_card(
-    pipeline: DiTPipeline,
+    pipeline: DiffusionPipeline,
     *,
     model_id: str = LOCAL_ID,
     license: str | None = None,
@@ -187,7 +187,7 @@ def make_card(
     return card
 
 
-def make_training_card(pipeline: DiTPipeline, output_dir: Path, license: str | None = None) -> ModelCard:
+def make_training_card(pipeline: DiffusionPipeline, output_dir: Path, license: str | None = None) -> ModelCard:
     """Generate the card of a training from the files that it wrote.
 
     Args:
@@ -219,7 +219,9 @@ def make_training_card(pipeline: DiTPipeline, output_dir: Path, license: str | N
     )
 
 
-def write_training_card(pipeline: DiTPipeline, folder: Path, output_dir: Path, license: str | None = None) -> None:
+def write_training_card(
+    pipeline: DiffusionPipeline, folder: Path, output_dir: Path, license: str | None = None
+) -> None:
     """Write the card of a training, and the pictures it shows, into the pipeline's folder."""
     make_training_card(pipeline, output_dir, license).save(folder / CARD)
     for name in (SAMPLES, LOSS_CURVE):
@@ -242,7 +244,7 @@ def _summary(config: DiTConfig) -> str:
     )
 
 
-def _call(pipeline: DiTPipeline) -> str:
+def _call(pipeline: DiffusionPipeline) -> str:
     """The arguments of a snippet: a class of the middle by name, else by id."""
     config = pipeline.transformer.config
     if not config.num_classes:
@@ -253,7 +255,7 @@ def _call(pipeline: DiTPipeline) -> str:
     return f"class_labels=[{label}]" + ("" if config.has_null_class else ", guidance_scale=1")
 
 
-def _architecture(pipeline: DiTPipeline) -> dict[str, Any]:
+def _architecture(pipeline: DiffusionPipeline) -> dict[str, Any]:
     config = pipeline.transformer.config
     height, width = config.sample_height_width
     return {

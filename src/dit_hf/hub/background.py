@@ -4,17 +4,17 @@ import logging
 from concurrent.futures import Future
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 
 from ..cards.pipeline import write_training_card
 from ..files import announce, folder_written_whole
-from ..pipeline_dit import DiTPipeline
 from .push import check_push, push_folder
 
 logger = logging.getLogger("dit_hf.training")
 
 
-def save_training_pipeline(pipeline: DiTPipeline, output_dir: Path, license: str | None = None) -> None:
+def save_training_pipeline(pipeline: DiffusionPipeline, output_dir: Path, license: str | None = None) -> None:
     """Save the pipeline and its card to `output_dir/pipeline`, whole or not at all."""
     with folder_written_whole(output_dir / "pipeline") as partial:
         announce("write", partial)
@@ -44,7 +44,9 @@ class BackgroundPush:
         """Whether a push still reads the folder, which must not change then."""
         return self._running is not None and not self._running.done()
 
-    def push_checkpoint(self, pipeline: DiTPipeline, output_dir: Path, step: int, license: str | None = None) -> None:
+    def push_checkpoint(
+        self, pipeline: DiffusionPipeline, output_dir: Path, step: int, license: str | None = None
+    ) -> None:
         """Save the pipeline with its card as it is now, and begin to push it; left out while the last push runs."""
         if self.is_busy:
             logger.info(f"step {step} is not pushed: the push before it still runs")

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 
 from ..cards.pipeline import CARD, LOCAL_ID, make_card
-from ..pipeline_dit import DiTPipeline
 from .errors import HubError, one_line_errors, retried
 from .files import sent_files
 
@@ -98,7 +98,7 @@ def push_folder(
     return commit
 
 
-def push_pipeline(pipeline: DiTPipeline, repo_id: str, *, token: str | None = None, **options: Any) -> CommitInfo:
+def push_pipeline(pipeline: DiffusionPipeline, repo_id: str, *, token: str | None = None, **options: Any) -> CommitInfo:
     """Save a pipeline and push it, with its card.
 
     A card that is on the Hub already stays as it is, since people edit it. Else the pipeline's own goes along, from the
@@ -125,7 +125,7 @@ def push_pipeline(pipeline: DiTPipeline, repo_id: str, *, token: str | None = No
         return push_folder(folder, full_id, token=token, **options)
 
 
-def _write_card(pipeline: DiTPipeline, folder: Path) -> None:
+def _write_card(pipeline: DiffusionPipeline, folder: Path) -> None:
     origin = Path(pipeline.name_or_path or "")
     if (origin / CARD).is_file() and (origin / "model_index.json").is_file():
         for path in [origin / CARD, *origin.glob("*.png")]:
