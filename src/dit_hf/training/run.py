@@ -43,7 +43,7 @@ from .loop import KeyedDraws, LatentBatch, train_steps
 from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
-from .processes.signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, leave, shield_worker
+from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave, shield_worker
 from .reporting.distances import Distance
 from .reporting.loss_curve import plot_losses
 from .reporting.metrics import Meter
@@ -70,7 +70,8 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
     Raises:
         ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from, if
             another run is in the folder, or if fewer processes started than the launcher was asked for.
-        Preempted: on SIGTERM or SIGUSR1, once a checkpoint is saved.
+        Preempted: If the run was asked to stop by a signal or by `stop`, once a checkpoint is saved.
+        KeyboardInterrupt: At a second Ctrl-C, without a checkpoint.
         FloatingPointError: after `max_skipped_steps` in a row whose loss or gradient is not finite.
         MemoryError: if a step does not fit the device's memory.
     """
@@ -84,7 +85,7 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
         except BaseException as error:
             is_agreed = isinstance(error, Preempted)  # by all processes; the others' ends are not waited for otherwise
             if folder.has_begun and accelerator.is_main_process:
-                received = {"signal": stop.received.name, "exit_code": EXIT_CODE} if stop.received else {}
+                received = {"signal": stop.received.name, "exit_code": stop.exit_code} if stop.received else {}
                 state, reason = "preempted" if is_agreed else "failed", str(error) or repr(error)
                 folder.status.write(state, step=folder.checkpoints.newest_step, reason=reason, **received)
             if is_agreed or accelerator.num_processes == 1:
@@ -387,16 +388,21 @@ def finish(work: Trainer, pipeline: DiTPipeline) -> None:
 def main(
     arguments: list[str] | None = None, *, observer: Observer | None = None, stop: StopRequest | None = None
 ) -> None:
-    """Read the settings and run; a wrong setting ends with one line and exit code 1, a request to stop with 143."""
+    """Read the settings and run.
+
+    A wrong setting ends with one line and exit code 1, a request to stop with the codes of `signals.EXIT_CODES`.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
+    stop = StopRequest() if stop is None else stop
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments), observer=observer, stop=stop)
     except Preempted as stopped:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # a second one comes too late
-        logger.info(f"{stopped}; exit code {EXIT_CODE}")
-        leave(EXIT_CODE)
+        logger.info(f"{stopped}; exit code {stop.exit_code}")
+        leave(stop.exit_code)
+    except KeyboardInterrupt:
+        logger.info("ended at once, without a checkpoint; the same command goes on from the newest one")
+        leave(EXIT_CODES[signal.SIGINT])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         sys.exit(f"error: {rank}{error}")
