@@ -760,7 +760,7 @@ class DiTPipeline(DiffusionPipeline):
         call = functools.partial(load_pipeline, cls, load, source, **kwargs)
         names = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
         hub = {name: kwargs[name] for name in names if kwargs[name] is not None}
-        load_from_hub = importlib.import_module("dit_hf.hub.errors").load_from_hub
+        load_from_hub = importlib.import_module("dit_hf.hub.load").load_from_hub
         pipeline = load_from_hub(str(source), call, **hub)
         importlib.import_module("dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
