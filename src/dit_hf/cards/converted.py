@@ -11,8 +11,8 @@ from .page import CITATION, LOCAL_ID, PAPER, link, make_page, table
 from .snippets import IN_DIFFUSERS, code, use_of_pipeline
 
 INTRODUCTION = """\
-A Diffusion Transformer (DiT, {paper}), converted by dit-hf from {origin}. The weights are those of the source, bit for
-bit."""
+A Diffusion Transformer (DiT, {paper}), converted by dit-hf from {origin}.
+The weights are those of the source, bit for bit."""
 
 
 def make_converted_card(
