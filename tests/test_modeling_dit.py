@@ -137,9 +137,9 @@ def test_latents_of_another_size_need_their_positions():
         weights = {**model.state_dict(), "pos_embed": model.resize_pos_embed(12, 4, policy)}
         other.load_state_dict(weights)
         assert torch.equal(other(x, 7, y).sample, out)
-    with pytest.raises(ValueError, match=r"resize_pos_embed\(height, width, policy\)"):
+    with pytest.raises(ValueError, match=r"positions=model.positions\(height, width, policy\)"):
         model(torch.randn(2, 4, 12, 4), 7, y)
-    with pytest.raises(ValueError, match="for 12 patches does not fit latents of 8 x 8"):
+    with pytest.raises(ValueError, match="positions of 12 patches do not fit latents of 8 x 8"):
         model(torch.randn(2, 4, 8, 8), 7, y, pos_embed=model.resize_pos_embed(12, 4, "extend"))
     with pytest.raises(ValueError, match="policy='stretch': choose from extend, interpolate"):
         model.resize_pos_embed(12, 4, "stretch")

@@ -1,6 +1,5 @@
 """The pipeline against the original's trajectories, closed forms and its own saved folders."""
 
-import ast
 import json
 import math
 import os
@@ -38,8 +37,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_hf import DiTConfig, DiTImg2ImgPipeline, DiTInpaintPipeline, DiTModel, DiTPipeline
 from dit_hf.diffusion import OBJECTIVES, FlowLoss
+from dit_hf.hub.flatten import flatten
 from dit_hf.modeling_dit import DiTConditioning
-from dit_hf.pipeline_dit import SCHEDULERS, _Source, guide, model_sources
+from dit_hf.pipeline_dit import SCHEDULERS, _Source, guide
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -1215,26 +1215,12 @@ def test_saved_folder_has_the_form_of_the_hub(saved):
     assert index["guidance_channels"] == "first_three"
     assert "_name_or_path" not in index
     config = json.loads((saved / "transformer" / "config.json").read_text())
-    assert config["auto_map"] == {"AutoConfig": "configuration_dit.DiTConfig", "AutoModel": "modeling_dit.DiTModel"}
+    assert config["auto_map"] == {"AutoConfig": "modeling_dit.DiTConfig", "AutoModel": "modeling_dit.DiTModel"}
     assert not [file for file in saved.rglob("*.json") if "_name_or_path" in file.read_text()]
-    for name in ("pipeline_dit.py", "modeling_dit.py", "configuration_dit.py"):
-        assert (saved / name).read_bytes() == (ROOT / "src" / "dit_hf" / name).read_bytes()
-
-
-def test_model_beside_its_weights_is_one_file(saved):
-    source = (saved / "transformer" / "modeling_dit.py").read_text()
-    relative = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.level]
-    assert relative == []
-    module = type(sys)("one_file")
-    module.__file__ = str(saved / "transformer" / "modeling_dit.py")
-    sys.modules["one_file"] = module  # dataclasses look their module up
-    try:
-        exec(compile(source, module.__file__, "exec"), module.__dict__)
-        model = module.DiTModel(module.DiTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-        for name, content in model_sources(model).items():
-            assert content == (saved / name).read_text(), name
-    finally:
-        del sys.modules["one_file"]
+    code = {path.relative_to(saved).as_posix(): path.read_text() for path in saved.rglob("*.py")}
+    model = flatten(ROOT / "src" / "dit_hf" / "modeling_dit.py")
+    pipeline = (ROOT / "src" / "dit_hf" / "pipeline_dit.py").read_text()
+    assert code == {"pipeline_dit.py": pipeline, "modeling_dit.py": model, "transformer/modeling_dit.py": model}
 
 
 def test_cached_repository_loads_offline_by_its_id(saved, tmp_path):

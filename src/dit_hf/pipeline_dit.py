@@ -192,26 +192,16 @@ def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
     return dict(sorted(names.items()))
 
 
-AUTO_MAP = {"AutoConfig": "configuration_dit.DiTConfig", "AutoModel": "modeling_dit.DiTModel"}
-# The model travels twice: as two files at the root, where transformers looks for code, and as one file beside its
-# weights, the only one that diffusers fetches. There the configuration is pasted over the import, between two marks.
-CONFIGURATION_IMPORT = re.compile(r"^from \.configuration_dit import [^(\n]+$", re.MULTILINE)
-PASTED = re.compile(r"^# >>> configuration_dit\.py, for: ([^\n]+)\n(.*?)^# <<< configuration_dit\.py$", re.M | re.S)
+AUTO_MAP = {"AutoConfig": "modeling_dit.DiTConfig", "AutoModel": "modeling_dit.DiTModel"}
+RELATIVE_IMPORT = re.compile(r"^from \.", re.MULTILINE)
 
 
-def model_sources(model: PreTrainedModel) -> dict[str, str]:
-    """Read a model's code, from a package or from either form on the Hub, as the three files that travel."""
-    file = Path(inspect.getfile(type(model)))
+def flat_source(file: Path) -> str:
+    """Read code as one file that stands alone, which code that came from the Hub is already."""
     source = file.read_text(encoding="utf-8")
-    pasted = PASTED.search(source)
-    if pasted:
-        configuration, modeling = pasted[2], PASTED.sub(lambda match: match[1], source)
-    else:
-        configuration, modeling = file.with_name("configuration_dit.py").read_text(encoding="utf-8"), source
-    assert len(CONFIGURATION_IMPORT.findall(modeling)) == 1, f"{file} imports its configuration in one line, once"
-    begin, end = "# >>> configuration_dit.py, for: ", "# <<< configuration_dit.py"
-    one_file = CONFIGURATION_IMPORT.sub(lambda match: f"{begin}{match[0]}\n{configuration}{end}", modeling)
-    return {"configuration_dit.py": configuration, "modeling_dit.py": modeling, "transformer/modeling_dit.py": one_file}
+    if RELATIVE_IMPORT.search(source):
+        source = importlib.import_module("dit_hf.hub.flatten").flatten(file)
+    return source
 
 
 class DiTPipeline(DiffusionPipeline):
@@ -803,12 +793,14 @@ class DiTPipeline(DiffusionPipeline):
         ours = [cls.__name__ for cls in type(self).__mro__ if cls.__module__ == __name__]
         _update_json(file, _class_name=["pipeline_dit", ours[0]], transformer=["modeling_dit", "DiTModel"])
         model = getattr(self.transformer, "_orig_mod", self.transformer)  # a compiled model wraps the original
-        sources = {"pipeline_dit.py": Path(__file__).read_text(encoding="utf-8"), **model_sources(model)}
-        (file.parent / "transformer").mkdir(exist_ok=True)
-        for name, source in sources.items():
-            (file.parent / name).write_text(source, encoding="utf-8")
-        # transformers puts this one there for a model that it loaded as remote code
-        (file.parent / "transformer" / "configuration_dit.py").unlink(missing_ok=True)
+        model_class = next(cls for cls in type(model).__mro__ if cls.__name__ == "DiTModel")
+        model_source = flat_source(Path(inspect.getfile(model_class)))
+        # transformers looks for the model's code at the root, diffusers beside the weights
+        for name in ("modeling_dit.py", "transformer/modeling_dit.py"):
+            (file.parent / name).write_text(model_source, encoding="utf-8")
+        (file.parent / "pipeline_dit.py").write_text(flat_source(Path(__file__)), encoding="utf-8")
+        for name in ("configuration_dit.py", "transformer/configuration_dit.py"):  # of an older form
+            (file.parent / name).unlink(missing_ok=True)
         for config_file in file.parent.glob("*/*config.json"):
             _update_json(config_file, **({"auto_map": AUTO_MAP} if config_file.parent.name == "transformer" else {}))
 

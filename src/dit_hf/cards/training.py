@@ -18,28 +18,6 @@ from .metadata import check_license, hub_id
 from .page import CARD
 from .pipeline import LOSS_CURVE, SAMPLES, Sample, make_card
 
-# Settings of a training that a card shows -> their names there.
-RECIPE = {
-    "objective": "objective",
-    "beta_schedule": "noise schedule",
-    "num_train_timesteps": "timesteps",
-    "resolution": "resolution",
-    "random_flip": "horizontal flips",
-    "num_jitters": "jittered variants of each image",
-    "train_batch_size": "images of a batch on one process",
-    "gradient_accumulation_steps": "batches of a step",
-    "learning_rate": "learning rate",
-    "lr_scheduler": "schedule of the learning rate",
-    "lr_warmup_steps": "warm-up steps",
-    "adam_beta1": "AdamW's beta 1",
-    "adam_beta2": "AdamW's beta 2",
-    "adam_weight_decay": "weight decay",
-    "max_grad_norm": "clipping of the gradient's norm",
-    "ema_decay": "decay of the exponential moving average, whose weights these are",
-    "mixed_precision": "mixed precision",
-    "seed": "seed",
-}
-
 
 @dataclass
 class TrainingCard:
@@ -50,7 +28,7 @@ class TrainingCard:
     Args:
         output_dir: Folder of the training, with `metrics.jsonl` and perhaps `SAMPLES` and `LOSS_CURVE`.
         settings: Settings of the training by name, as in `settings.yaml`.
-        shown: Settings that the card shows -> their names there.
+        shown: Names of the settings that the card shows -> what the card calls each.
 
     Raises:
         ValueError: If the licence is none of the Hub's.
@@ -58,7 +36,7 @@ class TrainingCard:
 
     output_dir: Path
     settings: Mapping[str, Any]
-    shown: Mapping[str, str] = field(default_factory=lambda: RECIPE)
+    shown: Mapping[str, str]
     gallery: list[Sample] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:

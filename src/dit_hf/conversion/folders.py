@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 from yaml import YAMLError
 
+from ..betas import PAPER_BETAS
 from ..cards.converted import make_converted_card
 from ..cards.licences import ORIGINAL, Licence
 from ..cards.metadata import check_license
@@ -21,7 +22,7 @@ from ..configuration_dit import DiTConfig
 from .diffusers_files import HUB_ARGUMENTS
 from .original import to_original
 from .pipelines import PIPELINE_FIELDS, library_of_transformer
-from .schedulers import LINEAR_BETAS, make_scheduler
+from .schedulers import make_scheduler
 
 logger = logging.get_logger(__name__)
 
@@ -102,7 +103,7 @@ def _with_scheduler(cls: type[DiffusionPipeline], pipeline: DiffusionPipeline, n
 
 def _warn_of_what_a_checkpoint_lacks(config: Mapping[str, Any]) -> None:
     """Warn if the model was trained with other betas, or to predict something else, than the paper's."""
-    usual = {**LINEAR_BETAS, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    usual = {**PAPER_BETAS, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
     unusual = {name: config[name] for name in usual if name in config and config[name] != usual[name]}
     if "beta_start" not in config:
         unusual = {"prediction_type": "flow_prediction"}

@@ -5,14 +5,15 @@ from typing import Any
 
 import diffusers
 
-LINEAR_BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+from ..betas import BETA_FIELDS, PAPER_BETAS
+
 # Settings that a DiT needs beside the betas, where they are not the scheduler's defaults.
 NEEDED: dict[str, dict[str, Any]] = {
     "DDPMScheduler": {"clip_sample": False, "timestep_spacing": "linspace", "variance_type": "learned_range"},
     "DDIMScheduler": {"clip_sample": False, "timestep_spacing": "leading"},
 }
 # Settings that belong to the training of a model, so that another scheduler must have them too.
-TRAINED_WITH = (*LINEAR_BETAS, "num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", "prediction_type")
+TRAINED_WITH = (*BETA_FIELDS, "num_train_timesteps", "prediction_type")
 
 
 def make_scheduler(name: str, learn_sigma: bool, template: Any = None) -> Any:
@@ -21,7 +22,7 @@ def make_scheduler(name: str, learn_sigma: bool, template: Any = None) -> Any:
     Args:
         name: Name of diffusers' class.
         learn_sigma: Whether the model has a variance to use.
-        template: Scheduler whose betas and kind of prediction are taken over; None takes the original's linear betas.
+        template: Scheduler whose betas and kind of prediction are taken over; None takes the paper's betas.
 
     Raises:
         ValueError: If diffusers has no such scheduler, or if it cannot have the betas of the template.
@@ -41,4 +42,4 @@ def make_scheduler(name: str, learn_sigma: bool, template: Any = None) -> Any:
             f"{name} has no {lost[0]}, and the model was trained with {trained_with[lost[0]]!r}: choose DDIMScheduler"
         )
     kept = {key: value for key, value in trained_with.items() if key in parameters}
-    return cls(**{**LINEAR_BETAS, **needed, **kept})
+    return cls(**{**PAPER_BETAS, **needed, **kept})

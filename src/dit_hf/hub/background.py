@@ -1,7 +1,6 @@
 """Pushes beside a training: one at a time, in a thread. A push that fails is logged, and the training continues."""
 
 import logging
-import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +8,7 @@ from typing import Any, Protocol
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 
+from ..files import announce, folder_written_whole
 from .push import check_push, push_folder
 
 logger = logging.getLogger("dit_hf.training")
@@ -21,27 +21,17 @@ class Card(Protocol):
 
 
 def save_training_pipeline(pipeline: DiffusionPipeline, output_dir: Path, card: Card) -> None:
-    """Save the pipeline of a training and its card to `output_dir/pipeline`, which is never incomplete.
-
-    The folder is written beside and renamed. A kill between the two renames leaves no `pipeline` but `pipeline.old`,
-    and the next save begins by putting that one back.
+    """Save the pipeline of a training and its card to `output_dir/pipeline`, whole or not at all.
 
     Args:
         pipeline: Pipeline with the averaged weights.
         output_dir: Folder of the training.
         card: Card that is written beside the weights.
     """
-    folder, partial, old = (output_dir / name for name in ("pipeline", "pipeline.partial", "pipeline.old"))
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    pipeline.save_pretrained(partial)
-    card.write(pipeline, partial)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with folder_written_whole(output_dir / "pipeline") as partial:
+        announce("write", partial)
+        pipeline.save_pretrained(partial)
+        card.write(pipeline, partial)
 
 
 class BackgroundPush:

@@ -1,8 +1,8 @@
-"""ADM's `.npz` files: images in `arr_0`, which is read in parts, and the statistics of a whole data set beside them.
+"""ADM's `.npz` files: images in `arr_0`, read in parts, and the statistics of a whole data set beside them.
 
-A sample file holds `arr_0`, uint8 (N, H, W, 3), and perhaps the labels `arr_1`. A reference file, such as
-`VIRTUAL_imagenet256_labeled.npz`, also holds `mu sigma mu_s sigma_s`: mean and covariance of FID's and sFID's features
-over all of the training set, while `arr_0` is the part of it that precision and recall compare with.
+A file of samples holds `arr_0`, uint8 (N, H, W, 3), and perhaps the labels `arr_1`. A reference file, such as
+`VIRTUAL_imagenet256_labeled.npz`, also holds `mu sigma mu_s sigma_s`: mean and covariance of the features of FID and
+sFID over the whole training set. Its `arr_0` is the part of that set that precision and recall compare with.
 
 Source: openai/guided-diffusion, evaluations/README.md and evaluator.py.
 """
@@ -15,18 +15,23 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from .extractors import POOL, SPATIAL
 from .images import BATCH_SIZE, Batch, ImageBatches
 from .statistics import Moments
 
 IMAGES, LABELS = "arr_0", "arr_1"
-MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # tap -> names in the file
+MOMENTS = {POOL: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}  # tap -> names in the file
 
 
 class ArrayInNpz:
-    """An array of an npz file, read by rows without loading it; rows that are skipped are read over.
+    """An array of an npz file that is read by rows, without loading the whole array.
+
+    Args:
+        path: File.
+        name: Name of the array.
 
     Raises:
-        ValueError: if the file holds no such array, or one that cannot be read in parts.
+        ValueError: If the file holds no such array, or if the array cannot be read in parts.
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
@@ -47,7 +52,7 @@ class ArrayInNpz:
         return archive.open(f"{self.name}.npy")
 
     def read(self, start: int, stop: int) -> NDArray:
-        """Rows start..stop - 1; quickest in rising order."""
+        """Return the rows start..stop - 1. Rising order is quickest: rows that are skipped may be read too."""
         if self._file is None:
             self._file = self._open()
         row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
@@ -59,10 +64,10 @@ class ArrayInNpz:
 
 
 def npz_names(path: str | Path) -> list[str]:
-    """The names of the arrays in an npz file.
+    """Return the names of the arrays in an npz file.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: If the file is no npz file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -72,10 +77,14 @@ def npz_names(path: str | Path) -> list[str]:
 
 
 def npz_batches(path: str | Path, batch_size: int = BATCH_SIZE) -> ImageBatches:
-    """The images of a file in ADM's form, with their labels where it has any.
+    """Return the images of a file in ADM's form, with the labels if the file has any.
+
+    Args:
+        path: File.
+        batch_size: Number of images of a batch.
 
     Raises:
-        ValueError: if the file holds no images in that form.
+        ValueError: If the file holds no images in that form.
     """
     array = ArrayInNpz(path, IMAGES)
     if array.dtype != np.uint8 or len(array.shape) != 4 or array.shape[-1] != 3:
@@ -95,7 +104,7 @@ def npz_batches(path: str | Path, batch_size: int = BATCH_SIZE) -> ImageBatches:
 
 
 def npz_moments(path: str | Path) -> dict[str, Moments]:
-    """Mean and covariance by tap, those of `MOMENTS` that the file has; files of pytorch-fid have the first."""
+    """Return mean and covariance of each tap that the file has; files of pytorch-fid have those of "pool" only."""
     names = npz_names(path)
     with np.load(path) as arrays:
         return {

@@ -1,12 +1,13 @@
-"""Where images come from: folders, arrays, streams of rows, as batches of uint8 (B, H, W, 3), with labels perhaps.
+"""Images from arrays, folders and streams of rows, as batches of uint8 (B, H, W, 3), with or without labels (B,).
 
-Any iterable of such batches can be evaluated. One that can be read by number, `ImageBatches`, lets each of several
-processes read its own part only, and a resumed pass skip what it has.
+Any iterable of such batches can be evaluated. `ImageBatches` can be read by number besides: each process then reads its
+own batches only, and a pass that goes on after a kill skips the batches it has.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ class ImageBatches(Sequence[Batch]):
     """Batches that are read when they are asked for.
 
     Args:
-        num_images: of the whole.
-        batch_size: of every batch but the last.
-        read: gives the images from the first number to before the second, with labels or without.
-        source: what tells this set from another, for a pass that is resumed, beside the first batch.
-        is_costly: whether batches are drawn when they are asked for: none is then read to tell sets apart.
+        num_images: Number of images of the whole.
+        batch_size: Number of images of each batch; the last may have fewer.
+        read: Function from `start, stop` to the images start..stop - 1, with or without labels.
+        source: Text that differs from that of any other set of images. A pass that goes on after a kill compares it.
+        is_costly: Whether a model draws the batches when they are asked for. A pass that goes on then compares `source`
+            only; else it also reads the first batch and compares its pixels.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ def check_batch(batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.integer] | 
     """Split a batch into images and labels.
 
     Raises:
-        ValueError: if the images are not uint8 (B, H, W, 3), or the labels not (B,).
+        ValueError: If the images are not uint8 (B, H, W, 3), or if the labels are not (B,).
     """
     images, labels = batch if isinstance(batch, tuple) else (batch, None)
     images = np.asarray(images)
@@ -72,12 +74,12 @@ def check_batch(batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.integer] | 
 def array_batches(
     images: NDArray[np.uint8], labels: NDArray[np.integer] | None = None, batch_size: int = BATCH_SIZE
 ) -> ImageBatches:
-    """Batches of images (N, H, W, 3) in memory, or in a memory map.
+    """Return the batches of images in memory, or in a memory map.
 
     Args:
-        images: uint8 (N, H, W, 3).
-        labels: (N,).
-        batch_size: images of a batch.
+        images: Images uint8 (N, H, W, 3).
+        labels: Class of each image (N,).
+        batch_size: Number of images of a batch.
     """
 
     def read(start: int, stop: int) -> Batch:
@@ -87,31 +89,35 @@ def array_batches(
 
 
 def stack_images(images: Sequence[Image.Image], prepare: Prepare | None = None) -> NDArray[np.uint8]:
-    """Pictures as one array (B, H, W, 3).
+    """Return images as one array (B, H, W, 3).
+
+    Args:
+        images: Images of Pillow.
+        prepare: Function that makes images of one size, for example by cropping.
 
     Raises:
-        ValueError: if they differ in size and `prepare` does not make them equal.
+        ValueError: If the images differ in size and `prepare` does not make them equal.
     """
-    pictures = [picture if prepare is None else prepare(picture) for picture in images]
-    sizes = sorted({picture.size for picture in pictures})
+    prepared = [image if prepare is None else prepare(image) for image in images]
+    sizes = sorted({image.size for image in prepared})
     if len(sizes) > 1:
         raise ValueError(f"images of sizes {sizes[0]} and {sizes[1]}: name a resolution to crop them to")
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return np.stack([np.asarray(image.convert("RGB")) for image in prepared])
 
 
 def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Prepare | None = None) -> ImageBatches:
-    """The images of a folder in the order of their paths, with the labels that `datasets` would find.
+    """Return the images of a folder in the order of their paths, with the labels that `datasets` would find.
 
-    These are in a `metadata.jsonl`, as `generate` writes it; else the folders within it are classes, in the order of
-    their names.
+    The labels are in `metadata.jsonl`, as `generate` writes it. Without that file, the folders within are the classes,
+    numbered in the order of their names.
 
     Args:
-        folder: is searched at any depth.
-        batch_size: images of a batch.
-        prepare: makes images of one size, for example by cropping.
+        folder: Folder that is searched at any depth.
+        batch_size: Number of images of a batch.
+        prepare: Function that makes images of one size, for example by cropping.
 
     Raises:
-        ValueError: if there is no image, or one without a label among those that have one.
+        ValueError: If there is no image, or if some images have a label and some have none.
     """
     root = Path(folder)
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -120,11 +126,11 @@ def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Pr
     labels = _folder_labels(root, files)
 
     def read(start: int, stop: int) -> Batch:
-        pictures = []
+        opened = []
         for path in files[start:stop]:
             with Image.open(path) as file:
-                pictures.append(file.convert("RGB"))
-        images = stack_images(pictures, prepare)
+                opened.append(file.convert("RGB"))
+        images = stack_images(opened, prepare)
         return images if labels is None else (images, np.array(labels[start:stop]))
 
     listed = [f"{path.relative_to(root)} {(stat := path.stat()).st_size} {stat.st_mtime_ns}" for path in files]
@@ -137,14 +143,14 @@ def _folder_labels(root: Path, files: Sequence[Path]) -> list[int] | None:
     metadata = root / "metadata.jsonl"
     if metadata.is_file():
         rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
-        found = {row["file_name"]: row["label"] for row in rows if "label" in row}
-        missing = [name.as_posix() for name in names if name.as_posix() not in found]
-        if found and missing:
+        labels = {row["file_name"]: row["label"] for row in rows if "label" in row}
+        missing = [name.as_posix() for name in names if name.as_posix() not in labels]
+        if labels and missing:
             raise ValueError(
                 f"{metadata} has no label for {missing[0]} and {len(missing) - 1} others: add them, or remove the file"
             )
-        if found:
-            return [int(found[name.as_posix()]) for name in names]
+        if labels:
+            return [int(labels[name.as_posix()]) for name in names]
     if any(len(name.parts) == 1 for name in names):
         return None
     classes = {name: label for label, name in enumerate(sorted({name.parts[0] for name in names}))}
@@ -159,29 +165,16 @@ def row_batches(
     image_column: str = "image",
     label_column: str | None = None,
 ) -> Iterator[Batch]:
-    """Batches of the rows of a stream, such as one of `datasets`, whose images are decoded.
+    """Yield the batches of a stream of rows, such as a data set of `datasets`, whose images are decoded.
 
     Args:
-        rows: mappings that hold a PIL image.
-        batch_size: images of a batch.
-        prepare: makes images of one size, for example by cropping.
-        image_column: where a row holds its image.
-        label_column: where a row holds its class; None reads no labels.
+        rows: Mappings that hold an image of Pillow each.
+        batch_size: Number of images of a batch.
+        prepare: Function that makes images of one size, for example by cropping.
+        image_column: Key of the image.
+        label_column: Key of the class; None reads no labels.
     """
-    pictures: list[Image.Image] = []
-    labels: list[int] = []
-
-    def take() -> Batch:
-        images = stack_images(pictures, prepare)
-        return images if label_column is None else (images, np.array(labels))
-
-    for row in rows:
-        pictures.append(row[image_column])
-        if label_column is not None:
-            labels.append(int(row[label_column]))
-        if len(pictures) == batch_size:
-            yield take()
-            pictures.clear()
-            labels.clear()
-    if pictures:
-        yield take()
+    rows = iter(rows)
+    while held := list(islice(rows, batch_size)):
+        images = stack_images([row[image_column] for row in held], prepare)
+        yield images if label_column is None else (images, np.array([int(row[label_column]) for row in held]))
