@@ -20,17 +20,22 @@ PACKAGE = "dit_hf"
 # The ground floor: facts that several rooms share. Every room may import it.
 GROUND = {"betas", "distributed", "files", "image_folder", "images", "network", "provenance", "redaction", "vae"}
 
-ROOMS = GROUND | {
-    "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation",
-    "evaluation.run", "analysis", "conversion", "finetuning", "training", "training.run", "training.start", "cards",
-    "hub", "study",
+MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  # what modeling_dit is made of
+
+ROOMS = GROUND | MODEL | {
+    "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation", "evaluation.run",
+    "analysis", "conversion", "finetuning", "training", "training.run", "training.start", "cards", "hub", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
 ALLOWED: dict[str, set[str]] = {
     **{room: set() for room in GROUND},  # each room may import the ground floor, beside its own row
     "configuration_dit": set(),
-    "modeling_dit": {"configuration_dit"},
+    "pretrained": {"configuration_dit"},
+    "layers": {"configuration_dit"},
+    "embeddings": {"configuration_dit", "layers"},
+    "blocks": {"configuration_dit", "layers"},
+    "modeling_dit": MODEL,
     "pipeline_dit": set(),
     "caches": set(),
     "diffusion": set(),
@@ -38,9 +43,9 @@ ALLOWED: dict[str, set[str]] = {
     "generation": set(),
     "evaluation": set(),
     "evaluation.run": ROOMS | {PACKAGE},
-    "analysis": {"configuration_dit"},
-    "conversion": {"configuration_dit", "modeling_dit", "cards"},
-    "finetuning": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "cards"},
+    "analysis": {"configuration_dit", "layers", "blocks"},
+    "conversion": {"configuration_dit", "pretrained", "modeling_dit", "cards"},
+    "finetuning": {"configuration_dit", "pretrained", "modeling_dit", "pipeline_dit", "conversion", "cards"},
     "training": {"diffusion"},
     "training.start": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
     "training.run": ROOMS | {PACKAGE},
@@ -64,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
 # Room -> third-party packages it may import; a room without a row may import whatever setup.py declares.
 PACKAGES_ALLOWED: dict[str, set[str]] = {
     "configuration_dit": {"transformers"},
-    "modeling_dit": {"torch", "transformers", "safetensors"},
+    **dict.fromkeys(MODEL - {"configuration_dit"} | {"modeling_dit"}, {"torch", "transformers", "safetensors"}),
     "diffusion": {"torch"},
     "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "fsspec", "diffusers", "huggingface_hub", "accelerate"},
     "generation": {"torch", "numpy", "PIL", "accelerate", "tqdm"},

@@ -9,6 +9,10 @@ from transformers import PreTrainedConfig
 BlockType = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
 
 
+SIZES = ("S", "B", "L", "XL")  # the paper's names of depth and width, smallest first
+PATCHES = (8, 4, 2)  # the paper's patch sizes, coarsest first
+
+
 class PaperSize(NamedTuple):
     """A row of the paper's table: four fields of `DiTConfig`, and two numbers that the model must reproduce."""
 

@@ -105,15 +105,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
 
     source = open_source(settings)
     class_names = source.classes.names
-    vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
-    if source.latents:
-        check_latents(
-            source.latents,
-            vae,
-            resolution=settings.resolution,
-            random_flip=settings.random_flip,
-            num_jitters=settings.num_jitters,
-        )
+    vae = load_vae(settings, source).to(accelerator.device)
     objective = make_objective(settings)
     start = make_model(settings, vae, objective, class_names)
     model = start.model
@@ -202,6 +194,20 @@ def open_source(settings: TrainSettings) -> ImageSource:
     )
     settings.dataset_revision = source.revision
     return source
+
+
+def load_vae(settings: TrainSettings, source: ImageSource) -> AutoencoderKL:
+    """Load the VAE, and check that latents in the data set are those that the VAE makes with these settings."""
+    vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path)
+    if source.latents:
+        check_latents(
+            source.latents,
+            vae,
+            resolution=settings.resolution,
+            random_flip=settings.random_flip,
+            num_jitters=settings.num_jitters,
+        )
+    return vae
 
 
 def start_push(settings: TrainSettings, accelerator: Accelerator, card: TrainingCard) -> BackgroundPush | None:

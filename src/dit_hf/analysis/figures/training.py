@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ...configuration_dit import PATCHES, SIZES
 from ..flops import TRAINING_FACTOR
 from ..quoted import BLOCKS_400K
 from ..results import Row
-from ..selection import PATCHES, SIZES, blocks_over_training, by_model, points, sizes_over_training
+from ..selection import blocks_over_training, by_model, points, sizes_over_training
 from .style import (
     BLOCK_STYLES,
     DISTANCE,
