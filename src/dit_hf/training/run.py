@@ -7,6 +7,7 @@ The same command again goes on from the newest checkpoint.
 
 import contextlib
 import copy
+import dataclasses
 import importlib
 import json
 import logging
@@ -24,7 +25,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 
-from ..cards.pipeline import write_training_card
+from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig, PaperSize
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
@@ -52,7 +53,7 @@ from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .settings import TrainSettings, parse_settings, read_yaml, rows
+from .settings import TrainSettings, card_names, parse_settings, read_yaml, rows
 from .start import InitialModel, adapt_to_data, check_origin, load_origin
 from .trainer import Trainer
 
@@ -100,19 +101,12 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings)
-    push = start_push(settings, accelerator)
+    card = TrainingCard(folder.path, dataclasses.asdict(settings), card_names())
+    push = start_push(settings, accelerator, card)
 
     source = open_source(settings)
     class_names = source.classes.names
-    vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
-    if source.latents:
-        check_latents(
-            source.latents,
-            vae,
-            resolution=settings.resolution,
-            random_flip=settings.random_flip,
-            num_jitters=settings.num_jitters,
-        )
+    vae = load_vae(settings, source).to(accelerator.device)
     objective = make_objective(settings)
     start = make_model(settings, vae, objective, class_names)
     model = start.model
@@ -176,7 +170,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     work.refresh_pipeline()
     if pipeline is not None:
         with folder.observer.phase("finish"):
-            finish(work, pipeline)
+            finish(work, pipeline, card)
     return folder.path / "pipeline"
 
 
@@ -203,12 +197,26 @@ def open_source(settings: TrainSettings) -> ImageSource:
     return source
 
 
-def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
+def load_vae(settings: TrainSettings, source: ImageSource) -> AutoencoderKL:
+    """Load the VAE, and check that latents in the data set are those that the VAE makes with these settings."""
+    vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path)
+    if source.latents:
+        check_latents(
+            source.latents,
+            vae,
+            resolution=settings.resolution,
+            random_flip=settings.random_flip,
+            num_jitters=settings.num_jitters,
+        )
+    return vae
+
+
+def start_push(settings: TrainSettings, accelerator: Accelerator, card: TrainingCard) -> BackgroundPush | None:
     """Check that the pipeline may be pushed, before anything is computed; None on other processes or if not asked."""
     if not (settings.push_to_hub and accelerator.is_main_process):
         return None
     repo_id = settings.hub_model_id or Path(settings.output_dir).resolve().name
-    return BackgroundPush(repo_id, private=settings.hub_private_repo)
+    return BackgroundPush(repo_id, card, private=settings.hub_private_repo)
 
 
 def make_objective(settings: TrainSettings) -> Objective:
@@ -359,7 +367,7 @@ def make_meter(accelerator: Accelerator, model: DiTModel) -> Meter:
     return Meter(accelerator, flops, device_peak(name, accelerator.mixed_precision))
 
 
-def finish(work: Trainer, pipeline: DiTPipeline) -> None:
+def finish(work: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
     """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push.
 
     Raises:
@@ -368,16 +376,17 @@ def finish(work: Trainer, pipeline: DiTPipeline) -> None:
     settings, path, push = work.settings, work.folder.path, work.push
     work.wait_for_push()  # it reads the folder
     if settings.lora_rank:
-        save_lora(pipeline.transformer, path / "adapter", pipeline.config.id2label, settings.init_from)
+        names, base = pipeline.config.id2label, settings.init_from
+        save_lora(pipeline.transformer, path / "adapter", names, base, license=settings.hub_license)
     pipeline = merged(pipeline)
-    save_training_pipeline(pipeline, path, settings.hub_license)
+    save_training_pipeline(pipeline, path, card)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
         save_grid(work.folder.previews.draw(loaded, lambda: bool(work.stop)), path / "samples.png")
     except PreviewStopped as error:
         raise Preempted("asked to stop at the end of the training") from error
     plot_losses(path / "metrics.jsonl", path / "loss.png")
-    write_training_card(pipeline, path / "pipeline", path, settings.hub_license)
+    card.write(pipeline, path / "pipeline")
     if push:
         push.start(path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
         work.wait_for_push()
