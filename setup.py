@@ -28,6 +28,7 @@ EXTRAS = {
     "trackers": ["trackio>=0.43", "wandb>=0.31"],  # beside tensorboard
     "deepspeed": ["deepspeed>=0.19"],
     "lora": ["peft>=0.18"],
+    "heic": ["pillow-heif>=1.0"],  # photographs of phones
     "dev": [
         "build>=1.2",
         "efficientnet-lite-pytorch>=0.1",  # real features where the Hub cannot be reached; tests and studies only

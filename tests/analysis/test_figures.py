@@ -9,19 +9,13 @@ import pytest
 from PIL import Image
 
 from dit_hf.analysis import Row, append_rows
-from dit_hf.analysis.figures import (
-    FIGURES,
-    _subject,
-    blocks,
-    compute_and_distance,
-    draw_all,
-    log_correlation,
-    sample_grid,
-)
+from dit_hf.analysis.figures import FIGURES, draw_all
+from dit_hf.analysis.figures.compute import compute_and_distance
+from dit_hf.analysis.figures.sampling import sample_grid, sampling_compute
+from dit_hf.analysis.figures.style import BLOCK_STYLES, block_styles, describe_rows
+from dit_hf.analysis.figures.training import blocks, training_compute
 from dit_hf.analysis.results import REAL
-from dit_hf.analysis.selection import PATCHES, SIZES
-
-MODELS = [f"{size}/{patch}" for size, patch in product(SIZES, PATCHES)]
+from dit_hf.analysis.selection import MODELS, log_correlation
 
 
 def make_row(model: str, **others) -> Row:
@@ -59,12 +53,12 @@ def test_full_study_gives_every_figure(rows, tmp_path):
     assert all(min(Image.open(path).size) > 300 for path in written)
 
 
-def test_title_tells_the_fewest_and_the_most_seeds_of_a_point(rows):
+def test_title_states_the_fewest_and_the_most_seeds_of_a_point(rows):
     both = [row for row in rows if row.images_seen == 128 and row.block_type == "adaln_zero" and row.num_steps == 20]
-    assert _subject([row for row in both if row.guidance_scale == 1]).endswith(", 2 seeds")
-    assert _subject([row for row in both if row.guidance_scale == 1 and row.seed == 0]).endswith(", 1 seed")
+    assert describe_rows([row for row in both if row.guidance_scale == 1]).endswith(", 2 seeds")
+    assert describe_rows([row for row in both if row.guidance_scale == 1 and row.seed == 0]).endswith(", 1 seed")
     lacking = [row for row in both if row.guidance_scale == 1 and (row.seed == 0 or row.model == "S/4")]
-    assert _subject(lacking).endswith(", 1 to 2 seeds")
+    assert describe_rows(lacking).endswith(", 1 to 2 seeds")
 
 
 def test_figure_8_holds_the_means_and_their_correlation(rows):
@@ -85,6 +79,53 @@ def test_figure_5_draws_each_block_s_own_rows(rows):
     assert {line.get_label(): set(line.get_ydata()) for line in axis.lines} == {
         "in-context": {9.0}, "cross-attention": {7.0}, "adaLN": {5.0}, "adaLN-Zero": {3.0},
     }  # fmt: skip
+
+
+def test_block_design_that_no_table_knows_is_drawn_with_a_look_of_its_own(rows):
+    new = [make_row("XL/4", block_type="swi_glu", images_seen=images, distance=1.0) for images in (64, 128)]
+    axis = blocks([*rows, *new], quoted=True).axes[0]
+    lines = {line.get_label(): line for line in axis.lines}
+    assert set(lines) == {"in-context", "cross-attention", "adaLN", "adaLN-Zero", "swi-glu"}
+    assert lines["swi-glu"].get_xydata().tolist() == [[64, 1.0], [128, 1.0]]
+    assert len({(line.get_color(), line.get_marker()) for line in lines.values()}) == 5
+
+
+def test_twelve_new_block_designs_look_different_in_whatever_order_they_come():
+    designs = [f"design_{letter}" for letter in "abcdefghijkl"]
+    styles = block_styles([*designs, *BLOCK_STYLES])
+    assert len({(style.colour, style.marker) for style in styles.values()}) == 16
+    assert list(styles) == [*BLOCK_STYLES, *designs]
+    assert styles == block_styles([*reversed([*designs, *BLOCK_STYLES]), "adaln"])
+    assert styles["design_b"].name == "design-b"
+
+
+def test_every_model_whose_blocks_are_compared_has_a_panel(rows):
+    figure = blocks([*rows, make_row("S/8", block_type="adaln")], quoted=False)
+    assert [axis.get_title().split(":")[0] for axis in figure.axes] == ["XL/4", "S/8"]
+
+
+def test_model_that_no_figure_has_a_place_for_is_named_in_a_warning(rows, tmp_path, caplog):
+    stranger = replace(rows[0], model="H/14")
+    append_rows(tmp_path / "results.csv", [rows[0], stranger])
+    draw_all(tmp_path / "results.csv", tmp_path, quoted=False)
+    assert "no figure shows H/14; the figures know S/8" in caplog.text
+    append_rows(tmp_path / "strange.csv", [stranger])
+    with pytest.raises(ValueError, match="holds no measurement of a model"):
+        draw_all(tmp_path / "strange.csv", tmp_path)
+
+
+def test_figure_9_names_every_line_at_its_end(rows):
+    axis = training_compute(rows, quoted=False).axes[0]
+    ends = {line.get_label(): tuple(line.get_xydata()[-1]) for line in axis.lines if line.get_label() in MODELS}
+    assert len(ends) == 12
+    assert {text.get_text(): tuple(text.xy) for text in axis.texts if text.get_text() in MODELS} == ends
+
+
+def test_figure_10_leaves_out_models_with_a_single_number_of_steps(rows):
+    figure = sampling_compute([*rows, make_row("B/2", images_seen=128, num_samples=50)], quoted=False)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["S/4", "XL/4"]
+    single = [make_row("S/4", num_steps=16), make_row("XL/4", num_steps=64)]
+    assert sampling_compute(single, quoted=False) is None
 
 
 @pytest.mark.slow  # three drawings

@@ -29,6 +29,12 @@ def test_rows_are_read_back_as_they_were_appended(tmp_path):
     assert read_rows(tmp_path / "none.csv") == []
 
 
+def test_commits_of_ten_and_of_forty_digits_are_read(tmp_path):
+    commits = ["0123456789", "0123456789+", "0123456789" * 4, "0123456789" * 4 + "+"]
+    append_rows(tmp_path / "results.csv", [replace(ROW, commit=commit) for commit in commits])
+    assert [row.commit for row in read_rows(tmp_path / "results.csv")] == commits
+
+
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_line_that_a_kill_cut_off_is_passed_over_and_then_replaced(tmp_path, cut):
     path = tmp_path / "results.csv"

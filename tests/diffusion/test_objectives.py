@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dit_hf import DiTConfig, DiTModel
-from dit_hf.diffusion import OBJECTIVES, FlowLoss, HybridLoss, VelocityLoss
+from dit_hf.diffusion import OBJECTIVES, EpsilonLoss, FlowLoss, HybridLoss, Schedule, VelocityLoss
 from dit_hf.diffusion.objectives import discretised_gaussian_nll, gaussian_kl
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -301,3 +301,47 @@ def test_fractional_timesteps_are_refused_where_they_are_discrete():
 def test_flow_says_that_it_has_no_betas():
     with pytest.warns(UserWarning, match="beta_schedule='linear' is ignored"):
         OBJECTIVES["flow"](beta_schedule="linear")
+
+
+def test_objectives_state_what_has_an_effect_on_them():
+    all_fields = {*Schedule.FIELDS}
+    for name in ("hybrid", *DISCRETE):
+        assert OBJECTIVES[name].fields_in_use() == OBJECTIVES[name].fields_in_use("scaled_linear") == all_fields
+        assert OBJECTIVES[name].fields_in_use("squaredcos_cap_v2") == all_fields - {"beta_start", "beta_end"}
+        with pytest.raises(ValueError, match="beta_schedule='cosine' is unknown: choose from linear, scaled_linear"):
+            OBJECTIVES[name].fields_in_use("cosine")
+    assert OBJECTIVES["flow"].fields_in_use() == {"num_train_timesteps"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_field_changes_the_sampler_exactly_where_it_is_in_use(name):
+    other = {"beta_schedule": "scaled_linear", "beta_start": 2e-4, "beta_end": 0.03, "num_train_timesteps": 500}
+    objective = OBJECTIVES[name]
+    for field in objective.fields_in_use() & other.keys():
+        assert objective(**{field: other[field]}).scheduler_config() != objective().scheduler_config()
+    assert objective.learns_variance == (objective().scheduler_config().get("variance_type") == "learned_range")
+
+
+def test_signal_to_noise_ratio_is_that_of_the_forward_process():
+    # in float64 by hand: a^2 / s^2 with a and s of x_t = a x_0 + s eps
+    objective = OBJECTIVES["epsilon"]()
+    timestep = torch.tensor([0, 1, 500, 999])
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[timestep]
+    assert objective.snr(timestep).dtype == torch.float32
+    torch.testing.assert_close(objective.snr(timestep).double(), alpha_bar / (1 - alpha_bar), rtol=1e-6, atol=0)
+    assert {name for name, each in OBJECTIVES.items() if each.has_snr} == {"hybrid", *DISCRETE}
+
+
+def test_a_new_objective_says_only_what_differs():
+    class WithAnotherTerm(EpsilonLoss):
+        def terms(self, prediction, x_0, noise, x_t, timestep):
+            (mse,) = super().terms(prediction, x_0, noise, x_t, timestep).values()
+            return {"mse": mse, "small": mse.detach() * 0 + 0.25}
+
+    objective = WithAnotherTerm()
+    x_0, arguments = draw(objective, 3)
+    terms = objective(lambda *_: arguments["noise"] + 2, x_0, **arguments)
+    torch.testing.assert_close(terms["mse"], torch.full((3,), 4.0))
+    torch.testing.assert_close(terms["loss"], torch.full((3,), 4.25))
+    with pytest.raises(ValueError, match=r"WithAnotherTerm needs 4 channels, the model gives 8: .* objective: hybrid"):
+        objective(constant(0.0, channels=8), x_0, **arguments)

@@ -34,6 +34,8 @@ def test_a_pipelines_folder_tells_classes_schedule_and_scaling(build, tmp_path: 
         "beta_start": 1e-4,
         "beta_end": 0.02,
         "num_train_timesteps": 1000,
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
         "scaling_factor": 0.5,
     }
     torch.testing.assert_close(origin.model.state_dict(), build().state_dict(), rtol=0, atol=0)

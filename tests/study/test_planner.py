@@ -7,17 +7,17 @@ from dit_hf.analysis.results import MeasurementKey
 from dit_hf.study.planner import Speed, expected_seconds, format_plan, measure_speed
 from dit_hf.study.recipe import Variant
 
-CELL = Variant("S/8", "adaln_zero", 0)
+VARIANT = Variant("S/8", "adaln_zero", 0)
 SPEEDS = {("S/8", "adaln_zero"): Speed(training=0.5, forward=0.01)}
 
 
 def test_plan_counts_only_what_is_left_of_a_training_and_doubles_guidance():
     keys = [
-        MeasurementKey(*CELL, 100, 20, 1.0, 10),
-        MeasurementKey(*CELL, 140, 20, 1.0, 10),
-        MeasurementKey(*CELL, 140, 20, 1.5, 10),
+        MeasurementKey(*VARIANT, 100, 20, 1.0, 10),
+        MeasurementKey(*VARIANT, 140, 20, 1.0, 10),
+        MeasurementKey(*VARIANT, 140, 20, 1.5, 10),
     ]
-    expected = expected_seconds(keys, SPEEDS, {CELL: 60})
+    expected = expected_seconds(keys, SPEEDS, {VARIANT: 60})
     assert expected == [40 * 0.5 + 200 * 0.01, 40 * 0.5 + 200 * 0.01, 400 * 0.01]
     lines = format_plan(keys, expected).splitlines()
     assert lines[0].split()[:2] == ["0.01", "h"]

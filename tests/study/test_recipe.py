@@ -1,16 +1,14 @@
 """What a study trains, in which order, and what it refuses."""
 
-from itertools import product
 from pathlib import Path
 
 import pytest
 
 from dit_hf.analysis import count_gmacs
-from dit_hf.analysis.selection import PATCHES, SIZES
+from dit_hf.analysis.selection import MODELS
 from dit_hf.configuration_dit import PAPER_SIZES, DiTConfig
 from dit_hf.study.recipe import Recipe, measurements, variants
 
-MODELS = [f"{size}/{patch}" for size, patch in product(SIZES, PATCHES)]
 GREY = {"in_channels": 4, "num_classes": 10}
 
 
@@ -46,11 +44,11 @@ def test_every_stop_leaves_models_that_can_be_compared():
 
 def test_seed_trains_twelve_models_and_four_blocks_of_one_of_them():
     trained = variants(Recipe(), 3)
-    assert {cell.model for cell in trained if cell.block_type == "adaln_zero"} == set(MODELS)
-    assert {cell.block_type for cell in trained if cell.model == "XL/4"} == {
+    assert {variant.model for variant in trained if variant.block_type == "adaln_zero"} == set(MODELS)
+    assert {variant.block_type for variant in trained if variant.model == "XL/4"} == {
         "in_context", "cross_attention", "adaln", "adaln_zero",
     }  # fmt: skip
-    assert len({cell.folder for cell in trained}) == len(trained) == 15
+    assert len({variant.folder for variant in trained}) == len(trained) == 15
 
 
 def test_recipe_of_some_models_trains_no_others():
@@ -67,7 +65,11 @@ def test_nothing_is_measured_twice():
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("checkpoints: 64000", "write it as"), ("seeds: '0'", "write it as"), ("side: 32.0", "write it as")],
+    [
+        ("checkpoints: 64000", "write it in the form of"),
+        ("seeds: '0'", "write it in the form of"),
+        ("side: 32.0", "write it in the form of"),
+    ],
 )
 def test_value_of_another_type_is_refused(tmp_path, line, message):
     (tmp_path / "recipe.yaml").write_text(line)
@@ -83,14 +85,14 @@ def test_exponent_of_yaml_is_a_number(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"checkpoints": (100,)}, "multiples of batch_size=64"),
+        ({"checkpoints": (100,)}, "be multiples of batch_size=64"),
         ({"checkpoints": (128, 64)}, "must rise"),
         ({"checkpoints": ()}, "must rise"),
-        ({"objective": "flow"}, "DDIM samples"),
-        ({"side": 40}, "a multiple of 16"),
-        ({"seeds": ()}, "needs one"),
+        ({"objective": "flow"}, "samples with DDIM, so choose from hybrid"),
+        ({"side": 40}, "must be a multiple of 16"),
+        ({"seeds": ()}, "at least one"),
         ({"num_steps": 0}, "1 to 1000 steps"),
-        ({"num_samples": 1}, "2 samples at least"),
+        ({"num_samples": 1}, "at least 2 samples"),
         ({"models": ("H/2",)}, "H/2.*S/8, B/8"),
         ({"sampling_models": ("S/3",)}, "S/3.*S/8, B/8"),
         ({"block_types": ("adaln_one",)}, "adaln_one.*in_context, cross_attention"),
@@ -108,10 +110,12 @@ def test_recipe_is_read_from_yaml_and_unknown_fields_are_refused(tmp_path):
     file.write_text("sides: 64\n")
     with pytest.raises(ValueError, match="sets sides"):
         Recipe.read(file)
-    with pytest.raises(ValueError, match="is none of S/8"):
+    with pytest.raises(ValueError, match="choose from the paper's S/8"):
         Recipe().config("M/2")
 
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("runs/*.yaml")), ids=lambda file: file.name)
 def test_recipes_in_runs_are_valid(file):
-    assert measurements(Recipe.read(file))
+    recipe = Recipe.read(file)
+    assert measurements(recipe)
+    assert recipe.dataset  # which has no default

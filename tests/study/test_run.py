@@ -15,7 +15,7 @@ import dit_hf.study.train as train_module
 from dit_hf import cli
 from dit_hf.analysis import read_rows
 from dit_hf.analysis.results import REAL
-from dit_hf.study.recipe import Variant, measurements
+from dit_hf.study.recipe import Recipe, Variant, measurements
 from dit_hf.study.run import Study, missing
 from dit_hf.study.train import Training
 
@@ -89,13 +89,13 @@ def test_study_that_was_stopped_and_killed_ends_with_the_same_numbers(recipe, tm
 
 def test_folder_of_another_recipe_or_of_a_longer_training_is_refused(recipe, tmp_path):
     study = Study(recipe, tmp_path)
-    cell = Variant("S/8", "adaln_zero", 0)
-    assert study._training(cell).advance(64, lambda: False)
+    variant = Variant("S/8", "adaln_zero", 0)
+    assert study._training(variant).advance(64, lambda: False)
     with pytest.raises(ValueError, match="has seen 64 images, too many for a measurement after 32: choose a new"):
-        study._training(cell).advance(32, lambda: False)
-    other, folder = replace(recipe, learning_rate=1.0), tmp_path / "checkpoints" / cell.folder
+        study._training(variant).advance(32, lambda: False)
+    other, folder = replace(recipe, learning_rate=1.0), tmp_path / "checkpoints" / variant.folder
     with pytest.raises(ValueError, match="choose a new folder"):
-        Training(other, cell, study.train, study.latents, folder, study.accelerator)
+        Training(other, variant, study.train, study.latents, folder, study.accelerator)
 
 
 def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, tmp_path):
@@ -104,15 +104,34 @@ def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, 
     with pytest.raises(ValueError, match="AdamW 0.5.*choose a new folder"):
         Study(replace(recipe, learning_rate=0.5), tmp_path)
     (tmp_path / "classifier.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"rows but no classifier.safetensors that measured them: put it there"):
+    with pytest.raises(ValueError, match=r"rows, but not the classifier.safetensors that measured them: put it there"):
         Study(recipe, tmp_path)
+
+
+def test_study_without_a_data_set_is_refused_with_the_remedy(recipe, tmp_path):
+    assert Recipe().dataset == ""  # a path would be one machine's
+    with pytest.raises(ValueError, match="no data set: name one with --dataset, or with `dataset:` in the file"):
+        Study(replace(recipe, dataset=""), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_logs_each_model_before_it_is_timed(recipe, tmp_path, caplog):
+    caplog.set_level("INFO", "dit_hf")
+    Study(replace(recipe, models=("S/8", "B/8"), blocks_model="S/8", block_types=("adaln",)), tmp_path).plan()
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message for message in messages if message.startswith("timing")] == [
+        "timing S/8 with adaln_zero blocks (1 of 3)",
+        "timing B/8 with adaln_zero blocks (2 of 3)",
+        "timing S/8 with adaln blocks (3 of 3)",
+    ]
+    assert any(message.startswith("training the classifier") and "160 images" in message for message in messages)
 
 
 def test_one_model_at_a_time_is_in_memory(recipe, tmp_path):
     study = Study(recipe, tmp_path)
-    for cell in (Variant("S/8", "adaln_zero", 0), Variant("S/4", "adaln_zero", 0)):
+    for variant in (Variant("S/8", "adaln_zero", 0), Variant("S/4", "adaln_zero", 0)):
         for images_seen in (32, 64):
-            study._training(cell).advance(images_seen, lambda: False)
+            study._training(variant).advance(images_seen, lambda: False)
     assert len(study.accelerator._models) == len(study.accelerator._optimizers) == 1
 
 

@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 import dit_hf
 from dit_hf import DiTPipeline
 from dit_hf.finetuning import carry_classes
-from dit_hf.training.reporting.run_folder import RunFolder
+from dit_hf.training.loop import StepRecord
+from dit_hf.training.observer import Observer
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
 
 STEPS = 8
 
 
-def train(tiny: Path, output_dir: Path, *flags: str) -> Path:
-    return run(parse_settings([str(tiny / "tiny.yaml"), "--output_dir", str(output_dir), *flags]))
+def train(tiny: Path, output_dir: Path, *flags: str, observer: Observer | None = None) -> Path:
+    return run(parse_settings([str(tiny / "tiny.yaml"), "--output_dir", str(output_dir), *flags]), observer=observer)
 
 
 def load(folder: Path) -> DiTPipeline:
@@ -65,7 +66,7 @@ def test_classes_of_the_data_are_placed_among_those_that_stay(tiny: Path, tmp_pa
 
 @pytest.mark.parametrize("flags", [("--lora_rank", "2"), ("--last_blocks", "1")], ids=lambda flags: flags[0])
 def test_a_part_is_trained_averaged_and_goes_on_bit_for_bit(
-    tiny: Path, tmp_path: Path, base: Path, flags: tuple[str, ...], monkeypatch
+    tiny: Path, tmp_path: Path, base: Path, flags: tuple[str, ...]
 ):
     flags = ("--init_from", str(base), "--keep_classes", *flags)
     train(tiny, tmp_path / "whole", *flags)
@@ -73,17 +74,13 @@ def test_a_part_is_trained_averaged_and_goes_on_bit_for_bit(
     class Killed(Exception):
         pass
 
-    log = RunFolder.log
+    class KillAfterStep6(Observer):  # after the checkpoint of step 4
+        def on_step(self, record: StepRecord) -> None:
+            if record.step == 6:
+                raise Killed
 
-    def log_until_killed(self, row):
-        log(self, row)
-        if row["step"] == 6:  # after the checkpoint of step 4
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "log", log_until_killed)
-        with pytest.raises(Killed):
-            train(tiny, tmp_path / "killed", *flags)
+    with pytest.raises(Killed):
+        train(tiny, tmp_path / "killed", *flags, observer=KillAfterStep6())
     train(tiny, tmp_path / "killed", *flags)
     last = Path("checkpoints") / f"step-{STEPS:08d}"
     for file in ("model.safetensors", "ema.safetensors"):
@@ -110,7 +107,7 @@ def test_an_adapter_is_trained_by_two_processes_as_by_one(tiny: Path, tmp_path: 
     command = [*torchrun, "-m", "dit_hf.training.run", str(tiny / "tiny.yaml"), *flags]
     environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
     half = ["--output_dir", str(tmp_path / "two"), "--train_batch_size", "3"]
-    subprocess.run([*command, *half], check=True, timeout=300, env=environment)
+    subprocess.run([*command, *half], check=True, timeout=600, env=environment)
     once, twice = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(once, twice, rtol=1e-3, atol=1e-4)  # sums in another order
 

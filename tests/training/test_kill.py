@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,45 +19,38 @@ sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the 
 
 import trainer
 
-FAST = ["--checkpointing_steps", "1", "--validation_steps", "50", "--num_jitters", "0"]
+# What one save and the deletion after it do, in order: the rename of the folder makes the checkpoint, the next one
+# takes the old checkpoint away.
+FILES = ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "manifest.json"]
+SAVE = ["create step", *(f"write {file}" for file in FILES), *(f"flush {file}" for file in sorted(FILES))]
+SAVE += ["flush step", "rename step", "flush checkpoints"]
+OPERATIONS = [*SAVE, "rename step", "flush checkpoints", "delete step"]
 
 
-def flags(tiny: Path, folder: Path, num_processes: int, steps: int) -> list[str]:
-    """Settings of a training that saves at every step, keeps the milestones and two more, with two workers."""
+def flags(tiny: Path, folder: Path, num_processes: int, steps: int, limit: int = 2) -> list[str]:
+    """Settings of a training that saves at every step, keeps the milestones and the newest, with two workers."""
     batch = ["--train_batch_size", str(6 // num_processes), "--max_train_steps", str(steps), "--ema_decay", "0.7"]
-    kept = ["--checkpoints_total_limit", "2", "--checkpoints_milestone_steps", "7", "--dataloader_num_workers", "2"]
-    return [str(tiny / "tiny.yaml"), "--output_dir", str(folder / "out"), *FAST, *batch, *kept]
+    saving = ["--checkpointing_steps", "1", "--validation_steps", "50", "--num_jitters", "0"]
+    kept = ["--checkpoints_total_limit", str(limit), "--checkpoints_milestone_steps", "7"]
+    return [str(tiny / "tiny.yaml"), "--output_dir", str(folder / "out"), *batch, *saving, *kept] + [
+        "--dataloader_num_workers",
+        "2",
+    ]
 
 
-def start_all(tiny: Path, folder: Path, num_processes: int, steps: int) -> list:
+def start_all(tiny: Path, folder: Path, num_processes: int, steps: int, limit: int = 2, **events) -> list:
+    folder.mkdir(exist_ok=True)
     port = trainer.free_port() if num_processes > 1 else None
-    arguments = flags(tiny, folder, num_processes, steps)
-    return [trainer.start(folder / "journal", arguments, rank=rank, port=port) for rank in range(num_processes)]
+    arguments = flags(tiny, folder, num_processes, steps, limit)
+    return [
+        trainer.start(folder / "journal", arguments, rank=rank, port=port, events=events)
+        for rank in range(num_processes)
+    ]
 
 
-def finish(processes: list, folder: Path, seconds: float = 120) -> None:
-    for rank, process in enumerate(processes):
-        process.join(seconds)
-        assert process.exitcode == 0, (folder / f"journal.{rank}.out").read_text()[-3000:]
-
-
-def journal(folder: Path, rank: int = 0) -> list[str]:
-    file = folder / f"journal.{rank}"
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def last_line(folder: Path) -> str:
-    """The last of a journal, or "" before there is one."""
-    file = folder / "journal.0"
-    if not file.exists():
-        return ""
-    with file.open("rb") as opened:
-        opened.seek(max(0, file.stat().st_size - 400))
-        return opened.read().decode().rstrip("\n").rpartition("\n")[2]
-
-
-def is_saving(folder: Path) -> bool:
-    return last_line(folder) in ("begin save", "begin delete")
+def train_whole(tiny: Path, folder: Path, *settings: int) -> Path:
+    trainer.finish(start_all(tiny, folder, *settings), folder / "journal")
+    return folder
 
 
 def losses(folder: Path) -> list[dict]:
@@ -73,80 +67,92 @@ def last_hashes(folder: Path, steps: int) -> dict[str, str]:
 def samples(folder: Path, rank: int) -> list[str]:
     """What each batch held, in order; a step that was done again after a kill must have held the same."""
     held: dict[str, str] = {}
-    for line in journal(folder, rank):
+    for line in trainer.lines(folder / "journal", rank):
         if match := re.match(r"samples (\(.*?\)) (.*)", line):
             assert held.setdefault(match[1], match[2]) == match[2]
-    return [f"{place} {what}" for place, what in held.items()]
+    return [f"{place} {batch}" for place, batch in held.items()]
 
 
-def kill_and_compare(tiny: Path, tmp_path: Path, num_processes: int, num_kills: int, steps: int) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    finish(start_all(tiny, whole, num_processes, steps), whole)
-    rng = random.Random(0)
-    in_a_save, kills = 0, 0
-    while kills < num_kills:
-        saved = journal(killed).count("end save")
-        processes = start_all(tiny, killed, num_processes, steps)
-        deadline = time.monotonic() + rng.uniform(0, 1)
-        while time.monotonic() < deadline and journal(killed).count("end save") == saved:  # else a fast machine is done
-            time.sleep(0.002)
-        wants_save = kills % 4 > 0  # three of four, as some come too late
-        while wants_save and not is_saving(killed) and all(process.is_alive() for process in processes):
-            time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.003 if wants_save else 0.01))  # a save takes a few milliseconds
-        alive = [process.is_alive() for process in processes]
-        for process in rng.sample(processes, len(processes)):
-            process.kill()
-        for rank, process in enumerate(processes):
-            process.join()
-            said = (killed / f"journal.{rank}.out").read_text()[-3000:] if not alive[rank] else ""
-            assert alive[rank] or process.exitcode == 0, f"a restart failed: {said}"
-        done = max((row["step"] for row in losses(killed)), default=0) if (killed / "out/metrics.jsonl").exists() else 0
-        assert done < steps, f"the training ended after {kills} kills: it needs more steps"
-        kills += 1
-        in_a_save += is_saving(killed)
-    finish(start_all(tiny, killed, num_processes, steps), killed)
-    assert in_a_save >= num_kills / 2, f"{in_a_save} of {num_kills} kills were within a save or a deletion"
+def assert_equal(killed: Path, whole: Path, steps: int, num_processes: int = 1) -> None:
     assert losses(killed) == losses(whole)
     assert last_hashes(killed, steps) == last_hashes(whole, steps)
     for rank in range(num_processes):
         assert samples(killed, rank) == samples(whole, rank)
-    kept = sorted(path.name for path in (killed / "out" / "checkpoints").iterdir())
-    assert kept == sorted(path.name for path in (whole / "out" / "checkpoints").iterdir())
+    kept = [sorted(path.name for path in (folder / "out" / "checkpoints").iterdir()) for folder in (killed, whole)]
+    assert kept[0] == kept[1]
+
+
+def operations(folder: Path) -> list[str]:
+    """Operations on the disk since the last start of the trainer, without the numbers in names."""
+    journal = trainer.lines(folder / "journal")
+    last_start = max(number for number, line in enumerate(journal) if line.startswith("pid"))
+    disk = [line.removeprefix("disk ") for line in journal[last_start:] if line.startswith("disk ")]
+    return [re.sub(r"\.?step-.*", "step", line) for line in disk]
 
 
 @pytest.mark.slow
-def test_training_killed_25_times_is_bit_for_bit_the_undisturbed_one(tiny: Path, tmp_path: Path):
-    kill_and_compare(tiny, tmp_path, num_processes=1, num_kills=25, steps=100)
+def test_kill_before_each_operation_of_a_save_and_of_a_deletion_changes_nothing(tiny: Path, tmp_path: Path):
+    steps = 9  # one more than the kills from the first rename on, which leave a new checkpoint each, and the first step
+    whole = train_whole(tiny, tmp_path / "whole", 1, steps, 1)
+    assert operations(whole)[len(SAVE) :][: len(OPERATIONS)] == OPERATIONS  # of the second step: the first deletes none
+    killed = train_whole(tiny, tmp_path / "killed", 1, 1, 1)
+    for number, operation in enumerate(OPERATIONS, 1):
+        (process,) = start_all(tiny, killed, 1, steps, 1, kill_at=number)
+        trainer.finish([process], killed / "journal", code=-signal.SIGKILL)
+        assert operations(killed)[number - 1 :] == [operation]  # died before it
+    trainer.finish(start_all(tiny, killed, 1, steps, 1), killed / "journal")
+    assert_equal(killed, whole, steps)
+
+
+def kill_at_random(tiny: Path, tmp_path: Path, num_processes: int, num_kills: int, steps: int) -> None:
+    """Kill so often, each time after a number of events drawn at random, wherever the trainers are by then."""
+    whole = train_whole(tiny, tmp_path / "whole", num_processes, steps)
+    killed, rng = tmp_path / "killed", random.Random(0)
+    for _ in range(num_kills):
+        before, events = len(trainer.lines(killed / "journal")), rng.randrange(120)
+        processes = start_all(tiny, killed, num_processes, steps)
+
+        def is_due(processes=processes, goal=before + events) -> bool:
+            return len(trainer.lines(killed / "journal")) >= goal or not all(each.is_alive() for each in processes)
+
+        trainer.wait_until(is_due, f"{events} events")
+        time.sleep(rng.uniform(0, 0.01))
+        was_alive = [process.is_alive() for process in processes]
+        for process in rng.sample(processes, num_processes):
+            process.kill()
+        for rank, process in enumerate(processes):
+            process.join()
+            assert was_alive[rank] or process.exitcode == 0, trainer.output(killed / "journal", rank)
+    trainer.finish(start_all(tiny, killed, num_processes, steps), killed / "journal")
+    assert_equal(killed, whole, steps, num_processes)
 
 
 @pytest.mark.slow
-def test_two_processes_killed_5_times_are_bit_for_bit_the_undisturbed_ones(tiny: Path, tmp_path: Path):
-    kill_and_compare(tiny, tmp_path, num_processes=2, num_kills=5, steps=24)
+def test_training_killed_at_random_is_bit_for_bit_the_undisturbed_one(tiny: Path, tmp_path: Path):
+    kill_at_random(tiny, tmp_path, num_processes=1, num_kills=8, steps=30)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_at_random_are_bit_for_bit_the_undisturbed_ones(tiny: Path, tmp_path: Path):
+    kill_at_random(tiny, tmp_path, num_processes=2, num_kills=4, steps=16)
 
 
 @pytest.mark.long
-def test_two_processes_killed_25_times_are_bit_for_bit_the_undisturbed_ones(tiny: Path, tmp_path: Path):
-    kill_and_compare(tiny, tmp_path, num_processes=2, num_kills=25, steps=100)
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_training_killed_50_times_is_bit_for_bit_the_undisturbed_one(tiny: Path, tmp_path: Path, num_processes: int):
+    kill_at_random(tiny, tmp_path, num_processes, num_kills=50, steps=200)
 
 
 @pytest.mark.slow
 def test_training_goes_on_alike_from_every_step_of_two_epochs(tiny: Path, tmp_path: Path):
     steps = 7  # of 6 of 20 images an epoch: the last step ends two images into the third
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    every = ["--checkpoints_total_limit", str(steps)]
-    process = trainer.start(whole / "journal", [*flags(tiny, whole, 1, steps), *every])
-    finish([process], whole)
+    whole = train_whole(tiny, tmp_path / "whole", 1, steps, steps)
     for step in range(steps + 1):
         folder = tmp_path / str(step)
-        folder.mkdir()
         shutil.copytree(whole / "out", folder / "out")
         for later in range(step + 1, steps + 1):
             shutil.rmtree(folder / "out" / "checkpoints" / f"step-{later:08d}")
-        finish([trainer.start(folder / "journal", [*flags(tiny, folder, 1, steps), *every])], folder)
+        train_whole(tiny, folder, 1, steps, steps)
         assert losses(folder) == losses(whole)
         assert last_hashes(folder, steps) == last_hashes(whole, steps)
         assert samples(folder, 0) == samples(whole, 0)[step:]

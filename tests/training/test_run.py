@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dit_hf import DiTPipeline
-from dit_hf.training.reporting.run_folder import RunFolder, draw_preview_images, save_grid
+from dit_hf.training.loop import StepRecord
+from dit_hf.training.observer import Observer
+from dit_hf.training.reporting.previews import Previews, save_grid
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
 
@@ -24,14 +26,14 @@ TRAIN = Path(__file__).parents[2] / "examples" / "train_dit.py"
 def test_preview_is_drawn_from_the_averaged_weights(finished: Path):
     pipeline = DiTPipeline.from_pretrained(finished / "pipeline")
     pipeline.transformer.load_state_dict(load_file(finished / "checkpoints" / "step-00000008" / "ema.safetensors"))
-    settings = parse_settings([str(finished / "settings.yaml")])
-    save_grid(draw_preview_images(pipeline, settings), finished / "again.png")
+    images = Previews(finished, guidance_scale=4.0, num_inference_steps=2, seed=0).draw(pipeline)
+    save_grid(images, finished / "again.png")
     expected = np.array(Image.open(finished / "again.png"))
     np.testing.assert_array_equal(np.array(Image.open(finished / "previews" / "step-00000008.png")), expected)
 
 
-def train(tiny: Path, output_dir: Path, *flags: str) -> Path:
-    return run(parse_settings([str(tiny / "tiny.yaml"), "--output_dir", str(output_dir), *flags]))
+def train(tiny: Path, output_dir: Path, *flags: str, observer: Observer | None = None) -> Path:
+    return run(parse_settings([str(tiny / "tiny.yaml"), "--output_dir", str(output_dir), *flags]), observer=observer)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -91,23 +93,17 @@ def test_pipeline_holds_the_averaged_weights_and_samples_by_name(finished: Path)
     assert pipeline(class_labels=["b"], num_inference_steps=2).images[0].size == (16, 16)
 
 
-def test_same_command_goes_on_bit_for_bit_and_then_finds_nothing_to_do(
-    tiny: Path, tmp_path: Path, finished: Path, monkeypatch
-):
+def test_same_command_goes_on_bit_for_bit_and_then_finds_nothing_to_do(tiny: Path, tmp_path: Path, finished: Path):
     class Killed(Exception):
         pass
 
-    log = RunFolder.log
+    class KillAfterStep6(Observer):  # after the checkpoint of step 4
+        def on_step(self, record: StepRecord) -> None:
+            if record.step == 6:
+                raise Killed
 
-    def log_until_killed(self, row):
-        log(self, row)
-        if row["step"] == 6:  # after the checkpoint of step 4
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "log", log_until_killed)
-        with pytest.raises(Killed):
-            train(tiny, tmp_path)
+    with pytest.raises(Killed):
+        train(tiny, tmp_path, observer=KillAfterStep6())
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')  # torn
     train(tiny, tmp_path)
@@ -235,7 +231,7 @@ def test_another_number_of_images_a_step_is_refused_when_a_run_goes_on(tiny: Pat
 def launch(tiny: Path, output_dir: Path, *launcher: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
     command = [sys.executable, "-m", *launcher, str(TRAIN), str(tiny / "tiny.yaml"), "--output_dir", str(output_dir)]
-    return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=600, env=environment)
 
 
 def free_port() -> str:

@@ -1,13 +1,15 @@
 """Settings from flags, files and both."""
 
+import ast
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+import dit_hf
 from dit_hf.analysis.quoted import BLOCKS_400K, FIDS_400K
-from dit_hf.training.settings import TrainSettings, changed_settings, parse_settings
+from dit_hf.diffusion import Schedule
+from dit_hf.training.settings import TrainSettings, card_names, changed_settings, parse_settings, rows
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 
@@ -82,10 +84,6 @@ def test_shipped_files_are_valid(path):
     assert settings.ema_decay**settings.max_train_steps < 1e-3
 
 
-def test_every_setting_says_what_it_is():
-    assert all(entry.metadata.get("help") for entry in fields(TrainSettings))
-
-
 def test_file_that_is_no_mapping_is_refused(file):
     file.write_text("- a\n- b\n")
     with pytest.raises(ValueError, match="holds a list"):
@@ -146,3 +144,170 @@ def test_imagenet_files_print_the_paper_s_fids():
         file = CONFIGS / "imagenet" / ("256.yaml" if name == "adaln_zero" else f"256_{name}.yaml")
         assert f"{result.fid:.2f}" in file.read_text()
         assert name == "adaln_zero" or f'"block_type": "{name}"' in parse_settings([str(file)]).model_overrides
+
+
+# A value of each setting that differs from its default and that the others allow.
+OTHER_VALUES = {
+    "beta_schedule": "scaled_linear",
+    "lr_scheduler": "cosine",
+    "objective": "v_prediction",
+    "init_from": "user/dit",
+    "ema_decay": 0.5,
+    "mixed_precision": "bf16",
+    "position_embedding": "interpolate",
+    "extra_ema_decays": [0.5],
+    "validation_labels": [3],
+    "checkpoints_milestone_steps": 20_000,
+    "max_train_minutes": 3.0,
+    "max_grad_norm": 2.0,
+    "lora_rank": 2,
+    "lora_alpha": 4.0,
+    "last_blocks": 2,
+    "validation_inference_steps": 20,
+}
+NEEDED = {"lr_scheduler": "cosine", "push_to_hub": True, "init_from": "user/dit", "lora_rank": 2}
+
+
+def other_value(name: str) -> object:
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    default = rows(TrainSettings)[name].default
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int | float):
+        return default / 2 if rows(TrainSettings)[name].below else default + 3
+    return "something"
+
+
+def with_needs(name: str) -> dict[str, object]:
+    """A value of a setting together with what it needs, and what that needs."""
+    values, needed = {name: other_value(name)}, rows(TrainSettings)[name].needs
+    while needed:
+        if needed in NEEDED:
+            values[needed] = NEEDED[needed]
+        needed = rows(TrainSettings)[needed].needs
+    return values
+
+
+@pytest.mark.parametrize("name", rows(TrainSettings))
+def test_each_row_holds_its_setting(name):
+    rules = rows(TrainSettings)[name]
+    help = TrainSettings.__dataclass_fields__[name].metadata["help"]
+    assert re.fullmatch(r"[A-Z].{9,}\.", help, re.DOTALL)
+    TrainSettings(**with_needs(name))
+    assert getattr(TrainSettings(), name) == rules.default
+    if rules.at_least is not None:
+        below = rules.at_least - 1
+        with pytest.raises(ValueError, match=f"^{name}={below} is not possible: set it to a .*of at least"):
+            TrainSettings(**{**with_needs(name), name: below})
+    if rules.below is not None:
+        with pytest.raises(ValueError, match=f"^{name}={rules.below} is not possible: .*below {rules.below:g}$"):
+            TrainSettings(**{**with_needs(name), name: rules.below})
+    with pytest.raises(ValueError, match=f"^{name}=.* is not possible: set it to "):
+        TrainSettings(**{**with_needs(name), name: object()})
+
+
+@pytest.mark.parametrize("name", [name for name, rules in rows(TrainSettings).items() if rules.needs])
+def test_a_setting_without_what_it_needs_is_refused_and_not_ignored(name):
+    rules = rows(TrainSettings)[name]
+    for idle in rules.idle:
+        if getattr(TrainSettings(), rules.needs) == idle or rules.needs == "checkpoints_total_limit" and idle is None:
+            with pytest.raises(ValueError, match=f"^{name}=.* has no effect with.*{rules.needs}.*leave {name} out$"):
+                TrainSettings(**{name: other_value(name), rules.needs: idle})
+
+
+@pytest.mark.parametrize("name", rows(TrainSettings))
+def test_a_resumed_training_names_each_setting_that_changes_its_steps(name):
+    rules, values = rows(TrainSettings)[name], with_needs(name)
+    needed = {key: value for key, value in values.items() if key != name}
+    now, before = TrainSettings(**values), TrainSettings(**needed).to_dict()
+    changes = changed_settings(before, now)
+    if rules.may_change == "with equal images per step":
+        assert list(changes) == ["images a step"]
+    else:
+        is_free = rules.may_change in ("always", "with a constant learning rate")
+        assert changes == ({} if is_free else {name: (before[name], getattr(now, name))})
+    del before[name]
+    if rules.may_change == "never":
+        assert name in changed_settings(before, now)  # a checkpoint without the setting had its default
+
+
+def test_every_setting_is_read_somewhere():
+    package = Path(dit_hf.__file__).parent / "training"
+    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    read |= {*Schedule.FIELDS}  # by `TrainSettings.schedule`
+    assert set(rows(TrainSettings)) - read == set()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr_warmup_steps": 10}, "lr_warmup_steps=10 has no effect with lr_scheduler='constant'"),
+        ({"lr_scheduler": "piecewise_constant"}, "lr_scheduler='piecewise_constant' is unknown: choose one of linear"),
+        ({"objective": "flow", "beta_schedule": "linear"}, "beta_schedule='linear' has no effect on objective='flow'"),
+        ({"objective": "flow", "beta_end": 0.5}, "beta_end=0.5 has no effect on objective='flow'"),
+        (
+            {"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.5},
+            "beta_start=0.5 has no effect on objective='hybrid'",
+        ),
+        ({"beta_schedule": "cosine"}, "beta_schedule='cosine' is unknown"),
+        ({"checkpoints_milestone_steps": 15_000}, "15000 is no multiple of checkpointing_steps=10000"),
+        (
+            {"checkpoints_milestone_steps": 20_000, "checkpoints_total_limit": None},
+            "has no effect without checkpoints_",
+        ),
+        ({"hub_model_id": "user/dit"}, "hub_model_id='user/dit' has no effect without push_to_hub"),
+        ({"hub_private_repo": False}, "hub_private_repo=False has no effect without push_to_hub"),
+        ({"validation_labels": []}, r"validation_labels=\[\] names no class"),
+        ({"random_flip": "yes"}, "random_flip='yes' is not possible: set it to true or false"),
+        ({"seed": True}, "seed=True is not possible: set it to a whole number"),
+        ({"extra_ema_decays": [1.5]}, "extra_ema_decays has 1.5"),
+        ({"validation_labels": [1.5]}, "a list, each of whose values is a whole number"),
+    ],
+)
+def test_nothing_is_ignored_silently(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**values)
+
+
+def test_warm_up_rises_where_the_schedule_has_one():
+    assert TrainSettings(lr_scheduler="constant_with_warmup", lr_warmup_steps=10).lr_warmup_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--learning_rates", "1"],
+            "the command line sets '--learning_rates', which is not a setting: '--learning_rate' is",
+        ),
+        (
+            ["--learning", "1"],
+            "the command line sets '--learning'",
+        ),  # no abbreviations, which a new setting could break
+        (["--seed", "x"], "argument --seed/?-*[a-z]*: invalid int value: 'x'"),
+        (["photos"], "the command line sets 'photos'"),
+        (["--seed"], "expected one argument"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_settings(arguments)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_help_names_every_setting_and_no_default_none(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{name} " in text for name in rows(TrainSettings))
+    assert "None" not in text
+    assert "(default: 0.0001)" in text
+
+
+def test_cards_show_what_the_rows_name():
+    names = card_names()
+    assert names["learning_rate"] == "learning rate"
+    assert not {"output_dir", "dataset_name", "vae_name_or_path", "class_names_file", "init_from"} & names.keys()

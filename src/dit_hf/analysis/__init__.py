@@ -1,4 +1,4 @@
-"""Counting, the paper's numbers, and figures from a file of results: what a DiT costs, and what that buys."""
+"""What a DiT costs and what the cost buys: counts in closed form, the paper's numbers, and figures from results."""
 
 from .flops import Macs, VaeMacs, count_activations, count_gmacs, count_macs, count_parameters, count_vae_macs
 from .results import Row, append_rows, read_rows

@@ -1,6 +1,6 @@
-"""The file of a study's results: one row a measurement, appended whole, never rewritten.
+"""The file of a study's results: a CSV with one row for each measurement, to which rows are only ever appended.
 
-A row says what was measured (the key), what came out, and where it came from. Figures read this file and nothing else.
+A row holds what was measured (its key), the numbers, and where they come from. Figures read this file and nothing else.
 """
 
 import csv
@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-REAL = "real"  # the model's name in rows that measure held-out real images: what a perfect model would reach
+REAL = "real"  # stands for the model in rows of held-out real images, whose distance a perfect model would reach
 
 
 class MeasurementKey(NamedTuple):
-    """What makes two measurements the same."""
+    """What identifies a measurement: two measurements with equal keys are the same one."""
 
     model: str
     block_type: str
@@ -26,7 +26,7 @@ class MeasurementKey(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What was measured, as a name for files; without the number of samples."""
+        """The key as a file name, without the number of samples."""
         training = f"{self.model.replace('/', '-')}-{self.block_type}-seed{self.seed}-{self.images_seen}"
         return f"{training}-steps{self.num_steps}-cfg{self.guidance_scale:g}"
 
@@ -36,29 +36,29 @@ class Row:
     """One measurement.
 
     Args:
-        model: such as "XL/2", or `REAL`.
-        block_type: as in `DiTConfig`.
-        seed: of the weights, the order of the images and the noise of the training.
-        images_seen: in training, repetitions counted.
-        num_steps: of the sampler.
-        guidance_scale: 1 for none.
-        num_samples: that were measured; distances of different numbers cannot be compared.
-        distance: Fréchet distance of the samples' features to those of the training set.
-        class_agreement: share of samples that the extractor assigns to the class that was asked for.
-        precision: share of samples inside the manifold of real images.
-        recall: share of real images inside the manifold of samples.
-        train_loss: mean squared error of the last 500 steps, or of all where there were fewer.
-        gmacs: multiply-adds of a forward of an image, in units of 10^9.
-        parameters: the position embedding counted.
-        train_seconds: of the training up to here.
-        sample_seconds: of drawing the samples.
-        dataset: its name.
-        recipe: objective, batch size, learning rate, decay of the average.
-        sampler: the scheduler.
-        extractor: of the features.
-        commit: of the code, "+" appended where files differed from it.
-        hardware: processor and number of threads.
-        date: of the measurement, UTC.
+        model: Name of the model, such as "XL/2"; `REAL` for real images.
+        block_type: Block design, as in `DiTConfig`.
+        seed: Seed of the weights, of the order of the images and of the noise in training.
+        images_seen: Number of images that the model was trained on, repetitions included.
+        num_steps: Number of steps of the sampler.
+        guidance_scale: Scale of classifier-free guidance; 1 is no guidance.
+        num_samples: Number of samples that were measured. Distances of different numbers cannot be compared.
+        distance: Fréchet distance between the features of the samples and those of the training set.
+        class_agreement: Share of samples that the extractor assigns to the class that was asked for.
+        precision: Share of samples inside the manifold of real images.
+        recall: Share of real images inside the manifold of samples.
+        train_loss: Mean squared error over the last 500 steps, or over all steps if there were fewer.
+        gmacs: Multiply-adds of a forward of one image, in units of 10^9.
+        parameters: Number of parameters, position embedding included.
+        train_seconds: Seconds that the training had taken.
+        sample_seconds: Seconds that drawing the samples took.
+        dataset: Name of the data set.
+        recipe: Objective, learning rate, warm-up, batch size and decay of the average.
+        sampler: Name of the sampler.
+        extractor: Description of the network whose features are compared.
+        commit: Commit of the code, with "+" after it if files were changed since. Older rows have 10 digits of it.
+        hardware: Processor and number of threads, or the GPU.
+        date: Time of the measurement, in UTC.
     """
 
     model: str
@@ -87,7 +87,7 @@ class Row:
 
     @property
     def key(self) -> MeasurementKey:
-        """What makes two measurements the same."""
+        """What identifies this measurement."""
         return MeasurementKey(*(getattr(self, name) for name in MeasurementKey._fields))
 
 
@@ -95,13 +95,13 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file; a last line that a kill cut off is passed over.
+    """Read a results file; a last line that is not complete, since its writer was killed, is left out.
 
     Args:
-        path: the file; none there is no row.
+        path: The file. A file that does not exist has no rows.
 
     Raises:
-        ValueError: if the columns are others, or a value is no number.
+        ValueError: If the columns are not those of `Row`, or a value is not a number.
     """
     if not path.is_file():
         return []
@@ -116,7 +116,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows, each in one write; what a kill cut off before is removed."""
+    """Append rows to a results file, and remove an incomplete last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     with path.open("r+" if path.is_file() else "w", encoding="utf-8", newline="") as file:

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 from yaml import YAMLError
 
+from ..betas import PAPER_BETAS
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel
 from .diffusers_format import HUB_ARGUMENTS
 from .original import to_original
-from .pipelines import LINEAR_BETAS, library_of_transformer, scheduler_of
+from .pipelines import library_of_transformer, scheduler_of
 
 logger = logging.get_logger(__name__)
 
@@ -110,7 +111,7 @@ def convert(
 
 def _warn_of_what_a_checkpoint_lacks(config: Mapping[str, Any]) -> None:
     """Say so where the model was trained with other betas, or to predict something else, than the paper's."""
-    usual = {**LINEAR_BETAS, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    usual = {**PAPER_BETAS, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
     others = {name: config[name] for name in usual if name in config and config[name] != usual[name]}
     if "beta_start" not in config:
         others = {"prediction_type": "flow_prediction"}

@@ -15,19 +15,19 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from transformers.utils import logging
 
+from ..betas import BETA_FIELDS, PAPER_BETAS
 from ..configuration_dit import DiTConfig
 from .diffusers_format import HUB_ARGUMENTS, THEIRS, TRAINED_AS, from_diffusers, read_json, to_diffusers
 from .original import from_original
 
 logger = logging.get_logger(__name__)
 
-LINEAR_BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 # What DiT needs of a scheduler beside its betas, where that is not the scheduler's default.
 TRAITS: dict[str, dict[str, Any]] = {
     "DDPMScheduler": {"clip_sample": False, "timestep_spacing": "linspace", "variance_type": "learned_range"},
     "DDIMScheduler": {"clip_sample": False, "timestep_spacing": "leading"},
 }
-TRAINED_WITH = (*LINEAR_BETAS, "num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", "prediction_type")
+TRAINED_WITH = (*BETA_FIELDS, "num_train_timesteps", "prediction_type")
 CONFIG_FIELDS = inspect.signature(DiTConfig).parameters.keys() - {"kwargs"}
 STOCK_NULL_CLASS = 1000  # written into diffusers' pipeline
 
@@ -58,7 +58,7 @@ def scheduler_of(name: str, learn_sigma: bool, like: Any = None) -> Any:
             f"{name} has no {lost[0]}, and the model was trained with {trained_with[lost[0]]!r}: choose DDIMScheduler"
         )
     kept = {key: value for key, value in trained_with.items() if key in parameters}
-    return cls(**{**LINEAR_BETAS, **traits, **kept})
+    return cls(**{**PAPER_BETAS, **traits, **kept})
 
 
 def load_pipeline(

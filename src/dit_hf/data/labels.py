@@ -1,4 +1,4 @@
-"""Which classes a model learns: the labels of a data set, a choice of them, or a new set that they are mapped to."""
+"""Which classes a model learns: all classes of a data set, some of them, or new ones that they are mapped to."""
 
 import json
 from collections import Counter
@@ -15,9 +15,9 @@ class Classes:
     """The classes of a training, and the labels in the source that lead to them.
 
     Args:
-        names: of the classes 0, 1, 2 ...
-        numbers: label in the source, a number or a text -> class here.
-        complete: whether any other label is an error; else its rows are left out.
+        names: Names of the classes 0, 1, 2 ...
+        numbers: Label in the data set, a number or a text -> class of the training.
+        complete: Whether any other label is an error. If not, rows of other labels are left out.
     """
 
     names: list[str]
@@ -25,14 +25,14 @@ class Classes:
     complete: bool
 
     def find(self, label: Any, key: str) -> int | None:
-        """The class of a row, None where it is left out.
+        """Find the class of a row; None if the row is left out.
 
         Args:
-            label: as the source has it.
-            key: of the row, for the message.
+            label: Label of the row in the data set.
+            key: Name of the row for the message of an error.
 
         Raises:
-            ValueError: if the label is no label at all, or outside a complete set of classes.
+            ValueError: If the label is neither a number nor a text, or outside a complete set of classes.
         """
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise ValueError(f"label {label!r} of {key} is no class: mend or remove that row")
@@ -42,10 +42,14 @@ class Classes:
 
 
 def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int]:
-    """Map the labels of the chosen class names to 0, 1, 2 ... in the order given.
+    """Map the labels of the chosen class names to 0, 1, 2 ... in the order of `chosen`.
+
+    Args:
+        names: Names of all classes of the data set.
+        chosen: Names of some of them.
 
     Raises:
-        ValueError: if a name is not one of the data set's, or comes twice.
+        ValueError: If a chosen name is not a class of the data set, or is chosen twice.
     """
     if twice := [name for name, count in Counter(chosen).items() if count > 1]:
         raise ValueError(f"class {twice[0]!r} is chosen twice: leave one of them out")
@@ -61,14 +65,14 @@ def resolve_classes(
     """Find the classes of a label column.
 
     Args:
-        feature: of the column, from `datasets`: a `ClassLabel`, or a `Value` of whole numbers or of texts.
-        column: its name, for messages.
-        chosen: names of the classes to learn, in the order of their new labels. For a column of plain numbers, the
+        feature: Feature of the column in `datasets`: a `ClassLabel`, or a `Value` of whole numbers or of texts.
+        column: Name of the column, for messages.
+        chosen: Names of the classes to learn, in the order of their new labels. For a column of plain numbers, the
             name of each number 0, 1, 2 ...
-        mapping: name (or plain number) in the source -> name of the class here; several may share one.
+        mapping: Name (or plain number) in the data set -> name of the class; several names may map to one class.
 
     Raises:
-        ValueError: if the column holds no classes, if nothing names them, or if a name is unknown.
+        ValueError: If the column holds no classes, if nothing names them, or if a name is unknown.
     """
     kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
     if not isinstance(feature, ClassLabel) and not kind.startswith(("int", "uint", "string", "large_string")):
@@ -104,15 +108,15 @@ def _mapped(feature: Any, mapping: Mapping[str, str], chosen: Sequence[str] | No
 
 
 def read_names(path: str | None) -> list[str] | None:
-    """Class names from a file, one a line; None without a file."""
+    """Read class names from a file, one on each line; None without a file."""
     return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line] if path else None
 
 
 def read_map(path: str | None) -> dict[str, str] | None:
-    """A label map from a JSON file, `{"name in the data set": "name here"}`; None without a file.
+    """Read a label map from a JSON file, `{"name in the data set": "name of the class"}`; None without a file.
 
     Raises:
-        ValueError: if the file holds anything else.
+        ValueError: If the file holds anything else.
     """
     if not path:
         return None
@@ -121,5 +125,5 @@ def read_map(path: str | None) -> dict[str, str] | None:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not (isinstance(mapping, dict) and mapping and all(isinstance(name, str) for name in mapping.values())):
-        raise ValueError(f'{path} is no label map: write {{"name in the data set": "name here", ...}}')
+        raise ValueError(f'{path} is no label map: write {{"name in the data set": "name of the class", ...}}')
     return mapping

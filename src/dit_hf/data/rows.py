@@ -1,4 +1,4 @@
-"""Rows of a data set as they are stored: encoded values, classes, and where each row comes from."""
+"""Rows of a data set as they are stored: encoded images or latents, their classes, and where each row comes from."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,12 @@ Value = Mapping[str, Any] | bytes
 
 
 def encoded_bytes(value: Value) -> bytes:
-    """The bytes of an image that is not decoded: as they are, or of a `datasets.Image`, held by it or in a file."""
+    """Return the encoded bytes of an image.
+
+    Args:
+        value: The bytes, or a `datasets.Image` that is not decoded: `{"bytes": ..., "path": None}`, or with the path of
+            a file and no bytes.
+    """
     if not isinstance(value, Mapping):
         return value
     if value["bytes"] is not None:
@@ -29,10 +34,10 @@ class Rows:
     """Some rows of one shard, or of one window of a source without row groups.
 
     Args:
-        values: for each column its values: sequences of `Value`, or arrow arrays of them.
-        labels: classes of the rows, as the model counts them.
+        values: Values of each column: sequences of `Value`, or arrow arrays of them.
+        labels: Classes of the rows, as the model counts them.
         numbers: (shard, row) of each row.
-        shard_names: what the shards are called in messages.
+        shard_names: Names of the shards for messages.
     """
 
     def __init__(
@@ -47,17 +52,17 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def cut(self, first: int, stop: int) -> "Rows":
-        """The rows from `first` up to, and without, `stop`."""
+    def slice(self, first: int, stop: int) -> "Rows":
+        """Return the rows from `first` up to, but without, `stop`."""
         values = [column[first:stop] for column in self._values]
         return Rows(values, self.labels[first:stop], self.numbers[first:stop], self._shard_names)
 
     def read(self, row: int, column: int = 0) -> bytes:
-        """The encoded bytes of a row."""
+        """Return the encoded bytes of a row."""
         value = self._values[column][row]
         return encoded_bytes(value.as_py() if hasattr(value, "as_py") else value)
 
     def key(self, row: int) -> str:
-        """What the row is called in messages."""
+        """Return the name of a row for messages."""
         shard, number = self.numbers[row]
         return f"row {number} of {self._shard_names[shard]}"

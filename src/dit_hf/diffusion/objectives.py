@@ -1,15 +1,19 @@
-"""Training objectives: what a model is asked to predict, and how far it is from it, per sample.
+"""Training objectives: what a network is asked to predict, and its error for each sample.
 
 `OBJECTIVES` is the table. `HybridLoss` is the DiT paper's (arXiv 2212.09748, section 3.1): L_simple plus L_vlb of
 Nichol & Dhariwal 2021 (arXiv 2102.09672). A model is any callable `(x_t, timestep, class_labels, **kwargs)` that
 returns a tensor or an object with the attribute `sample`. Losses are float32 whatever the model computes in.
+
+An objective states its own traits as class attributes; other rooms read the traits and never compare names.
 Legend: B batch, C channels, T training steps.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from functools import reduce
+from operator import add
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +29,7 @@ def mean_flat(x: Tensor) -> Tensor:
 
 
 def predict(model: Model, x_t: Tensor, timestep: Tensor, class_labels: Tensor | None, **model_kwargs: Any) -> Tensor:
-    """Call the model and return its answer as float32."""
+    """Call the model and return its prediction as float32."""
     answer = model(x_t, timestep, class_labels, **model_kwargs)
     return getattr(answer, "sample", answer).float()  # (B, C or 2C, ...)
 
@@ -56,26 +60,60 @@ def discretised_gaussian_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tens
 
 
 class Objective:
-    """What all objectives share: the timesteps of training and what is saved beside the model.
+    """A training objective: how a sample is noised, what the network predicts, and what samples the trained network.
 
-    Subclasses define `prediction_type`, the field of the same name in diffusers' schedulers ("flow_prediction" for flow
-    matching, whose schedulers have no such field).
+    A subclass defines the traits below, `draw_timesteps`, `add_noise`, `target` and `scheduler_config`. One that adds a
+    term to the loss extends `terms`.
+
+    Attributes:
+        prediction_type: Value of the field of this name in diffusers' schedulers ("flow_prediction" for flow matching,
+            whose schedulers have no such field).
+        learns_variance: Whether the network predicts 2C channels, the second half of which sets the variance.
+        has_snr: Whether `snr` is defined.
+        num_train_timesteps: Number of timesteps T of the diffusion.
     """
 
-    prediction_type: str
+    prediction_type: ClassVar[str]
+    learns_variance: ClassVar[bool] = False
+    has_snr: ClassVar[bool] = False
     num_train_timesteps: int
 
-    def draw_timesteps(self, uniform: Tensor) -> Tensor:
-        """Map uniform numbers to timesteps; the randomness stays with the caller, who keys it by sample.
+    @classmethod
+    def fields_in_use(cls, beta_schedule: str | None = None) -> set[str]:
+        """Return the fields of `Schedule` that have an effect on this objective.
 
         Args:
-            uniform: (B,) in [0, 1).
+            beta_schedule: Key of `BETA_SCHEDULES`; None for the paper's.
+        """
+        return {"num_train_timesteps"}
+
+    def draw_timesteps(self, uniform: Tensor) -> Tensor:
+        """Map uniform numbers to timesteps. The caller draws the numbers and so can key them by sample.
+
+        Args:
+            uniform: Numbers in [0, 1); (B,).
         """
         raise NotImplementedError
 
-    def scheduler_config(self) -> dict[str, Any]:
-        """Return the `scheduler_config.json` of the diffusers scheduler that samples what was trained."""
+    def add_noise(self, x_0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """Return x_t, the sample at its timestep."""
         raise NotImplementedError
+
+    def target(self, x_0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """Return what the network should predict."""
+        raise NotImplementedError
+
+    def snr(self, timestep: Tensor) -> Tensor:
+        """Return the signal-to-noise ratio a_t^2 / s_t^2 of each timestep, float32 (B,), if `has_snr`."""
+        raise NotImplementedError
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """Return the `scheduler_config.json` of the diffusers scheduler that samples the trained network."""
+        raise NotImplementedError
+
+    def terms(self, prediction: Tensor, x_0: Tensor, noise: Tensor, x_t: Tensor, timestep: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the loss by name, float32 (B,) each; the loss is their sum."""
+        return {"mse": mean_flat((self.target(x_0, noise, timestep) - prediction) ** 2)}
 
     def __call__(
         self,
@@ -87,39 +125,55 @@ class Objective:
         class_labels: Tensor | None,
         **model_kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Noise x_0, ask the model, and measure.
+        """Add noise to x_0, call the model, and measure its error.
 
         Args:
-            model: a callable `(x_t, timestep, class_labels, **model_kwargs)`.
-            x_0: (B, C, ...) clean samples, float32.
-            timestep: (B,) from `draw_timesteps`.
-            noise: standard normal, of x_0's shape.
-            class_labels: (B,) ids, or None for an unconditional model.
-            model_kwargs: handed to the model, for example `drop_labels`.
+            model: Callable `(x_t, timestep, class_labels, **model_kwargs)`.
+            x_0: Clean samples, float32; (B, C, ...).
+            timestep: Timesteps from `draw_timesteps`; (B,).
+            noise: Standard normal noise of x_0's shape.
+            class_labels: Class of each sample, (B,); None for an unconditional model.
+            **model_kwargs: Further arguments of the model, for example `drop_labels`.
 
         Returns:
-            float32 tensors (B,): `loss`, `mse` and, from `HybridLoss`, `vb`.
+            float32 tensors (B,): `loss`, and its terms `mse` and, from `HybridLoss`, `vb`.
 
         Raises:
-            ValueError: when the model's channels do not fit the objective.
+            ValueError: If the number of channels of the prediction does not fit the objective.
         """
-        raise NotImplementedError
+        x_t = self.add_noise(x_0, noise, timestep)  # (B, C, ...)
+        prediction = predict(model, x_t, timestep, class_labels, **model_kwargs)  # (B, C or 2C, ...)
+        self._check_channels(prediction, x_0)
+        terms = self.terms(prediction, x_0, noise, x_t, timestep)
+        return {"loss": reduce(add, terms.values()), **terms}
+
+    def _check_channels(self, prediction: Tensor, x_0: Tensor) -> None:
+        expected = x_0.shape[1] * (2 if self.learns_variance else 1)
+        if prediction.shape[1] != expected:
+            others = [name for name, each in OBJECTIVES.items() if each.learns_variance != self.learns_variance]
+            raise ValueError(
+                f"{type(self).__name__} needs {expected} channels, the model gives {prediction.shape[1]}: build the "
+                f"model with learn_sigma={self.learns_variance}, or train it with another objective: "
+                f"{', '.join(others)}"
+            )
 
 
 class DiscreteObjective(Objective):
     """An objective on T discrete timesteps, q(x_t | x_0) of Ho et al. 2020, eq. 4.
 
     Args:
-        num_train_timesteps: the number of steps T.
-        beta_schedule: a key of `BETA_SCHEDULES`; None is the paper's "linear".
-        beta_start: the first beta.
-        beta_end: the last beta.
+        num_train_timesteps: Number of steps T.
+        beta_schedule: Key of `BETA_SCHEDULES`; None is the paper's "linear".
+        beta_start: First beta.
+        beta_end: Last beta.
         trained_betas: T betas instead of a named schedule.
-        rescale_betas_zero_snr: make the last step pure noise, for "v_prediction" and "sample" only.
+        rescale_betas_zero_snr: Whether the last step is pure noise, for "v_prediction" and "sample" only.
 
     Raises:
-        ValueError: for an unknown schedule, or one that ends in pure noise where epsilon is predicted.
+        ValueError: If the schedule is unknown, or ends in pure noise while epsilon is predicted.
     """
+
+    has_snr = True
 
     def __init__(
         self,
@@ -141,14 +195,19 @@ class DiscreteObjective(Objective):
             )
 
     @classmethod
+    def fields_in_use(cls, beta_schedule: str | None = None) -> set[str]:
+        """Return the fields of `Schedule` that have an effect: all, but for ends that the schedule does not take."""
+        return Schedule.fields_in_use(beta_schedule or "linear")
+
+    @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the objective whose model the given diffusers scheduler samples.
+        """Build the objective whose trained network the given diffusers scheduler samples.
 
         Args:
             config: `scheduler.config`, or the content of `scheduler_config.json`.
 
         Raises:
-            ValueError: when the scheduler expects another prediction.
+            ValueError: If the scheduler expects another prediction.
         """
         expected = config.get("prediction_type", "epsilon")
         if expected != cls.prediction_type:
@@ -166,13 +225,17 @@ class DiscreteObjective(Objective):
         """Draw x_t given x_0 (Ho et al. 2020, eq. 4).
 
         Raises:
-            ValueError: for timesteps that are not integers.
+            ValueError: If the timesteps are not integers.
         """
         if timestep.is_floating_point():
             raise ValueError(f"timestep has dtype {timestep.dtype}: {type(self).__name__} takes integers")
         signal = self.schedule.at("sqrt_alpha_bar", timestep, x_0)
         sigma = self.schedule.at("sqrt_one_minus_alpha_bar", timestep, x_0)
         return signal * x_0 + sigma * noise  # (B, C, ...)
+
+    def snr(self, timestep: Tensor) -> Tensor:
+        """Return alpha_bar / (1 - alpha_bar) of each timestep, float32 (B,)."""
+        return self.schedule.at("snr", timestep, timestep)  # (B,)
 
     def scheduler_config(self) -> dict[str, Any]:
         """DPM-Solver++ of second order: for a Gaussian and its exact model 25 steps err less than 50 of DDIM."""
@@ -184,30 +247,7 @@ class DiscreteObjective(Objective):
         }
 
 
-class _MeanSquaredError(DiscreteObjective):
-    """Mean squared error to one target; no learned variance."""
-
-    def target(self, x_0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        *,
-        timestep: Tensor,
-        noise: Tensor,
-        class_labels: Tensor | None,
-        **model_kwargs: Any,
-    ) -> dict[str, Tensor]:
-        x_t = self.add_noise(x_0, noise, timestep)  # (B, C, ...)
-        answer = predict(model, x_t, timestep, class_labels, **model_kwargs)  # (B, C, ...)
-        _check_channels(self, answer, x_0.shape[1])
-        mse = mean_flat((self.target(x_0, noise, timestep) - answer) ** 2)  # (B,)
-        return {"loss": mse, "mse": mse}
-
-
-class EpsilonLoss(_MeanSquaredError):
+class EpsilonLoss(DiscreteObjective):
     """L_simple: predict the noise, for models without learned variance (Ho et al. 2020, eq. 14)."""
 
     prediction_type = "epsilon"
@@ -216,7 +256,7 @@ class EpsilonLoss(_MeanSquaredError):
         return noise
 
 
-class SampleLoss(_MeanSquaredError):
+class SampleLoss(DiscreteObjective):
     """Predict x_0 itself."""
 
     prediction_type = "sample"
@@ -225,7 +265,7 @@ class SampleLoss(_MeanSquaredError):
         return x_0
 
 
-class VelocityLoss(_MeanSquaredError):
+class VelocityLoss(DiscreteObjective):
     """Predict v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022, arXiv 2202.00512, appendix D)."""
 
     prediction_type = "v_prediction"
@@ -236,34 +276,22 @@ class VelocityLoss(_MeanSquaredError):
         return signal * noise - sigma * x_0
 
 
-class HybridLoss(DiscreteObjective):
+class HybridLoss(EpsilonLoss):
     """The paper's loss: L_simple on epsilon plus L_vlb, in bits, on the learned variance.
 
-    The model answers 2C channels: epsilon, then v, which interpolates the log variance. The variational bound does not
-    move epsilon: its mean is detached. At T = 1000 this is the original's rescaled form: no factor stands before L_vlb.
-    A model that answers zeros has, for x_0 ~ N(0, 1) and over all t, mse 1.000 and vb 0.016 (1.99 at t = 0, 0.63 at
-    t = 1). Source: Nichol & Dhariwal 2021, section 3.1, eq. 14-16.
+    The model predicts 2C channels: epsilon, then v, which interpolates the log variance. The variational bound does not
+    move epsilon, because the mean is detached. At T = 1000 this is the original's rescaled form: no factor stands
+    before L_vlb. A model that predicts zeros has, for x_0 ~ N(0, 1) and over all t, mse 1.000 and vb 0.016 (1.99 at
+    t = 0, 0.63 at t = 1). Source: Nichol & Dhariwal 2021, section 3.1, eq. 14-16.
     """
 
-    prediction_type = "epsilon"
+    learns_variance = True
 
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        *,
-        timestep: Tensor,
-        noise: Tensor,
-        class_labels: Tensor | None,
-        **model_kwargs: Any,
-    ) -> dict[str, Tensor]:
-        x_t = self.add_noise(x_0, noise, timestep)  # (B, C, ...)
-        answer = predict(model, x_t, timestep, class_labels, **model_kwargs)  # (B, 2C, ...)
-        _check_channels(self, answer, 2 * x_0.shape[1])
-        eps, v = answer.chunk(2, dim=1)  # (B, C, ...) each
-        mse = mean_flat((noise - eps) ** 2)  # (B,)
+    def terms(self, prediction: Tensor, x_0: Tensor, noise: Tensor, x_t: Tensor, timestep: Tensor) -> dict[str, Tensor]:
+        """Return `mse` of epsilon, and `vb`, the variational bound of the variance."""
+        eps, v = prediction.chunk(2, dim=1)  # (B, C, ...) each
         vb = self._bound(eps.detach(), v, x_0, x_t, timestep)  # (B,)
-        return {"loss": mse + vb, "mse": mse, "vb": vb}
+        return {**super().terms(eps, x_0, noise, x_t, timestep), "vb": vb}
 
     def _bound(self, eps: Tensor, v: Tensor, x_0: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
         """L_{t-1} of the variational bound, or L_0 where t = 0, in bits per dimension (Ho et al. 2020, eq. 5)."""
@@ -299,8 +327,8 @@ class FlowLoss(Objective):
     The model sees sigma * num_train_timesteps, as it does under diffusers' flow matching schedulers.
 
     Args:
-        num_train_timesteps: the timestep of pure noise; only a scale, for the path is continuous.
-        beta_schedule: nothing to set here; a value is ignored with a warning.
+        num_train_timesteps: Timestep of pure noise. It is only a scale, because the path is continuous.
+        beta_schedule: Ignored with a warning, because flow matching has no betas.
     """
 
     prediction_type = "flow_prediction"
@@ -314,22 +342,13 @@ class FlowLoss(Objective):
         """Return u T, continuous."""
         return uniform * self.num_train_timesteps  # (B,)
 
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        *,
-        timestep: Tensor,
-        noise: Tensor,
-        class_labels: Tensor | None,
-        **model_kwargs: Any,
-    ) -> dict[str, Tensor]:
+    def add_noise(self, x_0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """Return the point of the straight path from x_0 to the noise at sigma = timestep / T."""
         sigma = (timestep.float() / self.num_train_timesteps).reshape(-1, *[1] * (x_0.dim() - 1))  # (B, 1, ..., 1)
-        x_t = (1 - sigma) * x_0 + sigma * noise  # (B, C, ...)
-        answer = predict(model, x_t, timestep, class_labels, **model_kwargs)  # (B, C, ...)
-        _check_channels(self, answer, x_0.shape[1])
-        mse = mean_flat((noise - x_0 - answer) ** 2)  # (B,)
-        return {"loss": mse, "mse": mse}
+        return (1 - sigma) * x_0 + sigma * noise  # (B, C, ...)
+
+    def target(self, x_0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        return noise - x_0
 
     def scheduler_config(self) -> dict[str, Any]:
         """Euler steps along the path, unshifted."""
@@ -340,17 +359,7 @@ class FlowLoss(Objective):
         }
 
 
-def _check_channels(objective: Objective, answer: Tensor, expected: int) -> None:
-    if answer.shape[1] != expected:
-        learns_variance = isinstance(objective, HybridLoss)
-        raise ValueError(
-            f"{type(objective).__name__} needs {expected} channels, the model gives {answer.shape[1]}: "
-            f"build the model with learn_sigma={learns_variance}"
-            + ("" if learns_variance else ", or train it with the objective 'hybrid'")
-        )
-
-
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "hybrid": HybridLoss,  # the paper's; 2C channels
     "epsilon": EpsilonLoss,
     "v_prediction": VelocityLoss,

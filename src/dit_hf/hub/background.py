@@ -1,7 +1,6 @@
 """Pushes beside a training: one at a time, in a thread, and a failed one is logged, never raised."""
 
 import logging
-import shutil
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -9,27 +8,18 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 
 from ..cards.pipeline import write_training_card
+from ..files import announce, folder_written_whole
 from .push import check_push, push_folder
 
 logger = logging.getLogger("dit_hf.training")
 
 
 def save_training_pipeline(pipeline: DiffusionPipeline, output_dir: Path, license: str | None = None) -> None:
-    """Save the pipeline and its card to `output_dir/pipeline`: written beside it and renamed, so never half of one.
-
-    A kill between the two renames leaves no `pipeline`; the next save begins with putting the old one back.
-    """
-    folder, partial, old = (output_dir / name for name in ("pipeline", "pipeline.partial", "pipeline.old"))
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    pipeline.save_pretrained(partial)
-    write_training_card(pipeline, partial, output_dir, license)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """Save the pipeline and its card to `output_dir/pipeline`, whole or not at all."""
+    with folder_written_whole(output_dir / "pipeline") as partial:
+        announce("write", partial)
+        pipeline.save_pretrained(partial)
+        write_training_card(pipeline, partial, output_dir, license)
 
 
 class BackgroundPush:

@@ -1,9 +1,10 @@
 """The feature extractor of a study: a small convolutional classifier, trained on the study's own training set.
 
-Its features are not Inception's, so a distance on them is no FID; it compares the models of one study with each other.
+A distance in its features is not an FID, which uses Inception's. It compares the models of one study with each other.
 Legend: N images, C channels, S the side, D = 64 features, K classes.
 """
 
+import logging
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from ..files import written_whole
 from .images import LabelledImages, to_unit
 
+logger = logging.getLogger(__name__)
+
 NAME = "classifier of 6 convolutions trained on the training set, 64 pooled features"
 
 
@@ -23,7 +26,7 @@ def _layer(channels: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Se
 
 
 class Classifier(nn.Module):
-    """Six convolutions, a mean over the pixels, one Linear."""
+    """Six convolutions, a mean over the pixels, and one Linear."""
 
     def __init__(self, channels: int, num_classes: int, width: int = 32) -> None:
         super().__init__()
@@ -40,7 +43,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(2 * width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Pooled features (N, D) of images (N, C, S, S) in [-1, 1]."""
+        """Return the pooled features (N, D) of images (N, C, S, S) in [-1, 1]."""
         return self.body(x).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +53,17 @@ class Classifier(nn.Module):
 def train_classifier(
     data: LabelledImages, device: torch.device, num_epochs: int = 4, batch_size: int = 128, seed: int = 0
 ) -> Classifier:
-    """Train with AdamW in one cycle of the learning rate; four epochs of Fashion-MNIST give 92 % on unseen images."""
+    """Train a classifier with AdamW and one cycle of the learning rate.
+
+    Four epochs of Fashion-MNIST give an accuracy of 92 % on the test images.
+
+    Args:
+        data: The training set.
+        device: Device to train on.
+        num_epochs: Number of passes over the training set.
+        batch_size: Number of images of a step.
+        seed: Seed of the weights and of the order of the images.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -71,11 +84,18 @@ def train_classifier(
 
 
 def load_or_train(path: Path, data: LabelledImages, device: torch.device) -> Classifier:
-    """The classifier of a study's folder, trained where there is none, so that every row has the same one."""
+    """Load the classifier of a study, or train and save it, so that every row of the study has the same classifier.
+
+    Args:
+        path: File of the weights.
+        data: The training set.
+        device: Device to use.
+    """
     if path.is_file():
         net = Classifier(data.images.shape[1], data.num_classes)
         load_model(net, path)
         return net.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    logger.info(f"training the classifier that compares images, on {len(data.images):,} images")
     net = train_classifier(data, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
@@ -85,7 +105,7 @@ def load_or_train(path: Path, data: LabelledImages, device: torch.device) -> Cla
 
 @torch.no_grad()
 def describe(net: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and predicted classes (N,) of (N, C, S, S) uint8."""
+    """Return the features (N, D) and the predicted classes (N,) of images (N, C, S, S) uint8."""
     device, batches = net.head.weight.device, images.split(500)
     units = (to_unit(batch.to(device)).to(memory_format=torch.channels_last) for batch in batches)
     features = torch.cat([net.features(x) for x in units])

@@ -1,7 +1,7 @@
-"""What a study trains: miniatures of the paper's twelve models and four blocks, and the one recipe for all of them.
+"""What a study trains: miniatures of the paper's twelve models and four block designs, by one recipe for all of them.
 
 The miniatures have a quarter of the paper's depth, an eighth of its width and half of its heads, so that S, B, L and XL
-stand to each other as in table 1; on latents of 16 x 16 the patches of 8, 4 and 2 give 4, 16 and 64 tokens.
+keep the proportions of table 1. On latents of 16 x 16, patches of 8, 4 and 2 give 4, 16 and 64 tokens.
 """
 
 from contextlib import suppress
@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, get_args
 import yaml
 
 from ..analysis.results import MeasurementKey
-from ..analysis.selection import PATCHES, SIZES
-from ..configuration_dit import PAPER_SIZES, BlockType, DiTConfig
+from ..configuration_dit import PAPER_SIZES, PATCHES, SIZES, BlockType, DiTConfig
 from ..diffusion import OBJECTIVES, DiscreteObjective
 
 MODELS = tuple(f"{size}/{patch}" for patch, size in product(PATCHES, SIZES))  # the cheapest first
@@ -25,38 +24,40 @@ class Recipe:
     """Data, training and evaluation of a study; the same for every model, as in the paper.
 
     Args:
-        dataset: a folder of IDX files, or what `datasets.load_dataset` takes.
-        test_split: the name of the split of held-out images, for data sets that are no IDX files.
-        side: of the images, in pixels; half of it is the side of the latents.
-        depth_divisor: the paper's number of blocks over this study's; 1 for the paper's models.
-        width_divisor: the same for the width.
-        heads_divisor: the same for the heads.
-        objective: a key of `dit_hf.diffusion.OBJECTIVES` that DDIM can sample.
-        batch_size: images of a step.
-        learning_rate: constant after the warm-up.
-        warmup_steps: in which the learning rate rises.
-        ema_decay: constant.
-        checkpoints: images seen, rising, at which every model is measured.
-        models: those of the paper's twelve that are trained, with adaLN-Zero.
-        blocks_model: on which the designs of the block are compared, if it is among `models`. The paper's is XL/2,
-            four times as dear as XL/4.
-        block_types: designs beside adaLN-Zero.
-        seeds: in the order in which they are worked off.
-        num_samples: measured at each checkpoint.
-        num_final_samples: measured at the last one as well.
-        num_steps: of DDIM.
-        sampling_models: those of `models` whose sampling compute is varied (figure 10), at the last checkpoint of the
+        dataset: Folder of IDX files (the format of MNIST), or a folder or id that `datasets.load_dataset` takes. There
+            is no default: a study needs one.
+        test_split: Name of the split of held-out images, if `dataset` is not a folder of IDX files.
+        side: Side of the images in pixels, a multiple of 16. The latents have half of it.
+        depth_divisor: The paper's number of blocks divided by that of the study; 1 for the paper's own models.
+        width_divisor: The paper's width divided by that of the study.
+        heads_divisor: The paper's number of attention heads divided by that of the study.
+        objective: Key of `dit_hf.diffusion.OBJECTIVES`; DDIM must be able to sample it.
+        batch_size: Number of images of a training step.
+        learning_rate: Learning rate of AdamW, constant after the warm-up.
+        warmup_steps: Number of steps in which the learning rate rises from 0.
+        ema_decay: Decay of the exponential moving average, constant.
+        checkpoints: Numbers of images seen, rising, at which every model is measured.
+        models: Models that are trained with adaLN-Zero; any of the paper's twelve, such as "XL/2".
+        blocks_model: Model that compares the block designs, if it is one of `models`. The paper compares them on XL/2,
+            which costs four times as much as XL/4.
+        block_types: Block designs that are compared with adaLN-Zero.
+        seeds: Seeds, in the order in which the study trains them.
+        num_samples: Number of samples that are measured at each checkpoint.
+        num_final_samples: Number of samples of a second measurement at the last checkpoint.
+        num_steps: Number of DDIM steps.
+        sampling_models: Those of `models` that are also sampled with `sampling_steps` (figure 10), at the last
+            checkpoint of the first seed.
+        sampling_steps: Numbers of DDIM steps of figure 10.
+        num_sampling_samples: Number of samples for each of `sampling_steps`.
+        guidance_models: Those of `models` that are also sampled with `guidance_scales`, at the last checkpoint of the
             first seed.
-        sampling_steps: figure 10's.
-        num_sampling_samples: of each of these.
-        guidance_models: those of `models` whose guidance is varied, likewise.
-        guidance_scales: that are measured.
+        guidance_scales: Scales of classifier-free guidance.
 
     Raises:
-        ValueError: for a value outside its limits.
+        ValueError: If a value is outside its limits.
     """
 
-    dataset: str = "/usr/share/datasets/fashion-mnist"
+    dataset: str = ""
     test_split: str = "test"
     side: int = 32
     depth_divisor: int = 4
@@ -85,75 +86,82 @@ class Recipe:
         wrong = [images for images in self.checkpoints if images % self.batch_size]
         if wrong or not self.checkpoints or list(self.checkpoints) != sorted(set(self.checkpoints)):
             raise ValueError(
-                f"checkpoints={self.checkpoints}: they must rise, and be multiples of batch_size={self.batch_size}"
+                f"checkpoints={self.checkpoints}: they must rise and be multiples of batch_size={self.batch_size}"
             )
-        discrete = [name for name, cls in OBJECTIVES.items() if issubclass(cls, DiscreteObjective)]  # type: ignore[arg-type]
+        discrete = [name for name, cls in OBJECTIVES.items() if issubclass(cls, DiscreteObjective)]
         if self.objective not in discrete:
-            raise ValueError(f"objective={self.objective!r}: DDIM samples {', '.join(discrete)}")
+            raise ValueError(
+                f"objective={self.objective!r}: a study samples with DDIM, so choose from {', '.join(discrete)}"
+            )
         if self.side % (2 * max(PATCHES)):
-            raise ValueError(f"side={self.side}: latents of half of it need a multiple of {2 * max(PATCHES)}")
+            raise ValueError(
+                f"side={self.side}: it must be a multiple of {2 * max(PATCHES)}, as latents are half as wide"
+            )
         named = (*self.models, self.blocks_model, *self.sampling_models, *self.guidance_models)
         if unknown := [model for model in named if model not in MODELS]:
-            raise ValueError(f"models={unknown}: the paper has {', '.join(MODELS)}")
+            raise ValueError(f"models={unknown}: choose from the paper's {', '.join(MODELS)}")
         if unknown := [block for block in self.block_types if block not in get_args(BlockType)]:
-            raise ValueError(f"block_types={unknown}: there are {', '.join(get_args(BlockType))}")
+            raise ValueError(f"block_types={unknown}: choose from {', '.join(get_args(BlockType))}")
         counts = (self.num_samples, self.num_final_samples, self.num_sampling_samples)
         if min(counts) < 2 or not all(1 <= steps <= 1000 for steps in (self.num_steps, *self.sampling_steps)):
             raise ValueError(
-                f"numbers of samples {counts} and of steps {(self.num_steps, *self.sampling_steps)}: a distance needs "
-                "2 samples at least, a sampler 1 to 1000 steps"
+                f"numbers of samples {counts}, numbers of steps {(self.num_steps, *self.sampling_steps)}: a distance "
+                "needs at least 2 samples, a sampler takes 1 to 1000 steps"
             )
         if not self.seeds:
-            raise ValueError("seeds=(): a study needs one")
+            raise ValueError("seeds=(): a study needs at least one")
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":
-        """Read the fields that differ from a YAML file.
+        """Read a recipe from a YAML file; fields that the file does not name keep their defaults.
+
+        Args:
+            path: The file.
 
         Raises:
-            ValueError: for a field that there is not, or a value of another type.
+            ValueError: If a field is unknown, or its value has another type than the default.
         """
         given: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         known = {field.name for field in fields(cls)}
         if unknown := set(given) - known:
             raise ValueError(f"{path} sets {', '.join(sorted(unknown))}: a recipe has {', '.join(sorted(known))}")
         for name, value in given.items():
-            usual = getattr(cls, name)
-            if isinstance(usual, float) and not isinstance(value, bool):
+            default = getattr(cls, name)
+            if isinstance(default, float) and not isinstance(value, bool):
                 with suppress(TypeError, ValueError):
                     given[name] = float(value)  # 1e-3 is a text in YAML
-            if isinstance(usual, tuple) and isinstance(value, list):
+            if isinstance(default, tuple) and isinstance(value, list):
                 given[name] = tuple(value)
-            if type(given[name]) is not type(usual):
-                raise ValueError(f"{path} sets {name} to {value!r}: write it as {usual!r} is")
+            if type(given[name]) is not type(default):
+                raise ValueError(f"{path} sets {name} to {value!r}: write it in the form of its default, {default!r}")
         return cls(**given)
 
     @property
     def summary(self) -> str:
-        """What a row says of the training."""
+        """The column `recipe` of a row."""
         return (
             f"{self.objective}, AdamW {self.learning_rate:g}, warm-up {self.warmup_steps}, batch {self.batch_size}, "
             f"EMA {self.ema_decay:g}"
         )
 
     def training_fields(self) -> dict[str, Any]:
-        """What a checkpoint depends on; a study cannot go on when one of these changes."""
+        """Return the fields that a training depends on: a study cannot continue if one of these fields changes."""
         data_and_model = ("dataset", "side", "depth_divisor", "width_divisor", "heads_divisor")
         names = (*data_and_model, "objective", "batch_size", "learning_rate", "warmup_steps", "ema_decay")
         return {name: asdict(self)[name] for name in names}
 
-    def config(self, model: str, **others: Any) -> DiTConfig:
-        """The miniature of one of the paper's sizes.
+    def config(self, model: str, **config_fields: Any) -> DiTConfig:
+        """Return the configuration of the miniature of one of the paper's models.
 
         Args:
-            model: such as "XL/2".
-            **others: the other fields of `DiTConfig`.
+            model: Name of the model, such as "XL/2".
+            **config_fields: Fields of `DiTConfig` that the size does not determine, such as `num_classes`.
 
         Raises:
-            ValueError: if the paper has no such size.
+            ValueError: If the paper has no such model.
         """
         if f"DiT-{model}" not in PAPER_SIZES:
-            raise ValueError(f"model={model!r} is none of {', '.join(MODELS)}")
+            raise ValueError(f"model={model!r}: choose from the paper's {', '.join(MODELS)}")
         depth, width, heads, patch = PAPER_SIZES[f"DiT-{model}"][:4]
         return DiTConfig(
             num_hidden_layers=depth // self.depth_divisor,
@@ -161,54 +169,60 @@ class Recipe:
             num_attention_heads=heads // self.heads_divisor,
             patch_size=patch,
             sample_size=self.side // 2,
-            learn_sigma=self.objective == "hybrid",
-            **others,
+            learn_sigma=OBJECTIVES[self.objective].learns_variance,
+            **config_fields,
         )
 
 
 class Variant(NamedTuple):
-    """One training."""
+    """One training of a study."""
 
     model: str
     block_type: str
     seed: int
 
+    @classmethod
+    def of(cls, measurement: MeasurementKey) -> "Variant":
+        """Return the training that a measurement is taken of."""
+        return cls(measurement.model, measurement.block_type, measurement.seed)
+
     @property
     def folder(self) -> str:
-        """A name for its files."""
+        """Name of the folder of the training's checkpoints."""
         return f"{self.model.replace('/', '-')}-{self.block_type}-seed{self.seed}"
 
 
 def variants(recipe: Recipe, seed: int) -> list[Variant]:
-    """The trainings of a seed: the models with adaLN-Zero, and one of them with the other blocks."""
-    models = [Variant(model, "adaln_zero", seed) for model in recipe.models]
-    others = [Variant(recipe.blocks_model, block, seed) for block in recipe.block_types]
-    return list(dict.fromkeys(models + others if recipe.blocks_model in recipe.models else models))
+    """Return the trainings of a seed: every model with adaLN-Zero, then `blocks_model` with each other block design."""
+    trainings = [Variant(model, "adaln_zero", seed) for model in recipe.models]
+    if recipe.blocks_model in recipe.models:
+        trainings += [Variant(recipe.blocks_model, design, seed) for design in recipe.block_types]
+    return list(dict.fromkeys(trainings))
 
 
 def measurements(recipe: Recipe) -> list[MeasurementKey]:
-    """Everything the study measures, in the order in which it is worked off.
+    """Return everything that the study measures, in the order in which it is done.
 
-    Seed by seed, and within a seed checkpoint by checkpoint over all models, so that every stop leaves models that can
-    be compared; sampling compute and guidance after the first seed.
+    A study can be stopped at any time and leaves models that can be compared: it works seed by seed, and within a seed
+    checkpoint by checkpoint over all models. Numbers of steps and scales of guidance come after the first seed.
     """
     keys: list[MeasurementKey] = []
     last = recipe.checkpoints[-1]
 
-    def add(cell: Variant, images_seen: int, num_samples: int, num_steps: int, guidance_scale: float = 1.0) -> None:
-        keys.append(MeasurementKey(*cell, images_seen, num_steps, guidance_scale, num_samples))
+    def add(variant: Variant, images_seen: int, num_samples: int, num_steps: int, guidance_scale: float = 1.0) -> None:
+        keys.append(MeasurementKey(*variant, images_seen, num_steps, guidance_scale, num_samples))
 
     for seed in recipe.seeds:
-        for images_seen, cell in product(recipe.checkpoints, variants(recipe, seed)):
-            add(cell, images_seen, recipe.num_samples, recipe.num_steps)
-        for cell in variants(recipe, seed):
-            add(cell, last, recipe.num_final_samples, recipe.num_steps)
+        for images_seen, variant in product(recipe.checkpoints, variants(recipe, seed)):
+            add(variant, images_seen, recipe.num_samples, recipe.num_steps)
+        for variant in variants(recipe, seed):
+            add(variant, last, recipe.num_final_samples, recipe.num_steps)
         if seed == recipe.seeds[0]:
             trained = [Variant(model, "adaln_zero", seed) for model in recipe.models]
-            for cell, num_steps in product(trained, recipe.sampling_steps):
-                if cell.model in recipe.sampling_models:
-                    add(cell, last, recipe.num_sampling_samples, num_steps)
-            for cell, scale in product(trained, recipe.guidance_scales):
-                if cell.model in recipe.guidance_models:
-                    add(cell, last, recipe.num_samples, recipe.num_steps, scale)
+            for variant, num_steps in product(trained, recipe.sampling_steps):
+                if variant.model in recipe.sampling_models:
+                    add(variant, last, recipe.num_sampling_samples, num_steps)
+            for variant, scale in product(trained, recipe.guidance_scales):
+                if variant.model in recipe.guidance_models:
+                    add(variant, last, recipe.num_samples, recipe.num_steps, scale)
     return list(dict.fromkeys(keys))

@@ -1,4 +1,4 @@
-"""Work off what a results file lacks: plan, train, sample, score, append a row; a rerun goes on where it stopped."""
+"""Measure what a results file lacks: train, sample, compute the metrics, append a row. A rerun continues."""
 
 import logging
 import math
@@ -30,118 +30,141 @@ CLASSIFIER = "classifier.safetensors"
 
 
 def missing(recipe: Recipe, results: Path) -> list[MeasurementKey]:
-    """What the recipe asks for and the results file does not have, in order."""
+    """Return the measurements of a recipe that a results file lacks, in order."""
     present = {row.key for row in read_rows(results)}
-    return [key for key in measurements(recipe) if key not in present]
+    return [measurement for measurement in measurements(recipe) if measurement not in present]
 
 
 class Study:
-    """A recipe at work in a folder.
+    """A recipe, and the folder in which it is carried out.
 
     Args:
-        recipe: what is trained and measured.
-        folder: for the results file, checkpoints, samples and the classifier.
+        recipe: What is trained and measured.
+        folder: Folder for the results file, the checkpoints, the samples and the classifier.
 
     Raises:
-        ValueError: if the folder holds rows of another recipe or data set, or without their classifier.
+        ValueError: If the recipe names no data set, or if the folder has rows of another recipe or data set, or rows
+            without the classifier that measured them.
     """
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
+        if not recipe.dataset:
+            raise ValueError(
+                "the study has no data set: name one with --dataset, or with `dataset:` in the file of --recipe, for "
+                "example zalando-datasets/fashion_mnist on the Hub"
+            )
         self.recipe, self.folder, self.results = recipe, folder, folder / "results.csv"
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self._check_rows()
         splits = ("train", recipe.test_split)
+        logger.info(f"reading the images of {recipe.dataset}")
         self.train, self.test = (load_images(recipe.dataset, split, recipe.side) for split in splits)
         self.latents = PixelLatents.of(self.train.images)
         net = load_or_train(folder / CLASSIFIER, self.train, self.accelerator.device)
+        logger.info(f"computing the features of {len(self.train.images):,} training images")
         self.scorer = Scorer(net, self.train)
         self.training: Training | None = None
-        self.commit = commit() or __version__  # of the code that was imported: files may change while it runs
+        self.commit = commit() or __version__  # read now: the files may change while the study runs
 
     def _check_rows(self) -> None:
-        """Refuse to go on with rows that would not compare with the new ones."""
-        rows, here = read_rows(self.results), (self.recipe.summary, Path(self.recipe.dataset).name)
+        """Refuse to continue with rows that could not be compared with the new ones."""
+        rows, expected = read_rows(self.results), (self.recipe.summary, Path(self.recipe.dataset).name)
         if rows and not (self.folder / CLASSIFIER).is_file():
             raise ValueError(
-                f"{self.folder} has rows but no {CLASSIFIER} that measured them: put it there, or choose a new folder"
+                f"{self.folder} has rows, but not the {CLASSIFIER} that measured them: put it there, or choose a new "
+                "folder"
             )
         for row in rows:
-            if row.model != REAL and (row.recipe, row.dataset) != here:
+            if row.model != REAL and (row.recipe, row.dataset) != expected:
                 raise ValueError(
-                    f"{self.results} has rows of {(row.recipe, row.dataset)}, this is {here}: choose a new folder"
+                    f"{self.results} has rows of {(row.recipe, row.dataset)}, but this study is {expected}: choose a "
+                    "new folder"
                 )
 
     def plan(self) -> str:
-        """What is missing, in order, and the hours that it takes on this machine."""
-        keys = missing(self.recipe, self.results)
-        todo = {(key.model, key.block_type): Variant(key.model, key.block_type, key.seed) for key in keys}
-        speeds = {
-            name: measure_speed(DiTModel(make_config(self.recipe, cell, self.train)), self.accelerator.device)
-            for name, cell in todo.items()
-        }
-        begun = {Variant(*key[:3]): self._images_seen(Variant(*key[:3])) for key in keys}
-        return format_plan(keys, expected_seconds(keys, speeds, begun))
+        """Return what is missing, in order, with the hours that it takes on this machine."""
+        todo = missing(self.recipe, self.results)
+        unfinished = dict.fromkeys(map(Variant.of, todo))
+        models = {(variant.model, variant.block_type): variant for variant in unfinished}
+        speeds = {}
+        for number, ((model, design), variant) in enumerate(models.items(), start=1):
+            logger.info(f"timing {model} with {design} blocks ({number} of {len(models)})")
+            network = DiTModel(make_config(self.recipe, variant, self.train))
+            speeds[model, design] = measure_speed(network, self.accelerator.device)
+        images_seen = {variant: self._images_seen(variant) for variant in unfinished}
+        return format_plan(todo, expected_seconds(todo, speeds, images_seen))
 
-    def _images_seen(self, cell: Variant) -> int:
-        checkpoints = find_checkpoints(self.folder / "checkpoints" / cell.folder)
+    def _images_seen(self, variant: Variant) -> int:
+        """Return the number of images that the newest checkpoint of a training has seen."""
+        checkpoints = find_checkpoints(self.folder / "checkpoints" / variant.folder)
         return read_info(checkpoints[-1]).progress.images_seen if checkpoints else 0
 
     def run(self, deadline: float = math.inf) -> None:
-        """Work off what is missing until the deadline, of `time.monotonic`; then stop at a step, with a checkpoint."""
+        """Train and measure what is missing; stop at the deadline, after a step, with a checkpoint.
+
+        Args:
+            deadline: Time of `time.monotonic`, in seconds.
+        """
         self._measure_real_images()
-        for key in missing(self.recipe, self.results):
-            if time.monotonic() >= deadline or not self._measure(key, deadline):
-                logger.info("the budget is spent: the same command goes on")
+        for measurement in missing(self.recipe, self.results):
+            if time.monotonic() >= deadline or not self._measure(measurement, deadline):
+                logger.info("the time is used up: run the same command again to continue")
                 return
         logger.info(f"{self.results} is complete")
 
-    def _measure(self, key: MeasurementKey, deadline: float) -> bool:
-        training = self._training(Variant(key.model, key.block_type, key.seed))
-        if not training.advance(key.images_seen, lambda: time.monotonic() >= deadline):
+    def _measure(self, measurement: MeasurementKey, deadline: float) -> bool:
+        """Train as far as a measurement needs and append its row; return False if the deadline came first."""
+        training = self._training(Variant.of(measurement))
+        if not training.advance(measurement.images_seen, lambda: time.monotonic() >= deadline):
             return False
         began = time.monotonic()
         objective = OBJECTIVES[self.recipe.objective]()
         assert isinstance(objective, DiscreteObjective)
         model = training.state.ema.module
         assert isinstance(model, DiTModel)
-        name, scheduler = choose_sampler(objective, key.num_steps)
-        images = generate_samples(model, scheduler, self.latents, key.num_samples, key.num_steps, key.guidance_scale)
-        labels = torch.arange(key.num_samples) % self.train.num_classes
+        num_samples, num_steps = measurement.num_samples, measurement.num_steps
+        sampler, scheduler = choose_sampler(objective, num_steps)
+        images = generate_samples(model, scheduler, self.latents, num_samples, num_steps, measurement.guidance_scale)
+        labels = torch.arange(num_samples) % self.train.num_classes
         sample_seconds = time.monotonic() - began
-        self._keep_samples(key, images)
-        self._append(key, self.scorer(images, labels), name, sample_seconds, training)
+        self._keep_samples(measurement, images)
+        self._append(measurement, self.scorer(images, labels), sampler, sample_seconds, training)
         return True
 
-    def _training(self, cell: Variant) -> Training:
-        if self.training is None or self.training.cell != cell:
-            self.training = None  # its memory is free before the next one takes any
-            folder = self.folder / "checkpoints" / cell.folder
-            self.training = Training(self.recipe, cell, self.train, self.latents, folder, self.accelerator)
+    def _training(self, variant: Variant) -> Training:
+        """Return the training of a variant; only one training is in memory at a time."""
+        if self.training is None or self.training.variant != variant:
+            self.training = None  # frees the memory of the training before
+            folder = self.folder / "checkpoints" / variant.folder
+            self.training = Training(self.recipe, variant, self.train, self.latents, folder, self.accelerator)
         return self.training
 
-    def _keep_samples(self, key: MeasurementKey, images: torch.Tensor) -> None:
+    def _keep_samples(self, measurement: MeasurementKey, images: torch.Tensor) -> None:
+        """Save the first hundred samples for the figure of samples."""
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"{key.name}.npz", images[:100].permute(0, 2, 3, 1).numpy())
+        np.savez_compressed(folder / f"{measurement.name}.npz", images[:100].permute(0, 2, 3, 1).numpy())
 
     def _measure_real_images(self) -> None:
-        """Rows of held-out images, which no model can be expected to beat."""
+        """Append rows of held-out real images, whose distance is the best that a model can be expected to reach."""
         counts = {self.recipe.num_samples, self.recipe.num_final_samples, self.recipe.num_sampling_samples}
-        keys = [
-            MeasurementKey(REAL, "", 0, 0, 0, 1.0, num_samples)
-            for num_samples in sorted(counts | {len(self.test.labels)})
-        ]
         present = {row.key for row in read_rows(self.results)}
-        for key in keys:
-            if key not in present:
-                chosen = slice(key.num_samples)
-                self._append(key, self.scorer(self.test.images[chosen], self.test.labels[chosen]), "", 0.0, None)
+        for num_samples in sorted(counts | {len(self.test.labels)}):
+            measurement = MeasurementKey(REAL, "", 0, 0, 0, 1.0, num_samples)
+            if measurement not in present:
+                images, labels = self.test.images[:num_samples], self.test.labels[:num_samples]
+                self._append(measurement, self.scorer(images, labels), "", 0.0, None)
 
     def _append(
-        self, key: MeasurementKey, measures: Measures, sampler: str, sample_seconds: float, training: Training | None
+        self,
+        measurement: MeasurementKey,
+        measures: Measures,
+        sampler: str,
+        sample_seconds: float,
+        training: Training | None,
     ) -> None:
         row = Row(
-            **key._asdict(),
+            **measurement._asdict(),
             **{name: round(value, 5) for name, value in measures._asdict().items()},
             train_loss=round(training.train_loss, 5) if training else 0.0,
             gmacs=count_gmacs(training.config) if training else 0.0,
@@ -157,6 +180,5 @@ class Study:
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         append_rows(self.results, [row])
-        logger.info(
-            f"{Variant(*key[:3]).folder} after {key.images_seen} images: distance {row.distance} of {key.num_samples}"
-        )
+        trained = f"{Variant.of(measurement).folder} after {row.images_seen} images" if training else "real images"
+        logger.info(f"{trained}: distance {row.distance} of {row.num_samples}")

@@ -1,4 +1,4 @@
-"""From a model to the numbers of a row: samples by the pipeline, features, distance, precision and recall.
+"""From a model to the numbers of a row: samples drawn by the pipeline, their features, and the metrics.
 
 Legend: N samples, M real images, C channels, S the side, D features, K classes.
 """
@@ -19,12 +19,12 @@ from ..pipeline_dit import DiTPipeline
 from .classifier import Classifier, describe
 from .images import LabelledImages, PixelLatents
 
-BATCH = 250  # samples drawn together; each batch has noise of its own seed, the same for every model
-MANIFOLD_IMAGES = 5000  # real images that precision and recall know
+BATCH = 250  # number of samples drawn together; the seed of a batch's noise is the same for every model
+MANIFOLD_IMAGES = 5000  # number of real images that precision and recall compare the samples with
 
 
 class Measures(NamedTuple):
-    """What a row says of samples."""
+    """The metrics of a set of samples, as in `analysis.results.Row`."""
 
     distance: float
     class_agreement: float
@@ -33,15 +33,15 @@ class Measures(NamedTuple):
 
 
 def choose_sampler(objective: DiscreteObjective, num_steps: int) -> tuple[str, SchedulerMixin]:
-    """DDIM over the whole range for any number of steps: what a row calls it, and the scheduler.
+    """Return a DDIM sampler that covers the whole range of timesteps with any number of steps, and its name.
 
-    diffusers' `DDIMScheduler` spaces timesteps by T // N, from (N - 1) (T // N) to 0. Where N divides T that begins
-    within a step of the end, else late: at 765 of 1000 for 256 steps. DPM-Solver++ of the first order is the same
-    solver (Lu et al. 2022, arXiv 2211.01095, section 4) and takes any timesteps; these go from T - 1 to a step above 0.
+    diffusers' `DDIMScheduler` takes the timesteps 0, k, 2k, ... with k = T // N. If N does not divide T, the highest of
+    them is well below T: 765 of 1000 for N = 256. DPM-Solver++ of order 1 is the same solver (Lu et al. 2022, arXiv
+    2211.01095, section 4) and takes any timesteps; the ones used here go from T - 1 down to about T / N.
 
     Args:
-        objective: that the model was trained with, of T timesteps.
-        num_steps: N.
+        objective: Objective that the model was trained with, of T timesteps.
+        num_steps: Number of steps N.
     """
     config = {**objective.schedule.config, "prediction_type": objective.prediction_type}
     if objective.num_train_timesteps % num_steps == 0:
@@ -59,15 +59,17 @@ def generate_samples(
     num_steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """Samples (N, C, S, S) uint8 of classes 0, 1, ..., K-1, 0, ..., from noise that only their place decides.
+    """Draw samples of the classes 0, 1, ..., K-1, 0, ... as (N, C, S, S) uint8.
+
+    Sample k starts from the same noise for every model, scheduler and `num_samples`, so that samples can be compared.
 
     Args:
-        model: whose samples are drawn.
-        scheduler: by which.
-        latents: of the study.
-        num_samples: N.
-        num_steps: of the scheduler.
-        guidance_scale: 1 for none.
+        model: Model to sample.
+        scheduler: Scheduler to sample with.
+        latents: Map from latents back to pixels.
+        num_samples: Number of samples N.
+        num_steps: Number of steps of the scheduler.
+        guidance_scale: Scale of classifier-free guidance; 1 is no guidance.
     """
     pipeline = DiTPipeline(model, None, scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -75,23 +77,23 @@ def generate_samples(
     batches = []
     for start in range(0, num_samples, BATCH):
         generator = torch.Generator().manual_seed(10**6 + start)
-        answer = pipeline(
+        output = pipeline(
             class_labels=labels[start : start + BATCH],
             guidance_scale=guidance_scale,
             num_inference_steps=num_steps,
             generator=generator,
             output_type="latent",
         )
-        batches.append(latents.decode(answer.images.cpu()))
+        batches.append(latents.decode(output.images.cpu()))
     return torch.cat(batches)
 
 
 class Scorer:
-    """Compares images with a training set in the features of a classifier.
+    """Compare images with a training set in the features of a classifier.
 
     Args:
-        net: the classifier.
-        train: the training set.
+        net: The classifier.
+        train: The training set.
     """
 
     def __init__(self, net: Classifier, train: LabelledImages) -> None:
@@ -101,7 +103,12 @@ class Scorer:
         self.real = features[:MANIFOLD_IMAGES].numpy()
 
     def __call__(self, images: Tensor, labels: Tensor) -> Measures:
-        """Measure images (N, C, S, S) uint8 that were to be of the classes (N,)."""
+        """Measure images.
+
+        Args:
+            images: Images (N, C, S, S), uint8.
+            labels: Classes (N,) that the images were asked to show.
+        """
         features, predicted = describe(self.net, images)
         agreement = (predicted == labels).float().mean().item()
         distance = frechet_distance(self.mean, self.covariance, *moments(features))
@@ -109,6 +116,6 @@ class Scorer:
 
 
 def moments(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean (D,) and covariance (D, D) of features (N, D), in float64."""
+    """Return the mean (D,) and covariance (D, D) of features (N, D), in float64."""
     x = features.double().numpy()
     return x.mean(0), np.cov(x, rowvar=False)

@@ -1,4 +1,4 @@
-"""One training of a study: from the newest checkpoint to a number of images, with the package's own loop.
+"""One training of a study, with the package's own loop: from the newest checkpoint to a given number of images.
 
 Legend: B batch, N images of the training set.
 """
@@ -10,58 +10,71 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 
 from ..configuration_dit import DiTConfig
 from ..diffusion import OBJECTIVES, Objective
 from ..modeling_dit import DiTModel
-from ..training.ema import EMA
+from ..training.assembly import assemble
 from ..training.loop import KeyedDraws, LatentBatch, train_steps
 from ..training.saving.checkpoint import Progress, newest_whole, prune, read_info, write_checkpoint
-from ..training.saving.state import TrainingState
 from .images import LabelledImages, PixelLatents
 from .recipe import Recipe, Variant
 
-SAVE_SECONDS = 120  # a kill loses no more of a training than this
-LOSS_STEPS = 500  # over which a row's error is a mean
+SAVE_SECONDS = 120  # between checkpoints: a killed study loses at most this much of a training
+LOSS_STEPS = 500  # number of last steps whose mean loss a row holds
 
 
-def make_config(recipe: Recipe, cell: Variant, data: LabelledImages) -> DiTConfig:
-    """The configuration of a cell's model, fitted to the data."""
+def make_config(recipe: Recipe, variant: Variant, data: LabelledImages) -> DiTConfig:
+    """Return the configuration of a variant's model, with the channels and classes of the data."""
     channels = 4 * data.images.shape[1]
-    return recipe.config(cell.model, block_type=cell.block_type, in_channels=channels, num_classes=data.num_classes)
+    return recipe.config(
+        variant.model, block_type=variant.block_type, in_channels=channels, num_classes=data.num_classes
+    )
 
 
 class Training:
-    """A model, its average and its optimiser, and how far they have come.
+    """A model with its average and its optimiser, restored from the newest checkpoint if there is one.
 
     Args:
-        recipe: of the study.
-        cell: what is trained.
-        data: the training set.
-        latents: what the model sees of it.
-        folder: of its checkpoints.
-        accelerator: the device.
+        recipe: Recipe of the study.
+        variant: Model, block design and seed of this training.
+        data: The training set.
+        latents: Map from the images to the latents that the model is trained on.
+        folder: Folder of the checkpoints.
+        accelerator: Accelerator whose device trains.
+
+    Raises:
+        ValueError: If the training set is smaller than a batch, or the checkpoint was trained with another recipe.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        cell: Variant,
+        variant: Variant,
         data: LabelledImages,
         latents: PixelLatents,
         folder: Path,
         accelerator: Accelerator,
     ) -> None:
-        self.recipe, self.cell, self.data, self.latents, self.folder = recipe, cell, data, latents, folder
+        self.recipe, self.variant, self.data, self.latents, self.folder = recipe, variant, data, latents, folder
         self.accelerator = accelerator
         self.objective: Objective = OBJECTIVES[recipe.objective]()
-        self.config = make_config(recipe, cell, data)
-        self.state = self._fresh()
+        self.config = make_config(recipe, variant, data)
         self.progress, self.seconds = Progress(), 0.0
-        self.losses: list[float] = []  # of the last steps
+        self.losses: list[float] = []  # of the last LOSS_STEPS steps
         if len(data.images) < recipe.batch_size:
             raise ValueError(f"{len(data.images)} images are fewer than batch_size={recipe.batch_size}: lower it")
+        accelerator.free_memory()  # releases the model that was trained before
+        torch.manual_seed(variant.seed)
+        assembly = assemble(
+            accelerator,
+            DiTModel(self.config),
+            learning_rate=recipe.learning_rate,
+            ema_decays=[recipe.ema_decay],
+            lr_scheduler="constant_with_warmup",
+            lr_warmup_steps=recipe.warmup_steps,
+        )
+        self.state, self.model, self.optimizer = assembly.state, assembly.model, assembly.optimizer
         if newest := newest_whole(folder):
             self.state.restore(newest)
             record = read_info(newest)
@@ -70,32 +83,22 @@ class Training:
             fields = recipe.training_fields()
             if any(fields.get(name) != value for name, value in saved.items()):
                 raise ValueError(f"{folder} was trained with {saved}, not {fields}: choose a new folder")
-        accelerator.free_memory()  # of the model before
-        self.model, self.optimizer = accelerator.prepare(self.state.model, self.state.optimizer)
 
     @property
     def train_loss(self) -> float:
-        """Mean squared error over the last steps."""
+        """Mean squared error over the last `LOSS_STEPS` steps."""
         return float(np.mean(self.losses)) if self.losses else float("nan")
 
-    def _fresh(self) -> TrainingState:
-        recipe = self.recipe
-        torch.manual_seed(self.cell.seed)
-        model = DiTModel(self.config).to(self.accelerator.device).train()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
-        lr_scheduler = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=recipe.warmup_steps)
-        return TrainingState(self.accelerator, model, EMA(model, [recipe.ema_decay]), optimizer, lr_scheduler)
-
     def advance(self, images_seen: int, is_late: Callable[[], bool]) -> bool:
-        """Train until that many images were seen, or until it is late; whether they were.
+        """Train until the model has seen a number of images; return whether it has.
 
         Args:
-            images_seen: since the start of the training.
-            is_late: asked after each step.
+            images_seen: Number of images, counted from the start of the training.
+            is_late: Function that is called after each step. If it returns True, the training is saved and stops.
 
         Raises:
-            ValueError: if it has seen more already.
+            ValueError: If the training has already seen more images.
+            FloatingPointError: If the loss is not finite.
         """
         if self.progress.images_seen > images_seen:
             raise ValueError(
@@ -114,7 +117,7 @@ class Training:
             self.state.ema,
             self.objective,
             self._batches(),
-            KeyedDraws(self.cell.seed, self.objective, dropout),
+            KeyedDraws(self.variant.seed, self.objective, dropout),
             first_step=self.progress.step,
             images_seen=self.progress.images_seen,
         )
@@ -137,17 +140,17 @@ class Training:
 
     def _save(self) -> None:
         if not np.isfinite(self.train_loss):
-            raise FloatingPointError(f"{self.cell}: the loss is {self.train_loss} at step {self.progress.step}")
-        about = {**self.recipe.training_fields(), "seconds": self.seconds, "losses": self.losses}
-        write_checkpoint(self.folder, self.state.snapshot(), self.progress, about)
+            raise FloatingPointError(f"{self.variant}: the loss is {self.train_loss} at step {self.progress.step}")
+        settings = {**self.recipe.training_fields(), "seconds": self.seconds, "losses": self.losses}
+        write_checkpoint(self.folder, self.state.snapshot(), self.progress, settings)
         prune(self.folder, total_limit=1)
 
     def _batches(self) -> Iterator[LatentBatch]:
-        """Endless latents, each epoch in an order of its own; what does not fill a batch waits for the next epoch."""
+        """Yield batches without end; each epoch has its own order and leaves out what does not fill a batch."""
         size, (epoch, offset) = self.recipe.batch_size, (self.progress.epoch, self.progress.offset)
         num_images, device = len(self.data.images), self.accelerator.device
         while True:
-            order = torch.from_numpy(np.random.default_rng([self.cell.seed, 1, epoch]).permutation(num_images))
+            order = torch.from_numpy(np.random.default_rng([self.variant.seed, 1, epoch]).permutation(num_images))
             for start in range(offset, num_images - size + 1, size):
                 chosen = order[start : start + size]
                 yield LatentBatch(

@@ -10,7 +10,6 @@ import copy
 import importlib
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -24,7 +23,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
-from diffusers.optimization import get_scheduler
 
 from ..cards.pipeline import write_training_card
 from ..configuration_dit import DiTConfig, PaperSize
@@ -33,53 +31,63 @@ from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
 from ..data.sources import ImageSource, open_images
 from ..data.streaming import ImageStream, Position
-from ..diffusion import OBJECTIVES
-from ..diffusion.objectives import Objective
+from ..diffusion import OBJECTIVES, Objective, Schedule
+from ..files import watched
 from ..finetuning import merged, save_lora
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from ..vae import vae_shrink_factor
-from .ema import EMA
+from .assembly import Assembly, assemble
 from .loop import KeyedDraws, LatentBatch, train_steps
+from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
-from .processes.signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, shield_worker
+from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave, shield_worker
+from .reporting.distances import Distance
 from .reporting.loss_curve import plot_losses
-from .reporting.run_folder import Distance, Meter, PreviewStopped, RunFolder, draw_preview_images, save_grid
+from .reporting.metrics import Meter
+from .reporting.previews import PreviewStopped, save_grid
+from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .saving.state import TrainingState
-from .settings import TrainSettings, parse_settings, read_yaml
+from .settings import TrainSettings, parse_settings, read_yaml, rows
 from .start import InitialModel, adapt_to_data, check_origin, load_origin
 from .trainer import Trainer
 
 logger = get_logger("dit_hf.training")
 
 
-def run(settings: TrainSettings) -> Path:
+def run(settings: TrainSettings, *, observer: Observer | None = None, stop: StopRequest | None = None) -> Path:
     """Train, and return the folder of the finished pipeline, `output_dir/pipeline`.
+
+    Args:
+        settings: Settings of the run.
+        observer: Object whose methods are called at known moments of the run.
+        stop: Request to stop, which a caller may make by itself; by default only signals do.
 
     Raises:
         ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from, if
             another run is in the folder, or if fewer processes started than the launcher was asked for.
-        Preempted: on SIGTERM or SIGUSR1, once a checkpoint is saved.
+        Preempted: If the run was asked to stop by a signal or by `stop`, once a checkpoint is saved.
+        KeyboardInterrupt: At a second Ctrl-C, without a checkpoint.
         FloatingPointError: after `max_skipped_steps` in a row whose loss or gradient is not finite.
         MemoryError: if a step does not fit the device's memory.
     """
     accelerator = start_training_accelerator(settings)
-    folder = RunFolder(Path(settings.output_dir), accelerator)
-    with StopRequest() as stop, contextlib.ExitStack() as stack:
+    folder = RunFolder(settings, accelerator, observer)
+    stop = StopRequest() if stop is None else stop
+    with stop, watched(folder.observer.on_disk), contextlib.ExitStack() as stack:
         on_main_process(accelerator, lambda: bool(stack.enter_context(FolderLock(folder.path))))
         try:
             pipeline = assemble_and_train(settings, accelerator, folder, stop)
         except BaseException as error:
             is_agreed = isinstance(error, Preempted)  # by all processes; the others' ends are not waited for otherwise
             if folder.has_begun and accelerator.is_main_process:
-                received = {"signal": stop.received.name, "exit_code": EXIT_CODE} if stop.received else {}
+                received = {"signal": stop.received.name, "exit_code": stop.exit_code} if stop.received else {}
                 state, reason = "preempted" if is_agreed else "failed", str(error) or repr(error)
-                folder.write_status(state, step=folder.last_saved, reason=reason, **received)
+                folder.status.write(state, step=folder.checkpoints.newest_step, reason=reason, **received)
             if is_agreed or accelerator.num_processes == 1:
                 accelerator.end_training()
             raise
@@ -89,6 +97,7 @@ def run(settings: TrainSettings) -> Path:
 
 def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, stop: StopRequest) -> Path:
     """Put together what the settings name, and train it."""
+    folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings)
     push = start_push(settings, accelerator)
@@ -114,9 +123,12 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         model.gradient_checkpointing_enable()
     sampler = copy.deepcopy(model) if is_split else None
     meter = make_meter(accelerator, model)
-    state, prepared = make_state(settings, accelerator, model)
+    assembly = build_state(settings, accelerator, model)
+    state = assembly.state
     check_previews(settings, model.config)
-    progress = resume(folder, settings, state)
+    progress = resume(folder.checkpoints.folder, settings, state)
+    folder.begin(settings, progress.step)
+    folder.observer.on_model(assembly.model)
 
     stream = ImageStream(
         source,
@@ -144,23 +156,27 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
             id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
         )
+    dropout = model.config.class_dropout_prob if model.config.has_null_class else 0
     records = train_steps(
         accelerator,
-        *prepared,
+        assembly.model,
+        assembly.optimizer,
         state.lr_scheduler,
         state.ema,
         objective,
         latent_batches(stream, encoder, accelerator.device, start.class_indices if model.config.num_classes else None),
-        KeyedDraws(settings.seed, objective, model.config.class_dropout_prob if model.config.has_null_class else 0),
+        watched_draws(KeyedDraws(settings.seed, objective, dropout), folder.observer),
         first_step=progress.step,
         images_seen=progress.images_seen,
         max_grad_norm=settings.max_grad_norm,
     )
     work = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
+    folder.observer.on_end("start")
     work.train(progress, records)
     work.refresh_pipeline()
     if pipeline is not None:
-        finish(work, pipeline)
+        with folder.observer.phase("finish"):
+            finish(work, pipeline)
     return folder.path / "pipeline"
 
 
@@ -196,23 +212,8 @@ def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundP
 
 
 def make_objective(settings: TrainSettings) -> Objective:
-    """The objective of the table `OBJECTIVES` that the settings name.
-
-    Raises:
-        ValueError: if there is none of that name, or it does not have the betas that are set.
-    """
-    if settings.objective not in OBJECTIVES:
-        raise ValueError(f"objective={settings.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
-    has_ends = settings.objective != "flow" and settings.beta_schedule != "squaredcos_cap_v2"
-    for name in ("beta_start", "beta_end"):
-        value = getattr(settings, name)
-        if not has_ends and value != getattr(TrainSettings, name):
-            raise ValueError(
-                f"{name}={value} has no effect on objective={settings.objective!r} with "
-                f"beta_schedule={settings.beta_schedule!r}: leave it out"
-            )
-    betas = {} if settings.objective == "flow" else {"beta_start": settings.beta_start, "beta_end": settings.beta_end}
-    return OBJECTIVES[settings.objective](settings.num_train_timesteps, settings.beta_schedule, **betas)
+    """The objective of the table `OBJECTIVES` that the settings name."""
+    return OBJECTIVES[settings.objective](**settings.schedule)
 
 
 def make_scheduler(objective: Objective) -> SchedulerMixin:
@@ -237,7 +238,7 @@ def model_config(settings: TrainSettings, vae: AutoencoderKL, num_classes: int) 
         "sample_size": settings.resolution // shrink,
         "in_channels": vae.config.latent_channels,
         "num_classes": num_classes,
-        "learn_sigma": settings.objective == "hybrid",
+        "learn_sigma": OBJECTIVES[settings.objective].learns_variance,
     }
     try:
         overrides = json.loads(settings.model_overrides)
@@ -258,14 +259,13 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
     if not settings.init_from:
         return InitialModel(DiTModel(config), names, list(range(len(names))))
     origin = load_origin(settings.init_from)
-    by_name = PaperSize._fields[:4] if settings.model != TrainSettings.model else ()
+    by_name = PaperSize._fields[:4] if settings.model != rows(settings)["model"].default else ()
     fields = {"in_channels", "learn_sigma", *by_name, *json.loads(settings.model_overrides)}
     scheduler = objective.scheduler_config()
-    names_of_betas = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
     check_origin(
         origin,
         {field: getattr(config, field) for field in sorted(fields)},
-        {name: scheduler[name] for name in names_of_betas if name in scheduler}
+        {name: scheduler[name] for name in Schedule.FIELDS if name in scheduler}
         | {"prediction_type": objective.prediction_type, "scaling_factor": vae.config.scaling_factor},
     )
     return adapt_to_data(
@@ -280,10 +280,8 @@ def make_model(settings: TrainSettings, vae: AutoencoderKL, objective: Objective
     )
 
 
-def make_state(
-    settings: TrainSettings, accelerator: Accelerator, model: DiTModel
-) -> tuple[TrainingState, tuple[torch.nn.Module, torch.optim.Optimizer]]:
-    """EMA, optimiser and learning rate; what checkpoints hold, and what the loop runs."""
+def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTModel) -> Assembly:
+    """Assemble the model's training as the settings say, and warn of an average that is too slow for it."""
     for decay in settings.ema_decays:
         remaining = decay**settings.max_train_steps
         if remaining > 1e-3:
@@ -292,32 +290,20 @@ def make_state(
                 "choose a smaller decay for a short training",
                 stacklevel=2,
             )
-    model.to(accelerator.device).train()
-    # before Accelerate changes the model's forward
-    ema = None if splits_weights(accelerator) else EMA(model, settings.ema_decays)
-    model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses the names of designs that it lacks
-    if settings.torch_compile:
-        for block in model.blocks:
-            block.compile()
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.adam_weight_decay,
-        fused=True,
-    )
-    lr_scheduler = get_scheduler(
-        settings.lr_scheduler,
-        optimizer,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=settings.max_train_steps,
-    )
     if deepspeed_zero.uses_zero(accelerator):
         deepspeed_zero.configure(settings, accelerator)
-    prepared = accelerator.prepare(model, optimizer)
-    unwrapped = accelerator.unwrap_model(prepared[0])
-    ema = ema or EMA(unwrapped, settings.ema_decays)
-    return TrainingState(accelerator, unwrapped, ema, optimizer, lr_scheduler), prepared
+    return assemble(
+        accelerator,
+        model,
+        learning_rate=settings.learning_rate,
+        ema_decays=settings.ema_decays,
+        lr_scheduler=settings.lr_scheduler,
+        lr_warmup_steps=settings.lr_warmup_steps,
+        max_train_steps=settings.max_train_steps,
+        adam_betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.adam_weight_decay,
+        compile_blocks=settings.torch_compile,
+    )
 
 
 def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
@@ -329,11 +315,6 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
     for label in settings.validation_labels or []:
         if not 0 <= label < config.num_classes:
             raise ValueError(f"validation_labels has {label}: the model has the classes 0..{config.num_classes - 1}")
-    if settings.validation_inference_steps > settings.num_train_timesteps:
-        raise ValueError(
-            f"validation_inference_steps={settings.validation_inference_steps} is above num_train_timesteps="
-            f"{settings.num_train_timesteps}: lower it"
-        )
 
 
 def latent_batches(
@@ -392,7 +373,7 @@ def finish(work: Trainer, pipeline: DiTPipeline) -> None:
     save_training_pipeline(pipeline, path, settings.hub_license)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
-        save_grid(draw_preview_images(loaded, settings, lambda: bool(work.stop)), path / "samples.png")
+        save_grid(work.folder.previews.draw(loaded, lambda: bool(work.stop)), path / "samples.png")
     except PreviewStopped as error:
         raise Preempted("asked to stop at the end of the training") from error
     plot_losses(path / "metrics.jsonl", path / "loss.png")
@@ -400,33 +381,31 @@ def finish(work: Trainer, pipeline: DiTPipeline) -> None:
     if push:
         push.start(path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
         work.wait_for_push()
-    work.folder.write_status("finished", step=work.folder.last_saved)
+    work.folder.status.write("finished", step=work.folder.checkpoints.newest_step)
     logger.info(f"wrote {path / 'pipeline'}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the settings and run; a wrong setting ends with one line and exit code 1, a request to stop with 143."""
+def main(
+    arguments: list[str] | None = None, *, observer: Observer | None = None, stop: StopRequest | None = None
+) -> None:
+    """Read the settings and run.
+
+    A wrong setting ends with one line and exit code 1, a request to stop with the codes of `signals.EXIT_CODES`.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
+    stop = StopRequest() if stop is None else stop
     try:
-        run(parse_settings(sys.argv[1:] if arguments is None else arguments))
+        run(parse_settings(sys.argv[1:] if arguments is None else arguments), observer=observer, stop=stop)
     except Preempted as stopped:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # a second one comes too late
-        logger.info(f"{stopped}; exit code {EXIT_CODE}")
-        leave(EXIT_CODE)
+        logger.info(f"{stopped}; exit code {stop.exit_code}")
+        leave(stop.exit_code)
+    except KeyboardInterrupt:
+        logger.info("ended at once, without a checkpoint; the same command goes on from the newest one")
+        leave(EXIT_CODES[signal.SIGINT])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         sys.exit(f"error: {rank}{error}")
-
-
-def leave(code: int) -> None:
-    """End now: neither a push, nor a loader's worker, nor another process is waited for."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from diffusers import AutoencoderKL
 
 from ..conversion import from_original
+from ..diffusion import Schedule
 from ..finetuning.classes import carry_classes, match_classes
 from ..finetuning.lora import add_lora
 from ..finetuning.resolution import resize_positions
@@ -49,8 +50,7 @@ def load_origin(source: str) -> Origin:
     path = Path(source)
     if path.is_file():
         model = from_original(path)
-        betas = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
-        return Origin(source, model.float(), None, {"prediction_type": "epsilon", **betas})
+        return Origin(source, model.float(), None, {"prediction_type": "epsilon", **Schedule().config})
     if path.is_dir() and not (path / "model_index.json").is_file():
         if not (path / "config.json").is_file():
             raise ValueError(f"init_from={source!r} has no model_index.json and no config.json: pass a saved pipeline")
@@ -59,9 +59,9 @@ def load_origin(source: str) -> Origin:
         raise ValueError(f"init_from={source!r} is not there: pass a folder, a file, or an id on the Hub (user/name)")
     pipeline = DiTPipeline.from_pretrained(source, vae=None)
     trained = {"prediction_type": pipeline.config.prediction_type or pipeline.scheduler.config.get("prediction_type")}
-    if trained["prediction_type"] != "flow_prediction":
-        names = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
-        trained |= {name: pipeline.scheduler.config[name] for name in names}
+    config = pipeline.scheduler.config
+    if "beta_schedule" in config:
+        trained |= {name: config[name] for name in Schedule.FIELDS if name in config}
     if DiTPipeline.load_config(source)["vae"][0]:
         trained["scaling_factor"] = AutoencoderKL.load_config(source, subfolder="vae").get("scaling_factor", 0.18215)
     return Origin(source, pipeline.transformer.float(), pipeline.config.id2label, trained)

@@ -17,7 +17,9 @@ from tqdm import tqdm
 from .loop import StepRecord
 from .processes.launch import any_process
 from .processes.signals import Preempted, StopRequest
-from .reporting.run_folder import Distance, Meter, RunFolder
+from .reporting.distances import Distance
+from .reporting.metrics import Meter
+from .reporting.run_folder import RunFolder
 from .saving.checkpoint import Progress
 from .saving.state import TrainingState
 from .settings import TrainSettings
@@ -97,16 +99,17 @@ class Trainer:
                 self._checkpoint_and_push(progress)
             if record.step % settings.validation_steps == 0:
                 self._preview(progress)
+            folder.observer.on_step(record)
         has_trained = progress.step > first_step
         if has_trained:
             if meter.records and not is_stopped:
                 self._log(progress, bar)
-            folder.checkpoint(self.state, progress, settings)
+            self._checkpoint(progress)
         elif not is_stopped:
             logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
         bar.close()
         if is_stopped:
-            raise Preempted(f"asked to stop, the newest checkpoint is that of step {folder.last_saved}")
+            raise Preempted(f"asked to stop, the newest checkpoint is that of step {folder.checkpoints.newest_step}")
         if has_trained and progress.step % settings.validation_steps:
             self._preview(progress)
 
@@ -120,7 +123,7 @@ class Trainer:
             return next(records)
         except (OSError, ValueError):
             if self.accelerator.num_processes == 1 and progress.step > 0:
-                self.folder.checkpoint(self.state, progress, self.settings)
+                self._checkpoint(progress)
             raise
         except (MemoryError, RuntimeError) as error:
             if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
@@ -131,7 +134,7 @@ class Trainer:
             raise MemoryError(
                 f"out of memory in step {progress.step + 1}, latents {shape} on {self.accelerator.device}: lower "
                 f"--train_batch_size and raise --gradient_accumulation_steps by as much{saving}. "
-                f"The newest checkpoint is that of step {self.folder.last_saved}. {error}"
+                f"The newest checkpoint is that of step {self.folder.checkpoints.newest_step}. {error}"
             ) from error
 
     def _tell_bad_step(self, record: StepRecord, in_a_row: int) -> None:
@@ -149,7 +152,7 @@ class Trainer:
         if in_a_row >= self.settings.max_skipped_steps:
             raise FloatingPointError(
                 f"{message}. It is number {in_a_row} in a row: lower --learning_rate, or set --max_grad_norm 1. "
-                f"The newest checkpoint is that of step {self.folder.last_saved}"
+                f"The newest checkpoint is that of step {self.folder.checkpoints.newest_step}"
             )
         logger.warning(message, main_process_only=False)
 
@@ -167,12 +170,16 @@ class Trainer:
     def _log(self, progress: Progress, bar: tqdm) -> None:
         """Write the metrics since the last row."""
         metrics = self.meter.read(progress.skipped_steps, len(progress.bad_images))
-        self.folder.log(metrics)
+        self.folder.metrics.write(metrics)
         bar.set_postfix(loss=metrics["loss"], images_per_second=metrics["images_per_second"])
+
+    def _checkpoint(self, progress: Progress) -> None:
+        """Save a checkpoint; that of the best samples is not deleted."""
+        self.folder.checkpoints.save(self.state, progress, keep=[self.folder.distances.best()[0]])
 
     def _checkpoint_and_push(self, progress: Progress) -> None:
         """Save a checkpoint, and begin to push the pipeline; the end of a training pushes by itself."""
-        self.folder.checkpoint(self.state, progress, self.settings)
+        self._checkpoint(progress)
         at_the_end = self.settings.lora_rank or progress.step >= self.settings.max_train_steps  # of adapters only then
         if self.settings.push_to_hub and not at_the_end and not self.stop:
             self.refresh_pipeline()
@@ -183,11 +190,11 @@ class Trainer:
     def _preview(self, progress: Progress) -> None:
         """Draw samples, and keep the checkpoint if they are the best."""
         self.refresh_pipeline()
-        best = self.folder.preview(self.pipeline, progress.step, self.settings, lambda: bool(self.stop), self.distance)
+        best = self.folder.preview(self.pipeline, progress.step, lambda: bool(self.stop), self.distance)
         if self.distance and any_process(self.accelerator, [best is not None])[0]:
-            self.folder.checkpoint(self.state, progress, self.settings)
+            self._checkpoint(progress)
             if best is not None:
-                self.folder.mark_best(progress.step, best)
+                self.folder.distances.mark_best(progress.step, best)
         self.meter.restart_clock()
 
     def wait_for_push(self) -> None:

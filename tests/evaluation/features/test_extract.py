@@ -181,7 +181,8 @@ def test_labels_of_some_batches_only_are_refused(extractor, pictures):
 TWO_PROCESSES = """
 import runpy, sys
 import numpy as np
-from dit_hf.evaluation import array_batches, extract, features
+from dit_hf.evaluation import array_batches, extract
+from dit_hf.evaluation.features import extract as features
 
 features.CHUNK = 60
 extractor = runpy.run_path(sys.argv[1])["TinyExtractor"]()

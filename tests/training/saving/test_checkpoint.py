@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +14,8 @@ from accelerate.utils import DistributedType
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dit_hf.files import Watcher, watched
 from dit_hf.training.ema import EMA
-from dit_hf.training.reporting.run_folder import RunFolder
-from dit_hf.training.saving import checkpoint
 from dit_hf.training.saving.checkpoint import (
     MANIFEST,
     Progress,
@@ -29,8 +28,8 @@ from dit_hf.training.saving.checkpoint import (
     step_of,
     write_checkpoint,
 )
+from dit_hf.training.saving.saver import CheckpointSaver
 from dit_hf.training.saving.state import TrainingState
-from dit_hf.training.settings import TrainSettings
 
 
 def make_state(seed: int, decays: tuple[float, ...] = (0.5,), width: int = 4) -> TrainingState:
@@ -170,61 +169,67 @@ class Crash(BaseException):
     """Not an Exception: nothing may catch it and go on."""
 
 
-OPERATIONS = [
-    (checkpoint, "save_file"),
-    (torch, "save"),
-    (Path, "write_text"),
-    (Path, "mkdir"),
-    (os, "fsync"),
-    (os, "replace"),
-    (shutil, "rmtree"),
-]
-
-
-def crash_after(monkeypatch: pytest.MonkeyPatch, crash_point: int) -> list[str]:
-    """Let so many operations on the disk happen, and none after them, as if the power had gone."""
+def watch(crash_point: int) -> tuple[list[str], Watcher]:
+    """Let so many operations on the disk happen, and none after them, as if the power had gone; and note them."""
     done: list[str] = []
 
-    def crashing(function, name):
-        def call(*args, **kwargs):
-            if len(done) >= crash_point:
-                raise Crash
-            done.append(name)
-            return function(*args, **kwargs)
+    def watcher(operation: str, path: Path) -> None:
+        if len(done) >= crash_point:
+            raise Crash
+        done.append(operation)
 
-        return call
-
-    for module, name in OPERATIONS:
-        monkeypatch.setattr(module, name, crashing(getattr(module, name), name))
-    return done
+    return done, watcher
 
 
-def test_crash_after_any_operation_of_a_save_leaves_a_complete_checkpoint(tmp_path: Path, monkeypatch):
+def test_crash_before_any_operation_of_a_save_leaves_a_complete_checkpoint(tmp_path: Path):
     state = make_state(0)
     old, new = state.snapshot(), make_state(2).snapshot()
-    crash_point, steps, operations = 0, [], []
-    while True:
-        folder = tmp_path / str(crash_point)
+    steps, operations, is_over = [], [], False
+    while not is_over:
+        folder = tmp_path / str(len(steps))
         write_checkpoint(folder, old, Progress(1), {})
-        with monkeypatch.context() as patched:
-            done = crash_after(patched, crash_point)
-            try:
+        operations, watcher = watch(crash_point=len(steps))
+        try:
+            with watched(watcher):
                 write_checkpoint(folder, new, Progress(2), {})
                 prune(folder, total_limit=1)
-                break
-            except Crash:
-                operations = done
+            is_over = True
+        except Crash:
+            is_over = False
         other = make_state(1)
         steps.append(load_latest(folder, other).step)
         expected = state if steps[-1] == 1 else make_state(2)
         torch.testing.assert_close(weights(other), weights(expected), rtol=0, atol=0)
         write_checkpoint(folder, new, Progress(3), {})  # what the crash left is in nobody's way
         assert not list(folder.glob(".*"))
-        crash_point += 1
     assert steps == sorted(steps)
     assert set(steps) == {1, 2}
-    assert operations.count("fsync") == 7  # four files, the manifest, the folder before and after its new name
-    assert set(operations) == {name for _, name in OPERATIONS}
+    save = ["create", *["write"] * 5, *["flush"] * 6, "rename", "flush"]  # five files, the folder, its new name
+    assert operations == [*save, "rename", "flush", "delete"]
+
+
+def test_nothing_is_written_renamed_or_deleted_that_is_not_announced(tmp_path: Path):
+    """What Python itself reports of each change of the disk; safetensors and torch write without its knowledge."""
+    announced, happened, listens = [], [], [True]
+
+    def report(event: str, arguments: tuple) -> None:
+        if listens and arguments and str(arguments[0]).startswith(str(tmp_path)):
+            kind = {"os.rename": "rename", "shutil.rmtree": "delete"}.get(event, "")
+            if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                kind = "write"
+            if kind:
+                happened.append((kind, Path(arguments[0]).name))
+
+    sys.addaudithook(report)  # for the rest of the process
+    snapshot = make_state(0).snapshot()
+    with watched(lambda operation, path: announced.append((operation, path.name))):
+        for step in (1, 2, 2):  # the third replaces the second
+            write_checkpoint(tmp_path, snapshot, Progress(step), {})
+        prune(tmp_path, total_limit=1)
+    listens.clear()
+    seen_by_python = [each for each in announced if each[0] in ("rename", "delete") or each[1].endswith(".json")]
+    assert happened == [each for each in seen_by_python if each[0] != "flush"]
+    assert [kind for kind, _ in happened].count("rename") == 3 + 2  # the replaced one, and the pruned one
 
 
 @pytest.fixture
@@ -239,22 +244,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk_at_any_twentieth_of_a_save_loses_nothing_and_the_next_save_works(small_disk: Path, caplog):
     state = make_state(0, width=20_000)  # a checkpoint of about 1 MB
-    three = TrainSettings(checkpoints_total_limit=3)
-    folder = RunFolder(small_disk, Accelerator(cpu=True))
-    folder.checkpoint(state, Progress(1), three)
-    num_bytes = sum(file.stat().st_size for file in find_checkpoints(folder.checkpoints)[0].iterdir())
+    folder = small_disk / "checkpoints"
+    saver = CheckpointSaver(folder, Accelerator(cpu=True), total_limit=3)
+    saver.save(state, Progress(1))
+    num_bytes = sum(file.stat().st_size for file in find_checkpoints(folder)[0].iterdir())
     ballast = small_disk / "ballast"
     for twentieth in range(20):
         step = 2 * twentieth + 2
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
         ballast.write_bytes(bytes(free - num_bytes * twentieth // 20))
-        folder.checkpoint(state, Progress(step), three)
-        assert f"checkpoint {step} failed: no space in {folder.checkpoints}, need " in caplog.text
-        assert load_latest(folder.checkpoints, make_state(1, width=20_000)).step == step - 1
-        assert not list(folder.checkpoints.glob(".*"))
+        saver.save(state, Progress(step))
+        assert f"checkpoint {step} failed: no space in {folder}, need " in caplog.text
+        assert load_latest(folder, make_state(1, width=20_000)).step == step - 1
+        assert not list(folder.glob(".*"))
         ballast.unlink()
-        folder.checkpoint(state, Progress(step + 1), three)
-        assert load_latest(folder.checkpoints, make_state(1, width=20_000)).step == step + 1
+        saver.save(state, Progress(step + 1))
+        assert load_latest(folder, make_state(1, width=20_000)).step == step + 1
 
 
 def test_full_disk_ends_the_run_where_the_settings_say_so(tmp_path: Path, monkeypatch):
@@ -262,9 +267,9 @@ def test_full_disk_ends_the_run_where_the_settings_say_so(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    folder = RunFolder(tmp_path, Accelerator(cpu=True))
+    saver = CheckpointSaver(tmp_path, Accelerator(cpu=True), raises=True)
     with pytest.raises(OSError, match="checkpoint 5 failed: no space in .*, need 0.0 MiB, have "):
-        folder.checkpoint(make_state(0), Progress(5), TrainSettings(stop_on_failed_checkpoint=True))
+        saver.save(make_state(0), Progress(5))
 
 
 def test_manifest_says_which_versions_wrote_it(tmp_path: Path):

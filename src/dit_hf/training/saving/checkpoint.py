@@ -1,9 +1,13 @@
-"""Checkpoints that are either whole or not there: written beside, sealed by a manifest, then renamed.
+"""Checkpoints of a training: each is a folder that is either whole or not there.
 
-A checkpoint is the folder `step-00001000` with the model, its averages, the optimiser, the progress, and
-`manifest.json`, which is written last and holds the size and SHA-256 of every file. A folder without a valid manifest
-is never picked. Folders are ordered by their step, never by time. What is deleted is renamed first, so that a kill in
-the middle leaves nothing that looks like a checkpoint.
+A checkpoint is the folder `step-00001000` with the weights, their averages, the optimiser's state, the progress, and a
+manifest. The manifest, `manifest.json`, lists every other file with its size and SHA-256, and the versions that wrote
+them; it is how a reader tells a damaged checkpoint from a sound one:
+
+    {"files": {"model.safetensors": {"bytes": 1234, "sha256": "9f86..."}, ...}, "versions": {"torch": "2.13.0", ...}}
+
+`dit_hf.files` writes the folder under a hidden name and renames it, so a kill leaves no half of a checkpoint; a folder
+without a manifest is never picked. Checkpoints are ordered by their step, never by time.
 """
 
 import errno
@@ -21,10 +25,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import flush, sha256_of_file
+from ...files import announce, folder_written_whole, remove_folder, remove_leftovers, sha256_of_file
 
 MANIFEST = "manifest.json"
-ABANDONED = "abandoned"  # where checkpoints go that a run went back behind
+ABANDONED = "abandoned"  # folder of the checkpoints that a run has gone back behind
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -34,9 +38,9 @@ class Progress:
 
     step: int = 0
     images_seen: int = 0
-    epoch: int = 0  # with `offset`, where the stream of images goes on
+    epoch: int = 0  # with `offset`, the position at which the stream of images continues
     offset: int = 0
-    skipped_steps: int = 0  # whose loss or gradient was not finite
+    skipped_steps: int = 0  # steps whose loss or gradient was not finite
     bad_images: dict[str, str] = field(default_factory=dict)  # key -> reason; skipped by any process so far
 
 
@@ -49,7 +53,7 @@ class Snapshot:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all tensors, which is that of the checkpoint but for some kilobytes."""
+        """Size of all tensors, which is the size of the checkpoint but for some kilobytes."""
         states = self.optimizer.get("optimizer", {}).get("state", {}).values()
         tensors = [tensor for file in self.weights.values() for tensor in file.values()]
         tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
@@ -58,7 +62,7 @@ class Snapshot:
 
 @dataclass
 class CheckpointInfo:
-    """What `progress.json` of a checkpoint tells."""
+    """What `progress.json` of a checkpoint holds."""
 
     progress: Progress
     settings: dict[str, Any]
@@ -71,53 +75,65 @@ def write_checkpoint(
     """Write `folder/step-XXXXXXXX`, whole or not at all.
 
     Args:
-        folder: the run's folder of checkpoints.
-        snapshot: the tensors.
-        progress: how far the training has come.
-        settings: of the run, compared when it is resumed.
-        world_size: number of processes, told when a run is resumed with another.
+        folder: Folder of the run's checkpoints; made if it is missing.
+        snapshot: Tensors to save.
+        progress: How far the training has come.
+        settings: Settings of the run, which a resumed run compares with its own.
+        world_size: Number of processes, which a resumed run logs if its own is another.
 
     Raises:
-        FloatingPointError: if a weight is not finite, naming it.
-        OSError: if there is no room for it, with the bytes that are needed and left.
+        FloatingPointError: If a weight is not finite, naming the weight.
+        OSError: If the disk has no room, with the bytes that are needed and left, or if it cannot be written to.
     """
     for file, tensors in snapshot.weights.items():
         if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
             raise FloatingPointError(f"{bad[0]} of {file} is not finite at step {progress.step}: it is not saved")
     target = folder / f"step-{progress.step:08d}"
-    partial = folder / f".{target.name}.partial"
     sweep(folder)
     try:
-        partial.mkdir(parents=True)
-        for file, tensors in snapshot.weights.items():
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / file)
-        torch.save(snapshot.optimizer, partial / "optimizer.pt")
-        told = {"progress": vars(progress), "settings": settings, "world_size": world_size}
-        (partial / "progress.json").write_text(json.dumps(told, indent=2))
-        _seal(partial)
-        if target.exists():  # a damaged one, from before this run went on
-            _remove(target)
-        os.replace(partial, target)
-        flush(folder)
+        with folder_written_whole(target) as partial:  # replaces a damaged checkpoint of the same step
+            for file, tensors in snapshot.weights.items():
+                announce("write", partial / file)
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / file)
+            announce("write", partial / "optimizer.pt")
+            torch.save(snapshot.optimizer, partial / "optimizer.pt")
+            _write_json(
+                partial / "progress.json",
+                {"progress": vars(progress), "settings": settings, "world_size": world_size},
+            )
+            _write_json(partial / MANIFEST, _describe_files(partial))
     except Exception as error:
         available = shutil.disk_usage(folder).free if folder.exists() else 0
-        shutil.rmtree(partial, ignore_errors=True)
         if _is_no_space(error, snapshot.num_bytes - available):
-            need, have = f"{snapshot.num_bytes / 2**20:.1f} MiB", f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB"
+            need, have = f"{snapshot.num_bytes / 2**20:.1f} MiB", f"{available / 2**20:.1f} MiB"
             raise OSError(errno.ENOSPC, f"no space in {folder}, need {need}, have {have}") from error
         raise
     return target
 
 
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    announce("write", path)
+    path.write_text(json.dumps(content, indent=2))
+
+
+def _describe_files(folder: Path) -> dict[str, Any]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    entries = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in files}
+    return {
+        "files": entries,
+        "versions": {name: version(name) for name in ("dit-hf", "torch", "diffusers", "accelerate")},
+    }
+
+
 def _is_no_space(error: Exception, missing: int) -> bool:
-    """Whether a write failed for want of room; safetensors and torch raise exceptions of their own then."""
+    """Return whether a write failed because the disk is full; safetensors and torch raise exceptions of their own."""
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
     return "No space left" in str(error) or "os error 28" in str(error) or missing > 0
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, by step; folders that a kill left unfinished are passed over."""
+    """Return the checkpoints of a run that have a manifest, ordered by step."""
     return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
 
@@ -127,10 +143,10 @@ def prune(
     """Delete the oldest checkpoints beyond `total_limit`.
 
     Args:
-        folder: the run's folder of checkpoints.
-        total_limit: number of newest checkpoints that stay; None for all.
-        milestone_steps: checkpoints whose step is a multiple of it stay for ever, and are not counted.
-        keep: steps that stay too, and are not counted.
+        folder: Folder of the run's checkpoints.
+        total_limit: Number of newest checkpoints that stay; None keeps all.
+        milestone_steps: Checkpoints whose step is a multiple of this number stay for ever, and are not counted.
+        keep: Steps whose checkpoints stay as well, and are not counted.
     """
     if total_limit is None:
         return
@@ -138,16 +154,21 @@ def prune(
     if milestone_steps:
         stays |= {path for path in find_checkpoints(folder) if step_of(path) % milestone_steps == 0}
     for old in [path for path in find_checkpoints(folder) if path not in stays][:-total_limit]:
-        _remove(old)
+        remove_folder(old)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what kills left unfinished in a folder of checkpoints, of saves and of deletions."""
+    remove_leftovers(folder, "step-*")
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name."""
     return int(path.name.removeprefix("step-"))
 
 
 def abandon_after(folder: Path, step: int) -> None:
-    """Move the checkpoints after a step aside, as a run goes back to it; nothing is deleted."""
+    """Move the checkpoints after a step to `abandoned/`, as a run goes back to that step; nothing is deleted."""
     for path in find_checkpoints(folder):
         if step_of(path) > step:
             number = 0
@@ -159,12 +180,12 @@ def abandon_after(folder: Path, step: int) -> None:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that matches its manifest; None when there is none.
+    """Return the newest checkpoint that matches its manifest, or None if there is no checkpoint.
 
-    A damaged one is named in a warning and the one before it is taken.
+    A damaged checkpoint is named in a warning, and the one before it is examined.
 
     Raises:
-        ValueError: if there are checkpoints, and all are damaged.
+        ValueError: If there are checkpoints, and all are damaged.
     """
     checkpoints = find_checkpoints(folder)
     for path in reversed(checkpoints):
@@ -178,13 +199,13 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def read_info(path: Path) -> CheckpointInfo:
-    """How far the training of a checkpoint had come, and with which settings."""
-    told = json.loads((path / "progress.json").read_text())
-    return CheckpointInfo(Progress(**told["progress"]), told["settings"], told["world_size"])
+    """Return how far the training of a checkpoint had come, and with which settings."""
+    content = json.loads((path / "progress.json").read_text())
+    return CheckpointInfo(Progress(**content["progress"]), content["settings"], content["world_size"])
 
 
 def find_damage(path: Path) -> str | None:
-    """The first file of a checkpoint that is not what its manifest says, or None."""
+    """Return what is wrong with the first file of a checkpoint that differs from the manifest, or None."""
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
@@ -199,28 +220,3 @@ def find_damage(path: Path) -> str | None:
         if file.stat().st_size != num_bytes or sha256_of_file(file) != sha256:
             return f"{name} does not have the SHA-256 of the manifest"
     return None
-
-
-def sweep(folder: Path) -> None:
-    """Delete what a kill left unfinished, of a save or of a deletion."""
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path)
-
-
-def _seal(folder: Path) -> None:
-    """Write the manifest, after everything it names is on the disk."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    for path in files:
-        flush(path)
-    entries = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in files}
-    versions = {name: version(name) for name in ("dit-hf", "torch", "diffusers", "accelerate")}
-    (folder / MANIFEST).write_text(json.dumps({"files": entries, "versions": versions}, indent=2))
-    flush(folder / MANIFEST)
-    flush(folder)
-
-
-def _remove(path: Path) -> None:
-    hidden = path.with_name(f".{path.name}.deleted")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.replace(path, hidden)
-    shutil.rmtree(hidden)

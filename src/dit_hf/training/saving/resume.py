@@ -1,11 +1,15 @@
-"""Going on from a checkpoint: which one, whether the settings still fit it, and what is told when they do not."""
+"""Resuming a run: which checkpoint it continues from, and whether its settings still compute the same steps.
+
+Example: a run on four processes with `train_batch_size` 8 is killed after step 1000. The same command on two processes
+is refused, since a step would have 16 images instead of 32; with `--train_batch_size 16` it continues, and step 1001
+has the same 32 images, the same noise and the same timesteps as it would have had on four processes.
+"""
 
 from pathlib import Path
 
 from accelerate.logging import get_logger
 
 from ..processes.launch import on_main_process
-from ..reporting.run_folder import RunFolder
 from ..settings import TrainSettings, changed_settings
 from .checkpoint import (
     Progress,
@@ -22,20 +26,24 @@ from .state import TrainingState
 logger = get_logger("dit_hf.training")
 
 
-def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> Progress:
-    """Restore the checkpoint that the settings ask for; the newest one of the folder, if it has any, by default.
+def resume(folder: Path, settings: TrainSettings, state: TrainingState) -> Progress:
+    """Restore the checkpoint that the settings ask for, and return how far it had come.
+
+    Args:
+        folder: Folder of the run's checkpoints. Without a checkpoint the run begins at step 0.
+        settings: Settings of the run, compared with those of the checkpoint.
+        state: Objects to restore.
 
     Raises:
-        ValueError: if the checkpoint that was asked for is missing or damaged, or if the settings would change what the
+        ValueError: If the checkpoint that was asked for is missing or damaged, or if the settings would change what the
             steps compute and this is not allowed, naming each difference.
     """
-    accelerator = folder.accelerator
-    path = on_main_process(accelerator, lambda: choose_checkpoint(folder.checkpoints, settings.resume_from_checkpoint))
+    accelerator = state.accelerator
+    path = on_main_process(accelerator, lambda: choose_checkpoint(folder, settings.resume_from_checkpoint))
     if path is None:
-        folder.begin(settings)
         return Progress()
-    record = on_main_process(accelerator, lambda: read_info(path))
-    changes = changed_settings(record.settings, settings, record.world_size, accelerator.num_processes)
+    info = on_main_process(accelerator, lambda: read_info(path))
+    changes = changed_settings(info.settings, settings, info.world_size, accelerator.num_processes)
     listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items())
     if changes and not settings.allow_config_change:
         raise ValueError(
@@ -44,28 +52,28 @@ def resume(folder: RunFolder, settings: TrainSettings, state: TrainingState) -> 
         )
     if changes:
         logger.warning(f"settings have changed, as --allow_config_change allows: {listed}")
-    if record.world_size != accelerator.num_processes:
-        logger.info(f"the same images a step on {accelerator.num_processes} processes, before on {record.world_size}")
+    if info.world_size != accelerator.num_processes:
+        logger.info(f"the same images a step on {accelerator.num_processes} processes, before on {info.world_size}")
     state.restore(path if accelerator.is_main_process else None, may_start_averages=settings.allow_config_change)
-    progress = record.progress
+    progress = info.progress
     if any(name.startswith("dataset_") for name in changes):
-        progress.bad_images = {}  # of other data
+        progress.bad_images = {}  # they were of other data
     if accelerator.is_main_process:
-        abandon_after(folder.checkpoints, progress.step)
-    folder.begin(settings, progress.step)
+        abandon_after(folder, progress.step)
     logger.info(f"going on from step {progress.step}, {progress.images_seen} images seen")
     return progress
 
 
 def choose_checkpoint(folder: Path, wanted: str) -> Path | None:
-    """The checkpoint that `wanted` names; None only for "latest" of a folder without checkpoints.
+    """Return the checkpoint that `wanted` names; None only for "latest" in a folder without checkpoints.
 
     Args:
-        folder: the run's checkpoints.
-        wanted: "latest", a step of this run, or the folder of any checkpoint. Only "latest" passes over a damaged one.
+        folder: Folder of the run's checkpoints.
+        wanted: "latest", a step of this run, or the folder of any checkpoint. Only "latest" skips a damaged one.
 
     Raises:
-        ValueError: if there is no such checkpoint, or it is damaged, or another run's would hide this one's own.
+        ValueError: If there is no such checkpoint, or it is damaged, or it is of another run and this run has
+            checkpoints of its own.
     """
     sweep(folder)
     own = find_checkpoints(folder)

@@ -1,0 +1,135 @@
+"""The images of a local folder and their classes: one list for training, evaluation and whoever else reads a folder.
+
+Example of a folder, and what becomes of each file:
+
+    photos/cover.jpg             left out: an image outside the class folders
+    photos/cat/1.jpg             class "cat"
+    photos/cat/2024/may/2.jpg    class "cat": the first folder is the class, deeper folders are not
+    photos/dog/3.png             class "dog"
+    photos/dog/3.txt             left out: no image, by its suffix
+    photos/dog/.thumbs/3.png     hidden, as is every name that begins with "." or "__"
+    photos/@eaDir/3.png          hidden: a folder that a file server made
+"""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .images import HEIC_REMEDY, HEIC_SUFFIXES, readable_suffixes
+
+# Folders that file servers, recycle bins and file systems make, in lower case.
+SYSTEM_FOLDERS = {
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
+    "lost+found",
+}  # fmt: skip
+OUTSIDE = "images outside the class folders"
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}
+# Suffixes of pictures that are not read, and what to do about them.
+CONVERT = "convert them to PNG or JPEG"
+REMEDIES = dict.fromkeys(HEIC_SUFFIXES, HEIC_REMEDY) | dict.fromkeys(
+    (".jxl", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".psd", ".tga", ".exr", ".ico", ".svg"),
+    CONVERT,
+)
+CLASSES_LISTED = 20
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of a folder, in the order of their paths.
+
+    Args:
+        root: Folder that was listed.
+        names: Paths of the images below `root`, with "/" between the parts; (N,).
+        labels: Class of each image, an index of `class_names`; (N,). None if the folder has no class folders.
+        class_names: Names of the class folders in their order, in Unicode's form NFC; (K,).
+        left_out: Number of files that were left out, by suffix in lower case.
+        archives: Paths of the archives in class folders, below `root`.
+    """
+
+    root: Path
+    names: list[str]
+    labels: list[int] | None
+    class_names: list[str]
+    left_out: Counter[str]
+    archives: list[str]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The paths of the images; (N,)."""
+        return [self.root / name for name in self.names]
+
+    def describe(self) -> str:
+        """Say in one line how many images each class has; in a second one what was left out, and the remedy."""
+        counts = Counter(self.labels or ())
+        listed = [f"{name} {counts[label]}" for label, name in enumerate(self.class_names[:CLASSES_LISTED])]
+        more = f" and {len(self.class_names) - CLASSES_LISTED} more" if len(self.class_names) > CLASSES_LISTED else ""
+        kinds = "class" if len(self.class_names) == 1 else "classes"
+        text = f"{self.root}: {len(self.names)} images of {len(self.class_names)} {kinds}: {', '.join(listed)}{more}"
+        left_out = [f"{number} {suffix}" + _remedy(suffix) for suffix, number in sorted(self.left_out.items())]
+        return text + (f"\nleft out: {', '.join(left_out)}" if left_out else "")
+
+
+def list_images(root: str | Path) -> ImageFolder:
+    """List the images in a folder, at any depth, and their classes.
+
+    An image is a file with a suffix of `readable_suffixes`. Links are followed, but not in circles. If most images lie
+    in folders, the first folder below `root` is the class of an image, and images in `root` itself are left out.
+    Otherwise all images are listed without classes.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+    root, suffixes = Path(root), readable_suffixes()
+    files = sorted(_walk(root, "", ()))
+    names = [name for name in files if _suffix(name) in suffixes]
+    left_out = Counter(_suffix(name) or "without a suffix" for name in files if _suffix(name) not in suffixes)
+    in_folders = [name for name in names if "/" in name]
+    if 2 * len(in_folders) < len(names) or not names:
+        return ImageFolder(root, names, None, [], left_out, [])
+    if outside := len(names) - len(in_folders):
+        left_out[OUTSIDE] = outside
+    classes = [unicodedata.normalize("NFC", name.split("/")[0]) for name in in_folders]
+    class_names = sorted(set(classes))
+    numbers = {name: label for label, name in enumerate(class_names)}
+    known = {name.split("/")[0] for name in in_folders}
+    archives = [name for name in files if _suffix(name) in ARCHIVES and "/" in name and name.split("/")[0] in known]
+    return ImageFolder(root, in_folders, [numbers[name] for name in classes], class_names, left_out, archives)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is passed over."""
+    return name.startswith((".", "__")) or name.lower() in SYSTEM_FOLDERS
+
+
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Yield the paths of all files that are not hidden.
+
+    Args:
+        folder: Folder to be read.
+        prefix: Its path below the root, ending with "/"; empty for the root.
+        above: Device and inode of the folders that it lies in: a link to one of them would lead in a circle.
+    """
+    status = os.stat(folder)
+    if (here := (status.st_dev, status.st_ino)) in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            # of links, a path also answers where they are broken or lead in a circle; an entry needs no further call
+            target = Path(entry.path) if entry.is_symlink() else entry
+            if target.is_dir():
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
+            elif target.is_file():
+                yield prefix + entry.name
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _remedy(suffix: str) -> str:
+    return f" ({REMEDIES[suffix]})" if suffix in REMEDIES else ""

@@ -1,0 +1,81 @@
+"""Assembling what a training changes: the model, its averages, the optimiser and the learning rate.
+
+Every training of this package, that of `dit_hf.training.run` and those of a study, is put together here, in an order
+that matters: an average copies the model before Accelerate changes the model's forward, or after FSDP2 has split it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+
+from .ema import EMA
+from .processes.launch import splits_weights
+from .saving.state import TrainingState
+
+
+@dataclass
+class Assembly:
+    """A model that is ready to be trained.
+
+    Args:
+        state: What checkpoints save and restore, unwrapped.
+        model: Model as Accelerate has prepared it, which the loop calls.
+        optimizer: Optimiser as Accelerate has prepared it.
+    """
+
+    state: TrainingState
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def assemble(
+    accelerator: Accelerator,
+    model: Any,
+    *,
+    learning_rate: float,
+    ema_decays: Sequence[float],
+    lr_scheduler: str = "constant",
+    lr_warmup_steps: int = 0,
+    max_train_steps: int | None = None,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    compile_blocks: bool = False,
+) -> Assembly:
+    """Make the averages, the optimiser and the learning rate of a model, and let Accelerate prepare them.
+
+    Args:
+        accelerator: Accelerator that says where and how the model is trained.
+        model: A `DiTModel`, which is moved to the device and set to train mode. Its frozen parameters stay frozen.
+        learning_rate: Learning rate of AdamW after the warm-up.
+        ema_decays: Decays of the averages, the pipeline's first.
+        lr_scheduler: Name of a schedule of diffusers' `get_scheduler`.
+        lr_warmup_steps: Number of steps in which the learning rate rises from 0.
+        max_train_steps: Number of steps of the whole training, if the schedule needs it.
+        adam_betas: Decays of AdamW's two moments.
+        weight_decay: Weight decay of AdamW.
+        compile_blocks: Whether to compile the blocks, each of which has the same graph.
+    """
+    model.to(accelerator.device).train()
+    ema = None if splits_weights(accelerator) else EMA(model, ema_decays)  # before Accelerate changes the forward
+    model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses names of designs that the model lacks
+    if compile_blocks:
+        for block in model.blocks:
+            block.compile()
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=learning_rate,
+        betas=adam_betas,
+        weight_decay=weight_decay,
+        fused=True,
+    )
+    schedule = get_scheduler(
+        lr_scheduler, optimizer, num_warmup_steps=lr_warmup_steps, num_training_steps=max_train_steps
+    )
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    unwrapped = accelerator.unwrap_model(prepared_model)
+    state = TrainingState(accelerator, unwrapped, ema or EMA(unwrapped, ema_decays), optimizer, schedule)
+    return Assembly(state, prepared_model, prepared_optimizer)

@@ -1,0 +1,90 @@
+"""Settings from flags, from a YAML file, or from both."""
+
+import dataclasses
+import difflib
+import json
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from .row import rows
+from .table import TrainSettings
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Print the default of a setting, but not None, of which the help says what it means."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default in (None, SUPPRESS) else super()._get_help_string(action)
+
+
+class _Parser(HfArgumentParser):
+    """A parser that raises what is wrong in one line, where argparse would print the usage of all settings."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser_fields() -> Any:
+    """Return the settings as a dataclass that HfArgumentParser reads, which passes all metadata on to argparse."""
+    hints = get_type_hints(TrainSettings)
+    return dataclasses.make_dataclass(
+        "Arguments",
+        [
+            (field.name, hints[field.name], dataclasses.field(default=field.default, metadata={"help": help}))
+            for field in dataclasses.fields(TrainSettings)
+            for help in [field.metadata["help"].replace("%", "%%")]
+        ],
+    )
+
+
+def parse_settings(arguments: Sequence[str]) -> TrainSettings:
+    """Read settings from `[FILE.yaml] [--flag value ...]`; a flag overrides the file.
+
+    Raises:
+        ValueError: If a flag or a key of the file is unknown, with the closest name, or if a value is not possible.
+    """
+    arguments = list(arguments)
+    in_file: dict[str, Any] = {}
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        in_file = read_yaml(Path(arguments.pop(0)))
+    parser = _Parser(_parser_fields(), formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser.set_defaults(**in_file)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _refuse_unknown("the command line", unknown[0], "--")
+    return TrainSettings(**vars(parsed))
+
+
+def _refuse_unknown(place: str, name: str, prefix: str = "") -> NoReturn:
+    close = difflib.get_close_matches(name.removeprefix(prefix).partition("=")[0], rows(TrainSettings), n=1)
+    raise ValueError(
+        f"{place} sets {name!r}, which is not a setting" + (f": {prefix + close[0]!r} is" if close else "")
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the settings in a YAML file, with relative paths resolved.
+
+    Raises:
+        ValueError: If a key is not a setting.
+    """
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}: write lines of the form `setting: value`")
+    for key, value in values.items():
+        if key not in rows(TrainSettings):
+            _refuse_unknown(str(path), key)
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            values[key] = str((path.parent / value).resolve())
+        if isinstance(value, dict):
+            values[key] = json.dumps(value)
+        if key in ("extra_ema_decays", "validation_labels") and not isinstance(value, list | None):
+            raise ValueError(f"{path} sets {key} to {value!r}: write a list, such as [{value}]")
+    if values.get("mixed_precision") is False:  # an unquoted "no" of YAML
+        values["mixed_precision"] = "no"
+    return values

@@ -1,0 +1,350 @@
+"""The settings of a training: one table, one row each."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diffusers.optimization import SchedulerType
+
+from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule
+from .row import check, row, rows
+
+# diffusers' get_scheduler takes the steps of "piecewise_constant" from an argument that no setting gives.
+LR_SCHEDULERS = [each.value for each in SchedulerType if each is not SchedulerType.PIECEWISE_CONSTANT]
+
+
+@dataclass
+class TrainSettings:
+    """The settings of a training; the defaults are the paper's recipe for DiT-XL/2 at 256 px (section 4).
+
+    Paths in a YAML file that begin with `./` or `../` are relative to that file.
+    """
+
+    output_dir: str = row("out/dit", "Folder of checkpoints, previews and the finished pipeline.", may_change="always")
+
+    # data
+    dataset_name: str = row("ILSVRC/imagenet-1k", "Data set: an id on the Hub, a folder, or files: 'shards/*.tar'.")
+    dataset_config_name: str | None = row(None, "Configuration of a data set that has several.")
+    dataset_revision: str | None = row(
+        None, "Branch, tag or commit of the data set on the Hub. A run keeps the commit that it started with."
+    )
+    dataset_split: str = row("train", "Split of the data set.")
+    image_column: str = row("image", "Column of images.")
+    label_column: str = row("label", "Column of class labels.")
+    class_names_file: str | None = row(None, "File with the names of the classes to train on, one per line.")
+    label_map_file: str | None = row(
+        None, 'JSON file that maps names of the data set to new ones: {"name": "new name"}; others are left out.'
+    )
+    max_bad_images: float = row(
+        0.001, "Share of images that may be skipped because they cannot be decoded.", at_least=0.0, may_change="always"
+    )
+    resolution: int = row(
+        256,
+        "Side of the images in pixels.",
+        at_least=1,
+        from_origin=True,
+        card="resolution",
+    )
+    random_flip: bool = row(
+        True, "Whether to mirror half of the images, drawn anew each epoch.", card="horizontal flips"
+    )
+    num_jitters: int = row(
+        0,
+        "Number of turned, scaled and shifted variants of each image, for small data sets; 0 for the image alone.",
+        at_least=0,
+        card="jittered variants of each image",
+    )
+    dataloader_num_workers: int = row(
+        4, "Number of processes that prepare images, beside each training process.", at_least=0, may_change="always"
+    )
+
+    # model
+    vae_name_or_path: str = row(
+        "stabilityai/sd-vae-ft-ema",
+        "AutoencoderKL: an id on the Hub, or a folder.",
+        from_origin=True,
+    )
+    cache_latents: int = row(0, "Number of images whose latents are kept in memory.", at_least=0, may_change="always")
+    model: str = row("DiT-XL/2", "Size of the model, one of the paper's.", from_origin=True)
+    model_overrides: str = row(
+        "{}", "Fields of DiTConfig that differ from the size's, as JSON: '{\"hidden_size\": 256}'."
+    )
+    gradient_checkpointing: bool = row(
+        False, "Whether to compute activations twice instead of keeping them, which saves memory."
+    )
+
+    # fine-tuning
+    init_from: str | None = row(None, "Model to start from: a pipeline's folder or id, or an original .pt file.")
+    keep_classes: bool = row(
+        False, "Whether to keep the classes of init_from beside those of the data.", needs="init_from"
+    )
+    position_embedding: Literal["extend", "interpolate"] = row(
+        "extend",
+        "Placement of the patches if the resolution differs from that of init_from: extend keeps each patch's size and "
+        "continues the grid, interpolate stretches the trained grid over the image.",
+        needs="init_from",
+    )
+    last_blocks: int | None = row(
+        None,
+        "Number of last blocks to train, with the final layer and the labels; the other blocks are frozen.",
+        at_least=0,
+        needs="init_from",
+    )
+    lora_rank: int | None = row(
+        None,
+        "Rank of a LoRA adapter to train, with the labels; the model itself is frozen.",
+        at_least=1,
+        needs="init_from",
+    )
+    lora_alpha: float | None = row(
+        None,
+        "LoRA's alpha. The adapter's output is multiplied by lora_alpha / lora_rank. Default: lora_rank.",
+        at_least=0.0,
+        needs="lora_rank",
+    )
+
+    # objective
+    objective: str = row(
+        "hybrid",
+        f"Objective: {', '.join(OBJECTIVES)}; hybrid is the paper's.",
+        from_origin=True,
+        card="objective",
+    )
+    beta_schedule: str | None = row(
+        None,
+        f"Noise schedule: {', '.join(BETA_SCHEDULES)}. Default: that of init_from, or the paper's linear one.",
+        card="noise schedule",
+        from_origin=True,
+    )
+    beta_start: float = row(
+        1e-4,
+        "First beta of the linear schedules.",
+        at_least=0.0,
+        below=1.0,
+        from_origin=True,
+    )
+    beta_end: float = row(
+        0.02,
+        "Last beta of the linear schedules.",
+        at_least=0.0,
+        below=1.0,
+        from_origin=True,
+    )
+    num_train_timesteps: int = row(
+        1000,
+        "Number of timesteps of the diffusion.",
+        at_least=2,
+        from_origin=True,
+        card="timesteps",
+    )
+
+    # optimisation
+    train_batch_size: int = row(
+        256,
+        "Number of images of a batch on one process.",
+        at_least=1,
+        may_change="with equal images per step",
+        card="images of a batch on one process",
+    )
+    gradient_accumulation_steps: int = row(
+        1,
+        "Number of batches whose gradients make one optimiser step.",
+        at_least=1,
+        may_change="with equal images per step",
+        card="batches of a step",
+    )
+    max_train_steps: int = row(
+        400_000,
+        "Number of steps of the whole training.",
+        at_least=1,
+        may_change="with a constant learning rate",
+    )
+    max_train_minutes: float | None = row(
+        None, "Minutes after which the training ends, counted from each start.", at_least=0.001, may_change="always"
+    )
+    learning_rate: float = row(1e-4, "Learning rate of AdamW.", at_least=0.0, card="learning rate")
+    lr_scheduler: str = row(
+        "constant", f"Schedule of the learning rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of the learning rate"
+    )
+    lr_warmup_steps: int = row(
+        0,
+        "Number of steps in which the learning rate rises from 0.",
+        at_least=0,
+        needs="lr_scheduler",
+        idle=("constant",),
+        card="warm-up steps",
+    )
+    adam_beta1: float = row(0.9, "Decay of AdamW's first moment.", at_least=0.0, below=1.0, card="AdamW's beta 1")
+    adam_beta2: float = row(0.999, "Decay of AdamW's second moment.", at_least=0.0, below=1.0, card="AdamW's beta 2")
+    adam_weight_decay: float = row(0.0, "Weight decay of AdamW. The paper uses 0.", at_least=0.0, card="weight decay")
+    max_grad_norm: float | None = row(
+        None,
+        "Norm to which gradients are clipped. Default: no clipping, as in the paper.",
+        at_least=1e-6,
+        card="norm to which gradients are clipped",
+    )
+    ema_decay: float = row(
+        0.9999,
+        "Decay of the exponential moving average (EMA) of the weights, which becomes the pipeline's model.",
+        at_least=0.0,
+        below=1.0,
+        card="decay of the exponential moving average (EMA), whose weights these are",
+    )
+    extra_ema_decays: list[float] | None = row(
+        None, "Decays of further averages, which checkpoints hold beside the first."
+    )
+    max_skipped_steps: int = row(
+        10,
+        "Number of steps in a row whose loss or gradient is not finite, after which the training ends.",
+        at_least=1,
+        may_change="always",
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = row(
+        None, "Mixed precision. Default: the launcher's.", card="mixed precision"
+    )
+    torch_compile: bool = row(False, "Whether to compile the blocks of the model.")
+    allow_tf32: bool = row(True, "Whether float32 products use TF32 on NVIDIA GPUs.")
+    num_threads: int = row(
+        0, "Number of CPU threads of each process; 0 for cores / processes.", at_least=0, may_change="always"
+    )
+    seed: int = row(
+        0,
+        "Seed of the fresh weights, of the order of images, and of every random number of a sample.",
+        at_least=0,
+        card="seed",
+    )
+
+    # what is written
+    logging_steps: int = row(100, "Number of steps between rows of metrics.jsonl.", at_least=1, may_change="always")
+    checkpointing_steps: int = row(10_000, "Number of steps between checkpoints.", at_least=1, may_change="always")
+    checkpoints_total_limit: int | None = row(
+        3, "Number of newest checkpoints to keep; null in a file keeps all.", at_least=1, may_change="always"
+    )
+    checkpoints_milestone_steps: int | None = row(
+        None,
+        "Multiple of checkpointing_steps; a checkpoint at each multiple of this number is never deleted.",
+        at_least=1,
+        needs="checkpoints_total_limit",
+        may_change="always",
+    )
+    stop_on_failed_checkpoint: bool = row(
+        False, "Whether the training ends if a checkpoint cannot be written.", may_change="always"
+    )
+    resume_from_checkpoint: str = row(
+        "latest",
+        "Checkpoint to resume from: latest for the newest undamaged one, a step, or a checkpoint's folder.",
+        may_change="always",
+    )
+    allow_config_change: bool = row(
+        False, "Whether a training may resume although settings that change its steps differ.", may_change="always"
+    )
+    validation_steps: int = row(10_000, "Number of steps between previews.", at_least=1, may_change="always")
+    validation_distance: str | None = row(
+        None,
+        "Function `module:function` that measures a list of images; the checkpoint of the lowest value is kept.",
+        may_change="always",
+    )
+    validation_labels: list[int] | None = row(
+        None, "Classes of the previews, by number. Default: the first 16.", may_change="always"
+    )
+    validation_inference_steps: int = row(
+        50, "Number of scheduler steps of the previews.", at_least=1, may_change="always"
+    )
+    guidance_scale: float = row(
+        4.0, "Scale of classifier-free guidance in the previews; 1 for none.", at_least=0.0, may_change="always"
+    )
+    report_to: str = row(
+        "tensorboard",
+        "Tracker: tensorboard, wandb, trackio, another one that Accelerate knows, or none.",
+        may_change="always",
+    )
+
+    # the Hub; the token is the one of `hf auth login` or HF_TOKEN, never a setting
+    push_to_hub: bool = row(
+        False, "Whether to push the pipeline to the Hub at checkpoints and at the end.", may_change="always"
+    )
+    hub_model_id: str | None = row(
+        None,
+        "Repository to push to, user/name. Default: the name of output_dir.",
+        needs="push_to_hub",
+        may_change="always",
+    )
+    hub_private_repo: bool = row(True, "Whether the repository is private.", needs="push_to_hub", may_change="always")
+    hub_license: str | None = row(
+        None, "Licence of the weights as the Hub names it, such as apache-2.0.", may_change="always"
+    )
+
+    def __post_init__(self) -> None:
+        if True:  # interim
+            self._fill_in({name: rules.default for name, rules in rows(self).items() if rules.from_origin})
+        check(self)
+        self._check_combinations()
+
+    def _fill_in(self, values: dict[str, Any]) -> None:
+        """Give each setting that the user has left out its value."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+    def _check_combinations(self) -> None:
+        """Check what several settings decide together.
+
+        Raises:
+            ValueError: If settings contradict each other, or one has no effect because of the others.
+        """
+        if self.lr_scheduler not in LR_SCHEDULERS:
+            raise ValueError(f"lr_scheduler={self.lr_scheduler!r} is unknown: choose one of {', '.join(LR_SCHEDULERS)}")
+        if self.last_blocks is not None and self.lora_rank is not None:
+            raise ValueError("last_blocks and lora_rank each say what is trained: set one of them")
+        for decay in self.extra_ema_decays or []:
+            if not 0 <= decay < 1:
+                raise ValueError(f"extra_ema_decays has {decay}, which is outside [0, 1): the paper's decay is 0.9999")
+        if len(set(self.ema_decays)) < len(self.ema_decays):
+            raise ValueError(f"extra_ema_decays={self.extra_ema_decays} names a decay twice: leave one of them out")
+        if (self.checkpoints_milestone_steps or 0) % self.checkpointing_steps:
+            raise ValueError(
+                f"checkpoints_milestone_steps={self.checkpoints_milestone_steps} is no multiple of checkpointing_steps="
+                f"{self.checkpointing_steps}, and so names steps without a checkpoint: make it one"
+            )
+        if self.validation_labels == []:
+            raise ValueError("validation_labels=[] names no class: leave it out, or name some")
+        if self.objective is not None:
+            self._check_objective()
+
+    def _check_objective(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective={self.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+        in_use = OBJECTIVES[self.objective].fields_in_use(self.beta_schedule)
+        known = rows(self)
+        for name in known.keys() & set(Schedule.FIELDS) - in_use:
+            if (value := getattr(self, name)) not in (None, known[name].default):
+                raise ValueError(
+                    f"{name}={value!r} has no effect on objective={self.objective!r} with beta_schedule="
+                    f"{self.beta_schedule!r}: leave it out"
+                )
+        if self.validation_inference_steps > self.num_train_timesteps:
+            raise ValueError(
+                f"validation_inference_steps={self.validation_inference_steps} is above num_train_timesteps="
+                f"{self.num_train_timesteps}: lower it"
+            )
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Fields of `Schedule` that the settings give and the objective uses."""
+        in_use = OBJECTIVES[self.objective].fields_in_use(self.beta_schedule)
+        given = {name: getattr(self, name) for name in rows(self).keys() & in_use}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def ema_decays(self) -> list[float]:
+        """All decays, the pipeline's first."""
+        return [self.ema_decay, *(self.extra_ema_decays or [])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting by name, as `settings.yaml` and checkpoints hold them."""
+        return dataclasses.asdict(self)
+
+
+def card_names() -> dict[str, str]:
+    """Return the settings that a model card shows, by name, and what the card calls each."""
+    return {name: rules.card for name, rules in rows(TrainSettings).items() if rules.card}
