@@ -28,7 +28,8 @@ GROUND = {
 
 ROOMS = GROUND | {
     "configuration_dit", "modeling_dit", "pipeline_dit", "caches", "diffusion", "data", "generation", "evaluation",
-    "evaluation.run", "analysis", "conversion", "finetuning", "training", "training.run", "training.start", "cards",
+    "evaluation.run", "analysis", "conversion", "finetuning", "training", "training.run", "training.origin",
+    "training.start", "training.batches", "training.finish", "cards",
     "hub", "study",
 }  # fmt: skip
 
@@ -48,7 +49,10 @@ ALLOWED: dict[str, set[str]] = {
     "conversion": {"configuration_dit", "modeling_dit"},
     "finetuning": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
     "training": {"diffusion"},
-    "training.start": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
+    "training.origin": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
+    "training.start": {"diffusion", "configuration_dit", "modeling_dit", "finetuning"},
+    "training.batches": {"data"},
+    "training.finish": {"finetuning", "pipeline_dit", "cards", "hub"},
     "training.run": ROOMS | {PACKAGE},
     "cards": {"configuration_dit", "pipeline_dit", "analysis", "hub"},
     "hub": {"configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "cards", "files"},
