@@ -50,6 +50,7 @@ from .reporting.metrics import Meter
 from .reporting.previews import PreviewStopped, save_grid
 from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
+from .saving.checkpoint import Progress
 from .saving.lock import FolderLock
 from .saving.resume import resume
 from .settings import TrainSettings, parse_settings, read_yaml, rows
@@ -130,22 +131,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     folder.begin(settings, progress.step)
     folder.observer.on_model(assembly.model)
 
-    stream = ImageStream(
-        source,
-        batch_size=settings.train_batch_size,
-        resolution=settings.resolution,
-        random_flip=settings.random_flip,
-        num_jitters=settings.num_jitters,
-        seed=settings.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        start=Position(progress.epoch, progress.offset),
-        images_seen=progress.images_seen,
-        bad_images=progress.bad_images,
-        num_workers=settings.dataloader_num_workers,
-        max_bad_images=settings.max_bad_images,
-        worker_init=shield_worker,
-    )
+    stream = open_stream(settings, source, accelerator, progress)
     encoder = LatentEncoder(vae, settings.seed, settings.cache_latents)
     pipeline = None
     if accelerator.is_main_process:
@@ -201,6 +187,28 @@ def open_source(settings: TrainSettings) -> ImageSource:
     )
     settings.dataset_revision = source.revision
     return source
+
+
+def open_stream(
+    settings: TrainSettings, source: ImageSource, accelerator: Accelerator, progress: Progress
+) -> ImageStream:
+    """Return the images of this process, from the position on that the training has come to."""
+    return ImageStream(
+        source,
+        batch_size=settings.train_batch_size,
+        resolution=settings.resolution,
+        random_flip=settings.random_flip,
+        num_jitters=settings.num_jitters,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        start=Position(progress.epoch, progress.offset),
+        images_seen=progress.images_seen,
+        bad_images=progress.bad_images,
+        num_workers=settings.dataloader_num_workers,
+        max_bad_images=settings.max_bad_images,
+        worker_init=shield_worker,
+    )
 
 
 def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
