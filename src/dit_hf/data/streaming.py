@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..images import BadImage, decode_image
+from .bad_images import check_bad_images
 from .batches import BEGINNING, ImageBatch, Position, Skipped, merge_parts
 from .moments import unpack
 from .preparation import image_to_tensor, jitter, resize_and_crop
@@ -53,7 +54,7 @@ class ImageStream:
         images_seen: Number of images that all processes together have trained on before `start`.
         bad_images: Images that any process skipped before `start`, each with the reason.
         num_workers: Number of processes that prepare samples beside this one; 0 to prepare them here.
-        max_bad_images: Share of the images that may be skipped. One image may always be skipped, except if this is 0.
+        max_bad_images: Share of the images that may be skipped, see `allowed_bad_images`.
         worker_init: Function that each worker calls with its index when it starts.
         num_streams: Number of streams that the order is cut into. Default: `source.num_streams`.
         window: Number of rows that are shuffled together. Default: `source.window`.
@@ -146,14 +147,8 @@ class ImageStream:
         if isinstance(self.source, SequentialSource):  # whose number of images is not known
             images = max(self.images_seen, 1000)
         else:
-            images = self.source.group_sizes.sum()
-        share = self.max_bad_images * images
-        if len(self.bad_images) > (max(share, 1) if self.max_bad_images else 0):
-            listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad_images.items())[:5])
-            raise ValueError(
-                f"{len(self.bad_images)} images cannot be decoded, more than max_bad_images={self.max_bad_images} "
-                f"allows: {listed}. Mend or remove them, or allow more"
-            )
+            images = int(self.source.group_sizes.sum())
+        check_bad_images([f"{key}: {reason}" for key, reason in self.bad_images.items()], self.max_bad_images, images)
 
 
 class _Shares(IterableDataset):
