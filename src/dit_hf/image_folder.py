@@ -14,7 +14,7 @@ Example of a folder, and what becomes of each file:
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ SYSTEM_FOLDERS = {
     "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
     "lost+found",
 }  # fmt: skip
-OUTSIDE = "images outside the class folders"
+OUTSIDE = "outside the class folders"
 # Suffixes of pictures that are not read, and what to do about them.
 CONVERT = "convert them to PNG or JPEG"
 REMEDIES = dict.fromkeys(HEIC_SUFFIXES, HEIC_REMEDY) | dict.fromkeys(
@@ -72,11 +72,7 @@ class ImageFolder:
 
     def describe(self) -> str:
         """Say in one line how many images each class has, and in a second one what is left out."""
-        counts = Counter(self.labels or ())
-        listed = [f"{name} {counts[label]}" for label, name in enumerate(self.class_names[:CLASSES_LISTED])]
-        more = f" and {len(self.class_names) - CLASSES_LISTED} more" if len(self.class_names) > CLASSES_LISTED else ""
-        kinds = "class" if len(self.class_names) == 1 else "classes"
-        text = f"{self.root}: {len(self.names)} images of {len(self.class_names)} {kinds}: {', '.join(listed)}{more}"
+        text = f"{self.root}: {describe_classes(self.labels or (), self.class_names)}"
         left_out = [_count(number, kind) for kind, number in sorted(self.left_out.items())]
         return text + (f"\nleft out: {', '.join(left_out)}" if left_out else "")
 
@@ -106,6 +102,16 @@ def list_images(root: str | Path, only: Collection[str] | None = None) -> ImageF
     numbers = {name: label for label, name in enumerate(class_names)}
     labels = [numbers[name] for name in classes]
     return ImageFolder(root, in_folders, labels, class_names, sorted(set(files).difference(in_folders)))
+
+
+def describe_classes(labels: Sequence[int], class_names: Sequence[str]) -> str:
+    """Say how many images each class has, such as "3 images of 2 classes: cat 2, dog 1"."""
+    counts = Counter(labels)
+    listed = ", ".join(f"{name} {counts[label]}" for label, name in enumerate(class_names[:CLASSES_LISTED]))
+    more = f" and {len(class_names) - CLASSES_LISTED} more" if len(class_names) > CLASSES_LISTED else ""
+    images = "1 image" if len(labels) == 1 else f"{len(labels)} images"
+    classes = "1 class" if len(class_names) == 1 else f"{len(class_names)} classes"
+    return f"{images} of {classes}: {listed}{more}"
 
 
 def suffix_of(name: str) -> str:

@@ -1,11 +1,10 @@
 """A data set of single image files, each of which is read when it is needed."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..image_folder import ImageFolder
+from ..image_folder import ImageFolder, describe_classes
 from .labels import Classes
 from .revision import find_revision, short_names
 from .rows import FileRows, Rows
@@ -39,7 +38,7 @@ class FilesSource:
         self.paths, labels = [path for path, _ in rows], [label for _, label in rows]
         if not rows:
             raise ValueError(f"the data set has no row of the {len(classes.names)} classes asked for")
-        self.description = description or f"{len(rows)} images of {len(classes.names)} classes"
+        self.description = description or describe_classes(labels, classes.names)
         values = [{"bytes": None, "path": path} for path in self.paths]
         numbers = [(k, 0) for k in range(len(rows))]
         self._rows = FileRows([values], labels, numbers, names or short_names(self.paths))
@@ -58,9 +57,7 @@ class FilesSource:
                 names.append(name)
         description = folder.describe()
         if len(rows) < len(folder.names) or classes.names != folder.class_names:
-            counts = Counter(label for _, label in rows)
-            listed = ", ".join(f"{name} {counts[label]}" for label, name in enumerate(classes.names[:20]))
-            description += f"\nchosen: {len(rows)} images of {len(classes.names)} classes: {listed}"
+            description += f"\nchosen: {describe_classes([label for _, label in rows], classes.names)}"
         return cls(rows, classes, names, description)
 
     @property

@@ -39,7 +39,8 @@ class ImageStream:
 
     The content of a global batch depends on the source, `seed`, `batch_size * world_size` and `start` alone. An image
     that cannot be decoded is skipped: the next good image of its group of rows stands in for it, with its own label, so
-    that neither workers nor restarts change a batch. The batch lists the image in `skipped`.
+    that neither workers nor restarts change a batch. If a group has no good image, the first good one of the data set
+    stands in. The batch lists the image in `skipped`.
 
     Args:
         source: Images, from `open_images`.
@@ -185,7 +186,7 @@ class _Shares(IterableDataset):
         skipped: list[Skipped] = []
         for position, rows, row in share:
             mirrored, variant = self._draw_augmentation(position)
-            sample, row = self._load_next_good(rows, row, mirrored, variant, skipped)
+            sample, rows, row = self._load_next_good(rows, row, mirrored, variant, skipped)
             samples.append(sample)
             labels.append(rows.labels[row])
             identities.append((*rows.numbers[row], mirrored, variant))
@@ -207,14 +208,23 @@ class _Shares(IterableDataset):
 
     def _load_next_good(
         self, rows: Rows, row: int, mirrored: bool, variant: int, skipped: list[Skipped]
-    ) -> tuple[Tensor, int]:
-        """Load the sample of a row, or of the next row of its group that can be decoded; return that row too."""
-        for candidate in ((row + k) % len(rows) for k in range(len(rows))):
+    ) -> tuple[Tensor, Rows, int]:
+        """Load the sample of a row, or of the image that stands in for it; return where that image is, too."""
+        for group, candidate in self._stand_ins(rows, row):
             try:
-                return self._load(rows, candidate, mirrored, variant), candidate
+                return self._load(group, candidate, mirrored, variant), group, candidate
             except BadImage as error:
-                skipped.append(Skipped(rows.key(candidate), str(error)))
+                skipped.append(Skipped(group.key(candidate), str(error)))
         raise ValueError(f"none of the {len(rows)} images beside {skipped[0].key} can be decoded: {skipped[0].reason}")
+
+    def _stand_ins(self, rows: Rows, row: int) -> Iterator[tuple[Rows, int]]:
+        """Yield a row and the rows after it in its group, then those at the beginning of the data set.
+
+        A last group may hold a single image, and that one may be bad.
+        """
+        yield from ((rows, (row + k) % len(rows)) for k in range(len(rows)))
+        first = next(self.stream.source.read_part(0))
+        yield from ((first, k) for k in range(len(first)))
 
     def _load(self, rows: Rows, row: int, mirrored: bool, variant: int) -> Tensor:
         latents = self.stream.source.latents
