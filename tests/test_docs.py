@@ -101,6 +101,13 @@ def test_every_page_is_listed_in_the_index():
     assert pages <= set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
 
 
+def test_page_of_installation_names_every_extra():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    (extras,) = re.findall(r"^EXTRAS = (\{.*?^\})", setup, re.MULTILINE | re.DOTALL)
+    commands = re.findall(r'pip install "\.\[(\w+)\]"', (ROOT / "docs" / "install.md").read_text(encoding="utf-8"))
+    assert set(commands) == set(ast.literal_eval(extras)) - {"dev"}  # which `make install` installs
+
+
 def named_classes(text: str) -> set[str]:
     """Names of classes in calls and commands, written for the shipped model."""
     lists = re.findall(r"(?:class_labels=|\bpipe(?:line)?\(|nargs=2, default=)\[([^\]{]*)\]", text)

@@ -15,8 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from ...configuration_dit import PATCHES, SIZES
 from ..results import Row
-from ..selection import PATCHES, SIZES, Point, floor
+from ..selection import Point, floor
 
 PATCH_COLOURS = {8: "#0072B2", 4: "#E69F00", 2: "#D55E00"}
 SIZE_COLOURS = {"S": "#56B4E9", "B": "#009E73", "L": "#CC79A7", "XL": "#000000"}
