@@ -108,6 +108,16 @@ def test_page_of_installation_names_every_extra():
     assert set(commands) == set(ast.literal_eval(extras)) - {"dev"}  # which `make install` installs
 
 
+def test_errors_that_say_what_to_install_name_packages_that_setup_declares():
+    """A command such as `pip install 'dit-hf[lora]'` would not work in a checkout, and ".[lora]" nowhere else."""
+    declared = set(re.findall(r'^ +"([\w-]+)[>=]', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE))
+    declared |= set(re.findall(r'\["([\w-]+)>=', (ROOT / "setup.py").read_text(encoding="utf-8")))
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r"pip install ['\"]?([\w.-]+(?:\[\w+\])?)", text)}
+    assert {"peft", "deepspeed", "pillow-heif"} <= named
+    assert named - declared == {"dit-hf"}  # of code on the Hub, which runs without the package
+
+
 def named_classes(text: str) -> set[str]:
     """Names of classes in calls and commands, written for the shipped model."""
     lists = re.findall(r"(?:class_labels=|\bpipe(?:line)?\(|nargs=2, default=)\[([^\]{]*)\]", text)
