@@ -32,13 +32,14 @@ from .sampling.latents import (
     encode_source,
     first_latents,
     latent_size,
-    position_embeddings,
     put_back,
     read_images,
+    resized_positions,
 )
 from .sampling.schedulers import check_scheduler, noise_levels, set_timesteps, start_midway, step_arguments
 from .saved_code import IN_PACKAGE, import_for, update_json, write_code
 from .vae import vae_shrink_factor
+from .weight_files import refuse_two_forms, replaced_whole
 
 logger = logging.get_logger(__name__)
 
@@ -168,7 +169,7 @@ class DiTPipeline(DiffusionPipeline):
             sigmas: Falling noise levels in the scheduler's own terms, if it takes them.
             height: Height of the images in pixels; None for the trained one.
             width: Width of the images in pixels; None for the trained one.
-            position_policy: How to place patches at another size; see `DiTModel.resize_pos_embed`.
+            position_policy: How to place patches at another size; see `DiTModel.positions`.
             guide_model: Weaker DiT, trained less or smaller, whose answer guidance moves away from instead of the
                 answer for the null class (autoguidance, Karras et al. 2024, arXiv 2406.02507).
 
@@ -184,7 +185,7 @@ class DiTPipeline(DiffusionPipeline):
         size = latent_size(config, self.vae_scale_factor, height, width)
         models = [self.transformer, *([] if guide_model is None else [guide_model])]
         guidance = Guidance(guidance_scale, guidance_channels or self.config.guidance_channels, guide_model, config)
-        pos_embeds = position_embeddings(models, size, self.vae_scale_factor, position_policy)
+        positions = resized_positions(models, size, self.vae_scale_factor, position_policy)
         check_scheduler(scheduler, self.config.prediction_type, config.learn_sigma)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
@@ -201,7 +202,7 @@ class DiTPipeline(DiffusionPipeline):
         source = None if _source is None else self._encode_source(_source, shape)
         noise = draw_noise(shape, generator, latents, device)
         latents = first_latents(scheduler, noise, source, ts[:1])  # (B, C, H, W)
-        denoising = Denoising(self.transformer, scheduler, ts, labels, guidance, pos_embeds, self.conditioning_bytes)
+        denoising = Denoising(self.transformer, scheduler, ts, labels, guidance, positions, self.conditioning_bytes)
         first_bad = torch.full((), len(ts), device=device)
         for step, (t, denoise) in enumerate(zip(self.progress_bar(ts), denoising.steps(device), strict=True)):
             self.current_timestep = t
@@ -287,11 +288,13 @@ class DiTPipeline(DiffusionPipeline):
             return load(source, **kwargs)
         load_pipeline = import_for("from_pretrained", "dit_hf.conversion").load_pipeline
         if Path(source).exists():
+            for folder in Path(source).glob("*/"):
+                refuse_two_forms(folder, kwargs.get("variant"))
             return load_pipeline(cls, load, source, **kwargs)
         call = functools.partial(load_pipeline, cls, load, source, **kwargs)
         given = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
         hub = {name: kwargs[name] for name in given if kwargs[name] is not None}
-        pipeline = import_for("from_pretrained", "dit_hf.hub.errors").load_from_hub(str(source), call, **hub)
+        pipeline = import_for("from_pretrained", "dit_hf.hub.load").load_from_hub(str(source), call, **hub)
         import_for("from_pretrained", "dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
 
@@ -318,10 +321,12 @@ class DiTPipeline(DiffusionPipeline):
             )
         if kwargs.pop("push_to_hub", False):
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
-        if format == "dit_hf":
-            return super().save_pretrained(save_directory, *args, **kwargs)
-        conversion = import_for("format='diffusers'", "dit_hf.conversion")
-        conversion.save_for_diffusers(self, save_directory, *args, **kwargs)
+        with replaced_whole(Path(save_directory)) as folder:
+            if format == "dit_hf":
+                super().save_pretrained(folder, *args, **kwargs)
+            else:
+                conversion = import_for("format='diffusers'", "dit_hf.conversion")
+                conversion.save_for_diffusers(self, folder, *args, **kwargs)
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write the index so that it loads with and without the package, and the code; `save_pretrained` ends so."""

@@ -16,6 +16,7 @@ from datasets import Image as ImageFeature
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
+from dit_hf import network
 from dit_hf.data import retries
 from dit_hf.data.labels import Classes
 from dit_hf.data.retries import SourceError, retried
@@ -249,7 +250,7 @@ def test_passing_errors_are_tried_again_with_growing_pauses_and_others_are_not(m
     answers[:] = [ConnectionError("cut")] * 99
     with pytest.raises(SourceError, match=f"shard cannot be read after {retries.TRIES} tries: ConnectionError: cut"):
         retried(answer, "shard")
-    assert max(pauses) <= retries.MAX_WAIT_SECONDS
+    assert max(pauses) <= network.LONGEST_PAUSE
 
 
 def test_what_retries_say_holds_no_signature_of_an_address(monkeypatch, caplog):
@@ -267,7 +268,7 @@ def test_what_retries_say_holds_no_signature_of_an_address(monkeypatch, caplog):
 @pytest.mark.parametrize("fault", [ConnectionError, HTTPError])
 @pytest.mark.parametrize("times", [1, 3])
 def test_rows_that_are_read_in_turn_go_on_where_they_were_cut_again_and_again(fault, times, monkeypatch):
-    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     faults = [150, 5, 5][:times]  # the row at which the network fails, once more while it is read up to there again
 
     def examples():

@@ -37,7 +37,7 @@ class Denoising:
         timesteps: Timestep of each evaluation of the model (N,), in host memory.
         labels: Class id of each image, or None for each (B,).
         guidance: Guidance with its plan.
-        pos_embeds: Position embedding of the transformer, and of the guide model if there is one; None for their own.
+        positions: Positions of the transformer, and of the guide model if there is one; None for their own.
         conditioning_bytes: Most memory that precomputed conditionings may take.
     """
 
@@ -46,7 +46,7 @@ class Denoising:
     timesteps: Tensor
     labels: list[int] | list[None]
     guidance: Guidance
-    pos_embeds: list[Tensor | None]
+    positions: list[Any]
     conditioning_bytes: int
 
     def steps(self, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -95,12 +95,12 @@ class Denoising:
             x = self.scheduler.scale_model_input(x, t)
         with self._cache_context(step):
             batch = torch.cat([x, x]) if guidance.is_paired(step) else x
-            answer = _evaluate(model, batch, conditioning, self.pos_embeds[0])
+            answer = _evaluate(model, batch, conditioning, self.positions[0])
         if guidance.is_guided[step]:
             if guidance.guide_model is None:
                 cond, other = answer.chunk(2)  # (B, C or 2C, H, W)
             else:
-                cond, other = answer, _evaluate(guidance.guide_model, x, weak_conditioning, self.pos_embeds[1])
+                cond, other = answer, _evaluate(guidance.guide_model, x, weak_conditioning, self.positions[1])
             answer = guidance.combine(step, t, cond, other)
         return answer if takes_variance(self.scheduler, model.config.learn_sigma) else answer[:, : latents.shape[1]]
 
@@ -117,7 +117,7 @@ class Denoising:
         return CacheMixin.cache_context(cached, name, **where, timestep=self.timesteps[step])
 
 
-def _evaluate(model: PreTrainedModel, x: Tensor, conditioning: Any, pos_embed: Tensor | None) -> Tensor:
-    resized = {} if pos_embed is None else {"pos_embed": pos_embed}
+def _evaluate(model: PreTrainedModel, x: Tensor, conditioning: Any, positions: Any) -> Tensor:
+    resized = {} if positions is None else {"positions": positions}
     answer: Tensor = model(x.to(model.dtype), conditioning=conditioning, **resized).sample
     return answer.to(torch.float32, copy=True)  # a CUDA graph's next replay would overwrite it

@@ -70,16 +70,16 @@ def latent_size(config: Any, vae_scale_factor: int, height: int | None, width: i
     return size[0], size[1]
 
 
-def position_embeddings(
+def resized_positions(
     models: Sequence[PreTrainedModel], size: tuple[int, int], vae_scale_factor: int, policy: str | None
-) -> list[Tensor | None]:
-    """Return a position embedding (1, N, D) for each model; None for each if the size is the trained one.
+) -> list[Any]:
+    """Return the positions of each model at a size; None for each if the size is the trained one.
 
     Args:
         models: Models of one trained size.
         size: Height and width of the latents.
         vae_scale_factor: Number of pixels along one side of a latent pixel.
-        policy: "extend" or "interpolate", see `DiTModel.resize_pos_embed`; needed only at another size.
+        policy: "extend" or "interpolate", see `DiTModel.positions`; needed only at another size.
 
     Raises:
         ValueError: If the size is another one, and the policy is neither of the two.
@@ -93,7 +93,7 @@ def position_embeddings(
             f"images of {made} pixels from a model of {usual}: pass position_policy='extend' or 'interpolate', not "
             f"{policy!r}"
         )
-    return [on_its_device(model).resize_pos_embed(*size, policy) for model in models]
+    return [on_its_device(model).positions(*size, policy) for model in models]
 
 
 def check_noise(shape: tuple, generator: Any, latents: Tensor | None, device: torch.device) -> Generators:

@@ -7,6 +7,7 @@ The same command again goes on from the newest checkpoint.
 
 import contextlib
 import copy
+import dataclasses
 import importlib
 import json
 import logging
@@ -24,7 +25,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, SchedulerMixin
 
-from ..cards.pipeline import write_training_card
+from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig, PaperSize
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
@@ -43,7 +44,7 @@ from .loop import KeyedDraws, LatentBatch, train_steps
 from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
-from .processes.signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, leave, shield_worker
+from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave, shield_worker
 from .reporting.distances import Distance
 from .reporting.loss_curve import plot_losses
 from .reporting.metrics import Meter
@@ -52,7 +53,7 @@ from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .settings import TrainSettings, parse_settings, read_yaml, rows
+from .settings import TrainSettings, card_names, parse_settings, read_yaml, rows
 from .start import InitialModel, adapt_to_data, check_origin, load_origin
 from .trainer import Trainer
 
@@ -70,7 +71,8 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
     Raises:
         ValueError: if the settings do not fit the data, the VAE or the checkpoint that the run would go on from, if
             another run is in the folder, or if fewer processes started than the launcher was asked for.
-        Preempted: on SIGTERM or SIGUSR1, once a checkpoint is saved.
+        Preempted: If the run was asked to stop by a signal or by `stop`, once a checkpoint is saved.
+        KeyboardInterrupt: At a second Ctrl-C, without a checkpoint.
         FloatingPointError: after `max_skipped_steps` in a row whose loss or gradient is not finite.
         MemoryError: if a step does not fit the device's memory.
     """
@@ -84,7 +86,7 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
         except BaseException as error:
             is_agreed = isinstance(error, Preempted)  # by all processes; the others' ends are not waited for otherwise
             if folder.has_begun and accelerator.is_main_process:
-                received = {"signal": stop.received.name, "exit_code": EXIT_CODE} if stop.received else {}
+                received = {"signal": stop.received.name, "exit_code": stop.exit_code} if stop.received else {}
                 state, reason = "preempted" if is_agreed else "failed", str(error) or repr(error)
                 folder.status.write(state, step=folder.checkpoints.newest_step, reason=reason, **received)
             if is_agreed or accelerator.num_processes == 1:
@@ -99,19 +101,12 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings)
-    push = start_push(settings, accelerator)
+    card = TrainingCard(folder.path, dataclasses.asdict(settings), card_names())
+    push = start_push(settings, accelerator, card)
 
     source = open_source(settings)
     class_names = source.classes.names
-    vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path).to(accelerator.device)
-    if source.latents:
-        check_latents(
-            source.latents,
-            vae,
-            resolution=settings.resolution,
-            random_flip=settings.random_flip,
-            num_jitters=settings.num_jitters,
-        )
+    vae = load_vae(settings, source).to(accelerator.device)
     objective = make_objective(settings)
     start = make_model(settings, vae, objective, class_names)
     model = start.model
@@ -175,7 +170,7 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
     work.refresh_pipeline()
     if pipeline is not None:
         with folder.observer.phase("finish"):
-            finish(work, pipeline)
+            finish(work, pipeline, card)
     return folder.path / "pipeline"
 
 
@@ -202,12 +197,26 @@ def open_source(settings: TrainSettings) -> ImageSource:
     return source
 
 
-def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
+def load_vae(settings: TrainSettings, source: ImageSource) -> AutoencoderKL:
+    """Load the VAE, and check that latents in the data set are those that the VAE makes with these settings."""
+    vae = AutoencoderKL.from_pretrained(settings.vae_name_or_path)
+    if source.latents:
+        check_latents(
+            source.latents,
+            vae,
+            resolution=settings.resolution,
+            random_flip=settings.random_flip,
+            num_jitters=settings.num_jitters,
+        )
+    return vae
+
+
+def start_push(settings: TrainSettings, accelerator: Accelerator, card: TrainingCard) -> BackgroundPush | None:
     """Check that the pipeline may be pushed, before anything is computed; None on other processes or if not asked."""
     if not (settings.push_to_hub and accelerator.is_main_process):
         return None
     repo_id = settings.hub_model_id or Path(settings.output_dir).resolve().name
-    return BackgroundPush(repo_id, private=settings.hub_private_repo)
+    return BackgroundPush(repo_id, card, private=settings.hub_private_repo)
 
 
 def make_objective(settings: TrainSettings) -> Objective:
@@ -358,7 +367,7 @@ def make_meter(accelerator: Accelerator, model: DiTModel) -> Meter:
     return Meter(accelerator, flops, device_peak(name, accelerator.mixed_precision))
 
 
-def finish(work: Trainer, pipeline: DiTPipeline) -> None:
+def finish(work: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
     """Save the pipeline with the EMA weights, load it back as a user would, sample it, draw the loss curve, push.
 
     Raises:
@@ -367,16 +376,17 @@ def finish(work: Trainer, pipeline: DiTPipeline) -> None:
     settings, path, push = work.settings, work.folder.path, work.push
     work.wait_for_push()  # it reads the folder
     if settings.lora_rank:
-        save_lora(pipeline.transformer, path / "adapter", pipeline.config.id2label, settings.init_from)
+        names, base = pipeline.config.id2label, settings.init_from
+        save_lora(pipeline.transformer, path / "adapter", names, base, license=settings.hub_license)
     pipeline = merged(pipeline)
-    save_training_pipeline(pipeline, path, settings.hub_license)
+    save_training_pipeline(pipeline, path, card)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
         save_grid(work.folder.previews.draw(loaded, lambda: bool(work.stop)), path / "samples.png")
     except PreviewStopped as error:
         raise Preempted("asked to stop at the end of the training") from error
     plot_losses(path / "metrics.jsonl", path / "loss.png")
-    write_training_card(pipeline, path / "pipeline", path, settings.hub_license)
+    card.write(pipeline, path / "pipeline")
     if push:
         push.start(path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
         work.wait_for_push()
@@ -387,16 +397,21 @@ def finish(work: Trainer, pipeline: DiTPipeline) -> None:
 def main(
     arguments: list[str] | None = None, *, observer: Observer | None = None, stop: StopRequest | None = None
 ) -> None:
-    """Read the settings and run; a wrong setting ends with one line and exit code 1, a request to stop with 143."""
+    """Read the settings and run.
+
+    A wrong setting ends with one line and exit code 1, a request to stop with the codes of `signals.EXIT_CODES`.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
+    stop = StopRequest() if stop is None else stop
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments), observer=observer, stop=stop)
     except Preempted as stopped:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # a second one comes too late
-        logger.info(f"{stopped}; exit code {EXIT_CODE}")
-        leave(EXIT_CODE)
+        logger.info(f"{stopped}; exit code {stop.exit_code}")
+        leave(stop.exit_code)
+    except KeyboardInterrupt:
+        logger.info("ended at once, without a checkpoint; the same command goes on from the newest one")
+        leave(EXIT_CODES[signal.SIGINT])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         sys.exit(f"error: {rank}{error}")
