@@ -138,7 +138,8 @@ def test_other_settings_are_refused_by_name_when_a_run_goes_on(tiny: Path, finis
         (["--model_overrides", "{hidden"], "no JSON object"),
         (["--model_overrides", "[1]"], r"\[1\]' is no JSON object"),
         (["--max_grad_norm", "0"], "max_grad_norm=0.0"),
-        (["--report_to", "tensorbord"], "report_to='tensorbord' is not installed: choose one of none, "),
+        (["--report_to", "tensorbord"], "report_to='tensorbord' is unknown: choose one of none, "),
+        (["--report_to", "dvclive"], "'dvclive' is not installed: run `pip install dvclive`, or choose one of none, "),
         (["--model", "DiT-M/2"], "unknown size 'DiT-M/2'"),
     ],
 )
