@@ -1,6 +1,8 @@
 """The command line, run as a user runs it, on a tiny saved pipeline."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from typer.testing import CliRunner
 
 import dit_hf
 from dit_hf import cli
-from dit_hf.generation.generate import image_seed
+from dit_hf.cli.generate import parse_labels
+from dit_hf.cli.study import parse_seeds
+from dit_hf.generation import image_seed
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,50 @@ def test_version_is_the_package_version():
     assert result.output == f"dit-hf {dit_hf.__version__}\n"
 
 
+HEAVY = {"torch", "transformers", "diffusers", "datasets", "accelerate", "huggingface_hub", "numpy", "PIL"}
+AS_THE_COMMAND = """
+import sys
+sys.argv = ["/somewhere/bin/dit-hf", *sys.argv[1:]]
+from dit_hf.cli import main
+try:
+    main()
+finally:
+    print("modules:", *sys.modules)
+"""
+
+
+def modules_after(code: str, *arguments: str) -> set[str]:
+    """Top-level modules that a new interpreter has imported after it ran code which prints them."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("modules: ")]
+    return {name for name in line.split()[1:] if "." not in name}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], [], ["no-such-command"], ["generate", "--help"], ["generate", "model", "--sed", "1"]],
+    ids=" ".join,
+)
+def test_help_version_and_typing_errors_come_without_heavy_imports(arguments: list[str]):
+    assert not HEAVY & modules_after(AS_THE_COMMAND, *arguments)
+
+
+def test_command_that_works_knows_dit_among_the_auto_classes():
+    checked = AS_THE_COMMAND.replace(
+        "finally:", "finally:\n    from transformers import AutoConfig as A; A.for_model('dit')"
+    )
+    assert {"torch", "transformers"} <= modules_after(checked, "flops")
+
+
+def test_import_of_the_package_alone_registers_the_auto_classes():
+    code = "import sys, dit_hf; from transformers import AutoConfig, AutoModel\n"
+    code += "config = AutoConfig.for_model('dit', hidden_size=8, num_attention_heads=2, num_hidden_layers=1)\n"
+    code += "print('modules:', type(AutoModel.from_config(config)).__name__)"
+    assert modules_after(code) == {"DiTModel"}
+
+
 @pytest.mark.parametrize("command", [command.callback.__name__ for command in cli.app.registered_commands])
 def test_every_command_has_help_with_an_example(command: str):
     result = CliRunner().invoke(cli.app, [command, "--help"])
@@ -57,7 +105,7 @@ def test_every_command_has_help_with_an_example(command: str):
 
 
 def test_labels_are_ids_and_names():
-    assert cli._parse_labels(" 3, sea cow,12,") == [3, "sea cow", 12]
+    assert parse_labels(" 3, sea cow,12,") == [3, "sea cow", 12]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +166,10 @@ def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path)
         (["MODEL", "--class-labels", "3"], "outside 0..2"),
         (["MODEL", "--class-labels", "0", "--output", "out.xyz"], "no image format"),
         (["MODEL", "--class-labels", "0", "--output", "out.psd"], "no image format that can be written"),
-        (["MODEL", "--class-labels", "0", "--num-images", "2"], "--num-images counts all: use --num-images-per-label"),
+        (
+            ["MODEL", "--class-labels", "0", "--num-images", "2"],
+            "--num-images counts all images: use --num-images-per-label",
+        ),
         (["MODEL", "--num-images-per-label", "2"], "--num-images-per-label needs --class-labels: use --num-images"),
         (["MODEL", "--labels", "random"], "give --output-dir or --npz too"),
         (["MODEL", "--npz", "a.npz", "--output", "a.png"], "--output is for one file"),
@@ -173,12 +224,12 @@ def test_table_of_a_file_without_metrics_is_refused(
 def test_seeds_of_a_study_are_whole_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ):
-    assert cli._parse_seeds("2, 0") == (2, 0)
+    assert parse_seeds("2, 0") == (2, 0)
     assert run_main(monkeypatch, "study", str(tmp_path), "--seeds", "0;1", "--plan") == 1
     assert "--seeds '0;1': write whole numbers" in capsys.readouterr().err
 
 
-def test_help_tells_defaults_and_choices_as_they_are_written(monkeypatch: pytest.MonkeyPatch):
+def test_help_shows_defaults_and_choices_as_they_are_written(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "140")
     generate, convert = (CliRunner().invoke(cli.app, [name, "--help"]).output for name in ("generate", "convert"))
     assert all(f"[default: ({default})]" in generate for default in ("out.png", "1", "32"))

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+
+from dit_hf import cli
 
 ROOT = Path(__file__).parents[1]
 MAP = ROOT / "docs" / "paper_to_code.md"
 
 NOT_OURS = {"build", "dist", "out", "demo", "shared", "__pycache__"}  # folders that git ignores or that are no part
-TEXT = {"", ".cff", ".in", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml"}
-# Written in pieces, as this file is held to the rule too.
-PRIVATE = ["/" + "work/", "shared/" + "FACTS", "shared/" + "HOUSE"]
+# Paths of a developer's machine, and registries. Written in pieces, since this file is held to the rule too.
+PRIVATE = ["/" + "work/", "/" + "root/", "/" + "tmp/wt", "shared/" + "FACTS", "shared/" + "HOUSE"]
 REGISTRIES = [name + ".org" for name in ("pypi", "pythonhosted", "npmjs", "debian")]
 
 ISSUE_NUMBER = re.compile(r"\b[Ii]ssue #?\d{1,2}\b")  # of this project; other projects' have more digits
@@ -24,16 +26,16 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 ROW = re.compile(r"^\|.*\]\((?P<file>[^)]+\.py)\) \| (?P<symbols>`.*`) \|$", re.MULTILINE)
 
 
-def public_files(suffixes: set[str]) -> Iterator[Path]:
+def public_files(suffix: str = "") -> Iterator[Path]:
+    """Files of the repository whose name ends with a suffix."""
     for folder, folders, names in os.walk(ROOT):
         here = Path(folder)
         folders[:] = [
             name
             for name in folders
-            if name not in NOT_OURS and not name.endswith(".egg-info") and (name == ".ci" or not name.startswith("."))
+            if name not in NOT_OURS and not name.endswith(".egg-info") and not re.match(r"\.(?!ci$|github$)", name)
         ]
-        # in a worktree .git is a file
-        yield from (here / name for name in names if Path(name).suffix in suffixes and name != ".git")
+        yield from (here / name for name in names if name.endswith(suffix) and name != ".git")  # a file in a worktree
 
 
 def assigned_names(node: ast.stmt) -> Iterator[str]:
@@ -78,7 +80,8 @@ def broken_links(page: Path) -> list[str]:
 
 
 def private_words(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
+    text = "" if b"\0" in content else content.decode()  # images, weights and arrays hold zeros
     return [word for word in [*PRIVATE, *REGISTRIES] if word in text] + ISSUE_NUMBER.findall(text)
 
 
@@ -92,13 +95,50 @@ def test_every_row_of_the_map_is_read():
 
 
 def test_relative_links_lead_somewhere():
-    broken = {str(page.relative_to(ROOT)): broken_links(page) for page in public_files({".md"})}
+    broken = {str(page.relative_to(ROOT)): broken_links(page) for page in public_files(".md")}
     assert {page: links for page, links in broken.items() if links} == {}
 
 
 def test_every_page_is_listed_in_the_index():
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert pages <= set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+
+
+def test_list_for_assistants_names_every_page_and_leads_somewhere():
+    text = (ROOT / "llms.txt").read_text(encoding="utf-8")
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - {"docs/index.md"} <= set(LINK.findall(text))
+    assert broken_links(ROOT / "llms.txt") == []
+    commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert set(re.findall(r"`(?:dit-hf )?(\w+)`", text.partition("The commands are")[2].partition(";")[0])) == commands
+
+
+def test_forms_of_issues_are_sound():
+    """The fields of GitHub's issue forms: https://docs.github.com/communities (syntax for issue forms)."""
+    forms = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / ".github").rglob("*.yml")]
+    forms = [form for form in forms if "contact_links" not in form]
+    assert len(forms) == 2
+    for form in forms:
+        assert {"name", "description", "body"} <= set(form) <= {"name", "description", "body", "labels"}
+        for part in form["body"]:
+            assert part["type"] in {"textarea", "input"}
+            assert part["attributes"]["label"]
+
+
+def test_page_of_installation_names_every_extra():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    (extras,) = re.findall(r"^EXTRAS = (\{.*?^\})", setup, re.MULTILINE | re.DOTALL)
+    commands = re.findall(r'pip install "\.\[(\w+)\]"', (ROOT / "docs" / "install.md").read_text(encoding="utf-8"))
+    assert set(commands) == set(ast.literal_eval(extras)) - {"dev"}  # which `make install` installs
+
+
+def test_errors_that_say_what_to_install_name_packages_that_setup_declares():
+    """A command such as `pip install 'dit-hf[lora]'` would not work in a checkout, and ".[lora]" nowhere else."""
+    declared = set(re.findall(r'^ +"([\w-]+)[>=]', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE))
+    declared |= set(re.findall(r'\["([\w-]+)>=', (ROOT / "setup.py").read_text(encoding="utf-8")))
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r"pip install ['\"]?([\w.-]+(?:\[\w+\])?)", text)}
+    assert {"peft", "deepspeed", "pillow-heif"} <= named
+    assert named - declared == {"dit-hf"}  # of code on the Hub, which runs without the package
 
 
 def named_classes(text: str) -> set[str]:
@@ -112,14 +152,18 @@ def named_classes(text: str) -> set[str]:
 def test_classes_that_examples_name_are_those_of_the_shipped_model():
     index = json.loads((ROOT / "examples" / "assets" / "dit-emoji" / "model_index.json").read_text(encoding="utf-8"))
     known = {name.strip() for label in index["id2label"].values() for name in label.split(",")}
-    pages = [ROOT / "README.md", ROOT / "src" / "dit_hf" / "cli.py", ROOT / "examples" / "interpolate_dit.py"]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "src" / "dit_hf" / "cli" / "generate.py",
+        ROOT / "examples" / "interpolate_dit.py",
+    ]
     named = {page.name: named_classes(page.read_text(encoding="utf-8")) for page in [*pages, ROOT / "docs/sampling.md"]}
     assert all(named.values())
     assert {page: names - known for page, names in named.items() if names - known} == {}
 
 
 def test_no_public_file_names_what_is_private():
-    found = {str(path.relative_to(ROOT)): private_words(path) for path in public_files(TEXT)}
+    found = {str(path.relative_to(ROOT)): private_words(path) for path in public_files()}
     assert {path: words for path, words in found.items() if words} == {}
 
 
@@ -147,3 +191,7 @@ def test_checker_of_links_finds_the_broken_one(tmp_path: Path):
 def test_checker_of_words_finds_a_private_path(tmp_path: Path):
     (tmp_path / "a.md").write_text("see /" + "work/main and files.pythonhosted" + ".org")
     assert private_words(tmp_path / "a.md") == [PRIVATE[0], REGISTRIES[1]]
+    (tmp_path / "a.csv").write_text("path\n/" + "root/images\n")
+    assert private_words(tmp_path / "a.csv") == [PRIVATE[1]]
+    (tmp_path / "a.npz").write_bytes(b"\0\xff/" + b"root/images")
+    assert private_words(tmp_path / "a.npz") == []

@@ -1,10 +1,14 @@
-"""Where a number comes from: the commit of this code, and the hardware that computed the number."""
+"""Where a number comes from: the commit of this code, versions, hardware, and the hash of a model's weights."""
 
+import hashlib
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 
 def _git(*arguments: str) -> str:
@@ -37,3 +41,32 @@ def hardware(device: torch.device) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a number depends on besides its settings: versions, commit and hardware, as JSON can hold it.
+
+    Args:
+        device: The device that computes.
+    """
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": version("numpy"),
+        "commit": commit(),
+        "hardware": hardware(device),
+    }
+
+
+def weights_sha256(*modules: nn.Module | None) -> str:
+    """Return one SHA-256 of the names, types, shapes and bytes of all weights and buffers, in hexadecimal.
+
+    Args:
+        *modules: The modules in their order; None is passed over.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items() if module is not None else ():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

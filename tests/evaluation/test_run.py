@@ -85,9 +85,9 @@ def test_model_is_sampled_measured_and_its_card_written(model, files, monkeypatc
     assert f"{fd:.4f}" in printed
     samples = result["settings"]["samples"]
     assert [each["seed"] for each in samples] == [5, 6]
-    told = {"label_scheme": "balanced", "num_inference_steps": 2, "guidance_scale": 1.0, "scheduler": "DDIMScheduler",
-            "rounding": "nearest", "num_images": 20, "model": model}  # fmt: skip
-    assert told.items() <= samples[0].items()
+    expected = {"label_scheme": "balanced", "num_inference_steps": 2, "guidance_scale": 1.0, "rounding": "nearest"}
+    expected |= {"scheduler": "DDIMScheduler", "num_images": 20, "model": model}
+    assert expected.items() <= samples[0].items()
     assert np.mean(result["settings"]["each"]["fd"]) == pytest.approx(fd)
     assert result["spread"]["fd"] == pytest.approx(np.std(result["settings"]["each"]["fd"], ddof=1))
     written = ModelCard.load(card)
@@ -119,11 +119,11 @@ def test_one_seed_gives_the_images_that_generate_writes(model, files, monkeypatc
 
 def test_batches_of_a_model_carry_their_own_labels(model):
     pipeline = DiTPipeline.from_pretrained(model)
-    batches, about = run.model_batches(pipeline, 20, seed=1, batch_size=6, num_inference_steps=1, guidance_scale=1.0)
+    batches, settings = run.model_batches(pipeline, 20, seed=1, batch_size=6, num_inference_steps=1, guidance_scale=1.0)
     found = [labels for _, labels in batches]
     assert [len(labels) for labels in found] == [6, 6, 6, 2]
     assert np.concatenate(found).tolist() == draw_labels("random", 20, 3, 1)
-    assert about["latents"] == 3
+    assert settings["latents"] == 3
 
 
 def test_each_seed_and_the_reference_have_their_own_folder(model, files, monkeypatch, capsys, tmp_path):
@@ -136,7 +136,7 @@ def test_each_seed_and_the_reference_have_their_own_folder(model, files, monkeyp
 
 
 def test_extractor_in_a_file_gets_its_weights():
-    assert run.open_extractor(TINY, "other")[1].name == "other"
+    assert run.open_extractor(TINY, "other").name == "other"
 
 
 def test_statistics_are_saved_of_as_many_images_as_asked(files, monkeypatch, capsys, tmp_path, extractor):
@@ -166,12 +166,12 @@ def test_saved_statistics_serve_as_a_reference(files, monkeypatch, capsys, tmp_p
 
 def test_file_of_images_is_not_cropped(files):
     with pytest.raises(ValueError, match=r"holds images of \(8, 8\), which are not cropped: leave out resolution=5"):
-        run.open_source(str(files / "samples.npz"), batch_size=64, resolution=5)
+        run.open_source(str(files / "samples.npz"), run.SourceOptions(resolution=5))
 
 
 def test_data_set_is_streamed_and_cropped(monkeypatch, capsys, files):
     emoji = Path(__file__).parents[2] / "examples" / "assets" / "emoji"
-    [images, labels] = next(iter(run.open_source(str(emoji), batch_size=5, resolution=32, split="validation")))
+    [images, labels] = next(iter(run.open_source(str(emoji), run.SourceOptions(5, 32, "validation"))))
     assert images.shape == (5, 32, 32, 3)
     assert len(labels) == 5
     options = ["--samples", emoji, "--split", "validation", "--resolution", "8", "--num-images", "30"]

@@ -1,6 +1,15 @@
-"""Drawing many images from a pipeline, over any number of processes, resumable."""
+"""Drawing many images from a model, by any number of processes; a run that was killed goes on by the same call."""
 
+from .batches import iterate_batches
+from .draws import draw_labels, image_seed
 from .from_pipeline import generate_with_pipeline, pipeline_sampler
-from .generate import draw_labels, generate_images, iterate_batches
+from .generate import generate_images
 
-__all__ = ["draw_labels", "generate_images", "generate_with_pipeline", "iterate_batches", "pipeline_sampler"]
+__all__ = [
+    "draw_labels",
+    "generate_images",
+    "generate_with_pipeline",
+    "image_seed",
+    "iterate_batches",
+    "pipeline_sampler",
+]

@@ -1,4 +1,4 @@
-"""A pipeline as the sampler that `generate` takes, its settings as JSON, and the labels that a user names."""
+"""Many images from a `DiTPipeline`: the pipeline as a sampler, its settings as JSON, and the labels a user asks for."""
 
 import math
 from pathlib import Path
@@ -7,24 +7,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..evaluation.features.extractors import weights_sha256
-from .generate import Sampler, draw_labels, generate_images, start_inference_accelerator
+from ..distributed import start_inference_accelerator
+from ..provenance import weights_sha256
+from .batches import Sampler
+from .draws import draw_labels
+from .generate import generate_images
 
 
 def pipeline_sampler(pipeline: Any, **arguments: Any) -> Sampler:
-    """Let a pipeline draw batches.
+    """Return the function that draws batches with a pipeline.
 
     Args:
-        pipeline: a `DiTPipeline`; its progress bar is switched off.
-        **arguments: for each call, such as `guidance_scale`.
+        pipeline: `DiTPipeline`. Its progress bar is switched off.
+        **arguments: Arguments of each call of the pipeline, such as `guidance_scale`.
 
     Returns:
-        A function from labels and generators to uint8 (B, H, W, 3): 255 times the image, rounded to nearest.
+        Function from labels and generators to uint8 (B, H, W, 3): 255 times the image, rounded to nearest.
     """
     pipeline.set_progress_bar_config(disable=True)
 
     def sample(labels: list[int] | None, generators: list[torch.Generator]) -> np.ndarray:
-        # without classes the number of images has to be said, with classes the labels say it
+        # An unconditional pipeline needs the number of images; with classes the labels imply it.
         count = {"num_images": len(generators)} if labels is None else {"class_labels": labels}
         images = pipeline(**count, generator=generators, output_type="np", **arguments).images  # (B, H, W, 3) in [0, 1]
         return (images * 255).round().astype(np.uint8)
@@ -33,7 +36,12 @@ def pipeline_sampler(pipeline: Any, **arguments: Any) -> Sampler:
 
 
 def pipeline_settings(pipeline: Any, **arguments: Any) -> dict[str, Any]:
-    """All that a pipeline's images depend on, besides seed and labels, as JSON can hold it."""
+    """Return all that a pipeline's images depend on besides seed and labels, as JSON can hold it.
+
+    Args:
+        pipeline: `DiTPipeline`.
+        **arguments: Arguments of each call of the pipeline, such as `guidance_scale`.
+    """
     config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     config = {name: str(value) if value in (math.inf, -math.inf) else value for name, value in config.items()}
     return {
@@ -49,47 +57,59 @@ def pipeline_settings(pipeline: Any, **arguments: Any) -> dict[str, Any]:
 
 
 def choose_labels(pipeline: Any, labels: str | None, num_images: int | None, seed: int) -> tuple[list[int] | None, int]:
-    """Turn what a user asks for into a class for each image, None without classes, and the number of images.
+    """Return the class of each image, or None without classes, and the number of images.
 
     Args:
-        pipeline: knows the classes.
-        labels: "random", "balanced", or a text file with an id or a name on each line; None is "random" with classes.
-        num_images: how many; None is as many as the file has lines.
-        seed: of the random ones.
+        pipeline: `DiTPipeline`, which knows the classes.
+        labels: `random`, `balanced`, or a text file with a class id or name on each line. None is `random` if the model
+            has classes.
+        num_images: Number of images. None takes the number of lines of the file.
+        seed: Seed of random labels.
 
     Raises:
-        ValueError: for a label that is none, or for numbers that do not fit.
+        ValueError: If the labels or the number of images do not fit the model or each other.
     """
     num_classes = pipeline.transformer.config.num_classes
     if not num_classes and labels is not None:
         raise ValueError(f"labels={labels!r}: the model is unconditional, leave the labels out")
     if labels not in (None, "random", "balanced"):
-        return _read_labels(pipeline, Path(labels), num_images)
+        ids = _read_labels(pipeline, Path(labels))
+        if num_images not in (None, len(ids)):
+            raise ValueError(f"{labels} has {len(ids)} labels for num_images={num_images}: give one for each image")
+        return ids, len(ids)
     if num_images is None:
-        raise ValueError("num_images is missing: say how many images to draw, or give a file of labels")
+        raise ValueError("num_images is missing: give the number of images to draw, or a file of labels")
     if num_images < 1:
         raise ValueError(f"num_images={num_images}: pass a whole number of at least 1")
     return (draw_labels(labels or "random", num_images, num_classes, seed) if num_classes else None), num_images
 
 
-def _read_labels(pipeline: Any, file: Path, num_images: int | None) -> tuple[list[int], int]:
+def _read_labels(pipeline: Any, file: Path) -> list[int]:
     if not file.is_file():
         raise ValueError(
             f"labels={str(file)!r}: choose from random, balanced, or a text file with a label on each line"
         )
     num_classes = pipeline.transformer.config.num_classes
     ids: list[int] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        label = line.strip()
+    for number, label in _read_lines(file):
         try:
             ids += [int(label)] if label.isdecimal() else pipeline.get_label_ids(label)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from error
         if not 0 <= ids[-1] < num_classes:
             raise ValueError(f"{file}, line {number}: label {label} is outside 0..{num_classes - 1}")
-    if not ids or num_images not in (None, len(ids)):
-        raise ValueError(f"{file} has {len(ids)} labels for num_images={num_images}: it must have one for each image")
-    return ids, len(ids)
+    if not ids:
+        raise ValueError(f"{file} has no labels: write a class id or name on each line")
+    return ids
+
+
+def _read_lines(file: Path) -> list[tuple[int, str]]:
+    """Return the number and the text of each line that is not empty."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8 ({error}): save it in that encoding") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def generate_with_pipeline(
@@ -102,19 +122,23 @@ def generate_with_pipeline(
     batch_size: int = 32,
     **arguments: Any,
 ) -> Path:
-    """Draw many images with a pipeline, which each process moves to its device; see `generate_images`.
+    """Draw many images with a pipeline, which each process moves to its own device; see `generate_images`.
 
     Args:
-        pipeline: a `DiTPipeline`.
-        output: a new folder, or a file that ends in `.npz`.
-        num_images: how many; None is as many as the file of labels has lines.
-        labels: "random", "balanced", or a text file with an id or a name on each line.
-        seed: of all images.
-        batch_size: on each process.
-        **arguments: for each call of the pipeline, such as `guidance_scale`.
+        pipeline: `DiTPipeline`.
+        output: New folder, or file that ends in `.npz`.
+        num_images: Number of images. None takes the number of lines of the file of labels.
+        labels: `random`, `balanced`, or a text file with a class id or name on each line. None is `random` if the model
+            has classes.
+        seed: Seed of the noise and of random labels.
+        batch_size: Number of images that each process draws at once.
+        **arguments: Arguments of each call of the pipeline, such as `guidance_scale`.
+
+    Returns:
+        The folder or file.
 
     Raises:
-        ValueError: for an argument outside its limits, or when the output was begun with other settings.
+        ValueError: If an argument is outside its limits, or if the output was begun with other settings.
     """
     ids, num_images = choose_labels(pipeline, labels, num_images, seed)
     settings = {"labels": labels or ("random" if ids else None), **pipeline_settings(pipeline, **arguments)}

@@ -2,7 +2,7 @@
 
 from accelerate.logging import get_logger
 
-from ..cards.pipeline import write_training_card
+from ..cards.training import TrainingCard
 from ..finetuning import merged, save_lora
 from ..hub.background import save_training_pipeline
 from ..pipeline_dit import DiTPipeline
@@ -14,8 +14,13 @@ from .trainer import Trainer
 logger = get_logger("dit_hf.training")
 
 
-def finish(trainer: Trainer, pipeline: DiTPipeline) -> None:
+def finish(trainer: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
     """Save the pipeline with the averaged weights, sample it, draw the loss curve, and push.
+
+    Args:
+        trainer: Training that has ended.
+        pipeline: Pipeline with the averaged weights.
+        card: Model card of the training.
 
     Raises:
         Preempted: If the training is asked to stop meanwhile; the same command again finishes.
@@ -23,16 +28,17 @@ def finish(trainer: Trainer, pipeline: DiTPipeline) -> None:
     settings, path, push = trainer.settings, trainer.folder.path, trainer.push
     trainer.wait_for_push()  # a push that runs reads the folder
     if settings.lora_rank:
-        save_lora(pipeline.transformer, path / "adapter", pipeline.config.id2label, settings.init_from)
+        names, base = pipeline.config.id2label, settings.init_from
+        save_lora(pipeline.transformer, path / "adapter", names, base, license=settings.hub_license)
     pipeline = merged(pipeline)
-    save_training_pipeline(pipeline, path, settings.hub_license)
+    save_training_pipeline(pipeline, path, card)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
     try:
         save_grid(trainer.folder.previews.draw(loaded, lambda: bool(trainer.stop)), path / "samples.png")
     except PreviewStopped as error:
         raise Preempted("asked to stop at the end of the training") from error
     plot_losses(path / "metrics.jsonl", path / "loss.png")
-    write_training_card(pipeline, path / "pipeline", path, settings.hub_license)
+    card.write(pipeline, path / "pipeline")
     if push:
         push.start(path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
         trainer.wait_for_push()

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 
+from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
 from ..diffusion import Objective
@@ -36,14 +37,14 @@ from .loop import KeyedDraws, train_steps
 from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
-from .processes.signals import EXIT_CODE, SIGNALS, Preempted, StopRequest, leave
+from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave
 from .reporting.distances import Distance
 from .reporting.metrics import Meter
 from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .settings import TrainSettings, parse_settings, rows
+from .settings import TrainSettings, card_names, parse_settings, rows
 from .start import choose_start, make_scheduler
 from .techniques import TECHNIQUES, Techniques
 from .trainer import Trainer
@@ -62,7 +63,8 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
     Raises:
         ValueError: If the settings do not fit the data, the VAE, `init_from` or the checkpoint to resume from, if
             another run is in the folder, or if fewer processes started than the launcher was asked for.
-        Preempted: On SIGTERM or SIGUSR1, once a checkpoint is saved.
+        Preempted: If the run was asked to stop by a signal or by `stop`, once a checkpoint is saved.
+        KeyboardInterrupt: At a second Ctrl-C, without a checkpoint.
         FloatingPointError: After `max_skipped_steps` in a row whose loss or gradient is not finite.
         MemoryError: If a step does not fit the device's memory.
     """
@@ -76,7 +78,7 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
         except BaseException as error:
             is_agreed = isinstance(error, Preempted)  # by all processes; the others' ends are not waited for otherwise
             if folder.has_begun and accelerator.is_main_process:
-                received = {"signal": stop.received.name, "exit_code": EXIT_CODE} if stop.received else {}
+                received = {"signal": stop.received.name, "exit_code": stop.exit_code} if stop.received else {}
                 state, reason = "preempted" if is_agreed else "failed", str(error) or repr(error)
                 folder.status.write(state, step=folder.checkpoints.newest_step, reason=reason, **received)
             if is_agreed or accelerator.num_processes == 1:
@@ -91,12 +93,13 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings.validation_distance)
-    push = start_push(settings, accelerator)
 
     # data, VAE, objective and model
     source = open_source(settings)
     start = choose_start(settings, source.classes.names)
     model, vae, objective = start.model, start.vae.to(accelerator.device), start.objective
+    card = TrainingCard(folder.path, settings.to_dict(), card_names())
+    push = start_push(settings, accelerator, card)
     check_stored_latents(settings, source, vae)
     check_previews(settings, model.config)
     is_split = splits_weights(accelerator)
@@ -149,16 +152,16 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     trainer.refresh_pipeline()
     if pipeline is not None:
         with folder.observer.phase("finish"):
-            finish(trainer, pipeline)
+            finish(trainer, pipeline, card)
     return folder.path / "pipeline"
 
 
-def start_push(settings: TrainSettings, accelerator: Accelerator) -> BackgroundPush | None:
+def start_push(settings: TrainSettings, accelerator: Accelerator, card: TrainingCard) -> BackgroundPush | None:
     """Check that the pipeline may be pushed, before anything is computed; None on other processes or if not asked."""
     if not (settings.push_to_hub and accelerator.is_main_process):
         return None
     repo_id = settings.hub_model_id or Path(settings.output_dir).resolve().name
-    return BackgroundPush(repo_id, private=settings.hub_private_repo)
+    return BackgroundPush(repo_id, card, private=settings.hub_private_repo)
 
 
 def build_techniques(settings: TrainSettings, objective: Objective, model: DiTModel) -> Techniques:
@@ -245,16 +248,21 @@ def make_meter(accelerator: Accelerator, model: DiTModel) -> Meter:
 def main(
     arguments: list[str] | None = None, *, observer: Observer | None = None, stop: StopRequest | None = None
 ) -> None:
-    """Read the settings and run; a wrong setting ends with one line and exit code 1, a request to stop with 143."""
+    """Read the settings and run.
+
+    A wrong setting ends with one line and exit code 1, a request to stop with the codes of `signals.EXIT_CODES`.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
+    stop = StopRequest() if stop is None else stop
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments), observer=observer, stop=stop)
     except Preempted as stopped:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # a second one comes too late
-        logger.info(f"{stopped}; exit code {EXIT_CODE}")
-        leave(EXIT_CODE)
+        logger.info(f"{stopped}; exit code {stop.exit_code}")
+        leave(stop.exit_code)
+    except KeyboardInterrupt:
+        logger.info("ended at once, without a checkpoint; the same command goes on from the newest one")
+        leave(EXIT_CODES[signal.SIGINT])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         sys.exit(f"error: {rank}{error}")

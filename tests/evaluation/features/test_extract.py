@@ -181,7 +181,8 @@ def test_labels_of_some_batches_only_are_refused(extractor, pictures):
 TWO_PROCESSES = """
 import runpy, sys
 import numpy as np
-from dit_hf.evaluation import array_batches, extract, features
+from dit_hf.evaluation import array_batches, extract
+from dit_hf.evaluation.features import extract as features
 
 features.CHUNK = 60
 extractor = runpy.run_path(sys.argv[1])["TinyExtractor"]()
@@ -206,7 +207,7 @@ def test_two_processes_give_what_one_gives(extractor, pictures, whole, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(tmp_path / "pass.py")]
     command += [conftest, str(tmp_path / "pictures.npz"), str(tmp_path)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
     for number in (0, 1):
         ranks = [dict(np.load(tmp_path / f"{number}-{rank}.npz")) for rank in (0, 1)]
         assert sorted(int(rank["seen"]) for rank in ranks) in ([105, 125], [102, 128])  # each image once

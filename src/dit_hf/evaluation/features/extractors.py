@@ -1,20 +1,22 @@
-"""What turns images into features: a small protocol, the Inception network of FID, and DINOv2.
+"""Extractors turn images into features: the Inception network of FID, DINOv2, or a network of your own.
+
+The Fréchet distance, precision, recall and their kin do not compare pixels, but the activations of a network that was
+trained to recognise objects. Which network it is, its weights, and how images are resized for it decide the numbers.
 
 An extractor of your own is any object with these members:
 
     name = "my-network"
-    taps = {"pool": 1280}                    # what it gives, and how many features
-    settings = {"sha256": "...", "resize": "bicubic to 224"}     # all that changes its numbers; goes into the result
+    taps = {"pool": 1280}                    # the outputs, and their numbers of features
+    settings = {"sha256": "...", "resize": "bicubic to 224"}     # all that changes the numbers; goes into the result
 
     def __call__(self, images):              # uint8 (B, H, W, 3), any size
         return {"pool": ...}                 # float32 (B, 1280)
 
-"pool" is for the Fréchet distance, precision, recall and their kin; "spatial" for sFID, "logits" for the Inception
-score.
+The Fréchet distance, precision, recall and their kin read the tap "pool", sFID reads "spatial", and the Inception score
+"logits"; only "pool" is needed.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +24,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...files import sha256_of_file
+from ...provenance import weights_sha256
 from .inception import NUM_LOGITS, NUM_POOL, NUM_SPATIAL_CHANNELS, Inception
+
+POOL, SPATIAL, LOGITS = "pool", "spatial", "logits"  # taps
 
 FID_NAME = "inception-2015-12-05"
 FID_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -37,7 +42,13 @@ DINOV2_SIDE = 224
 
 
 class Extractor(Protocol):
-    """Turns images into features."""
+    """What turns images uint8 (B, H, W, 3) into features.
+
+    Attributes:
+        name: Name for the result.
+        taps: Number of features D of each output.
+        settings: All that changes the features, as JSON can hold it.
+    """
 
     name: str
     taps: Mapping[str, int]
@@ -48,7 +59,11 @@ class Extractor(Protocol):
 
 @contextlib.contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Compute in float32 proper: without gradients, autocast and TF32, whatever the program has set."""
+    """Compute without gradients, autocast and TF32, whatever the program has set.
+
+    Args:
+        device: Device that computes.
+    """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -62,60 +77,61 @@ def full_float32(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def weights_sha256(*modules: nn.Module | None) -> str:
-    """Hash every weight and buffer, so that a model that was trained on is not taken for the one before."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items() if module is not None else ():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def fid_weights(path: str | Path | None = None) -> Path:
-    """The file of FID's weights: the one given, or the community's, which is downloaded once; its hash is checked.
+    """Return the file of the FID network's weights, after a check of its SHA-256.
+
+    Args:
+        path: File. None takes the community's conversion from torch.hub's cache, and downloads it the first time.
 
     Raises:
-        ValueError: if the file is another one.
-        OSError: if it cannot be downloaded; the message says where to put it.
+        ValueError: If the file holds other weights.
+        OSError: If the file is missing, or cannot be downloaded.
     """
-    if path is None:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / FID_FILE
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(FID_URL, str(path), hash_prefix=FID_SHA256, progress=False)
-            except (OSError, RuntimeError) as error:
-                raise OSError(f"cannot download {FID_URL} ({error}): put the file at {path}, or name it") from error
-    found = sha256_of_file(path)
-    if found != FID_SHA256:
-        raise ValueError(f"{path} has the SHA-256 {found[:16]}..., FID's weights have {FID_SHA256[:16]}...: {FID_URL}")
-    return Path(path)
+    file = _download_fid_weights() if path is None else Path(path)
+    digest = sha256_of_file(file)
+    if digest != FID_SHA256:
+        raise ValueError(f"{file} has the SHA-256 {digest[:16]}..., FID's weights have {FID_SHA256[:16]}...: {FID_URL}")
+    return file
+
+
+def _download_fid_weights() -> Path:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / FID_FILE
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(FID_URL, str(file), hash_prefix=FID_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"cannot download {FID_URL} ({error}): put the file at {file}, or name it") from error
+    return file
 
 
 class InceptionExtractor:
-    """FID's features, sFID's, and the logits of the Inception score.
+    """The features of FID and sFID, and the logits of the Inception score.
 
     Args:
-        network: with the weights of `fid_weights` this is FID; `from_file` makes it.
-        name: `FID_NAME` with those weights, another with others: only then are distances called FID.
-        device: where to compute.
+        network: Inception network; with the weights of `fid_weights` its Fréchet distance is FID. `from_file` makes it.
+        name: `FID_NAME` for those weights, another name for others. Distances are called FID under `FID_NAME` only.
+        device: Device that computes.
     """
 
     def __init__(self, network: Inception, name: str, device: str | torch.device = "cpu") -> None:
         self.name, self.device = name, torch.device(device)
         self.network = network.to(self.device, torch.float32).eval()
         num_spatial = 17 * 17 * NUM_SPATIAL_CHANNELS
-        self.taps: Mapping[str, int] = {"pool": NUM_POOL, "spatial": num_spatial, "logits": NUM_LOGITS}
+        self.taps: Mapping[str, int] = {POOL: NUM_POOL, SPATIAL: num_spatial, LOGITS: NUM_LOGITS}
         self.settings: Mapping[str, Any] = {"resize": "bilinear to 299, as TensorFlow 1", "dtype": "float32"}
 
     @classmethod
     def from_file(cls, path: str | Path | None = None, device: str | torch.device = "cpu") -> "InceptionExtractor":
-        """The network of FID from the community's file of weights, downloaded where no path is given.
+        """Make the extractor of FID.
+
+        Args:
+            path: File of the weights. None downloads the community's conversion, once.
+            device: Device that computes.
 
         Raises:
-            ValueError: if the file is another one.
-            OSError: if it cannot be downloaded.
+            ValueError: If the file holds other weights.
+            OSError: If the file is missing, or cannot be downloaded.
         """
         network = Inception()
         network.load_state_dict(torch.load(fid_weights(path), map_location="cpu", weights_only=True))
@@ -135,8 +151,8 @@ class DINOv2Extractor:
     the authors' code (layer6ai-labs/dgm-eval) does.
 
     Args:
-        name_or_path: a DINOv2 model of transformers, a folder or an id on the Hub.
-        device: where to compute.
+        name_or_path: DINOv2 model of transformers: a folder, or an id on the Hub.
+        device: Device that computes.
     """
 
     def __init__(self, name_or_path: str | Path = DINOV2, device: str | torch.device = "cpu") -> None:
@@ -145,7 +161,7 @@ class DINOv2Extractor:
         self.device = torch.device(device)
         self.network = Dinov2Model.from_pretrained(name_or_path, dtype=torch.float32).to(self.device).eval()
         self.name = Path(name_or_path).name
-        self.taps: Mapping[str, int] = {"pool": self.network.config.hidden_size}
+        self.taps: Mapping[str, int] = {POOL: self.network.config.hidden_size}
         self.settings: Mapping[str, Any] = {
             "sha256_of_weights": weights_sha256(self.network),
             "resize": f"bicubic to {DINOV2_SIDE}, Pillow",
@@ -154,9 +170,9 @@ class DINOv2Extractor:
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         size = (DINOV2_SIDE, DINOV2_SIDE)
-        pictures = [Image.fromarray(image) for image in images.cpu().numpy()]
-        resized = [np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures]
+        opened = [Image.fromarray(image) for image in images.cpu().numpy()]
+        resized = [np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in opened]
         x = torch.from_numpy(np.stack(resized)).to(self.device).permute(0, 3, 1, 2).float() / 255  # (B, 3, 224, 224)
         mean, std = (x.new_tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         with full_float32(self.device):
-            return {"pool": self.network((x - mean) / std).pooler_output}  # the class token after the last norm
+            return {POOL: self.network((x - mean) / std).pooler_output}  # the class token after the last norm

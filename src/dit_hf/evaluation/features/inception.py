@@ -1,16 +1,17 @@
-"""The Inception network of 2015 that FID means, as a PyTorch module that takes the community's converted weights.
+"""The Inception network of 2015 that FID is defined by, as a PyTorch module that takes the community's weights.
 
 The original is the frozen TensorFlow graph `classify_image_graph_def.pb` of `inception-2015-12-05.tgz`, which ADM's
-script reads (openai/guided-diffusion, evaluations/evaluator.py): images enter at `ExpandDims:0` as floats 0..255, FID
-reads `pool_3:0`, sFID the first seven channels of `mixed_6/conv:0`, and the Inception score multiplies pool_3 with the
-weights of `softmax/logits/MatMul` without the bias. What differs from the networks of that name in libraries:
+script reads (openai/guided-diffusion, evaluations/evaluator.py). Images enter at `ExpandDims:0` as floats 0..255. FID
+reads `pool_3:0`, and sFID the first seven channels of `mixed_6/conv:0`. The Inception score multiplies `pool_3` with
+the weights of `softmax/logits/MatMul`, without the bias. Networks of this name in other libraries differ from it:
 
-- the resizing is TensorFlow 1's, bilinear without half-pixel centres, corners not aligned, no antialiasing;
-- pixels are (x - 128) / 128;
-- average pools do not count the padding; the last block has a maximum pool in its pool branch;
-- batch normalisation has eps 1e-3; there are 1008 logits.
+- the resizing is that of TensorFlow 1: bilinear, without half-pixel centres, corners not aligned, no antialiasing;
+- pixels are normalised as (x - 128) / 128;
+- average pools do not count the padding, and the pool branch of the last block takes the maximum;
+- batch normalisation has eps 1e-3, and there are 1008 logits.
 
-Module and parameter names are those of pytorch-fid and torch-fidelity, whose file of weights loads strictly.
+Modules and parameters have the names of pytorch-fid and torch-fidelity, so that the community's file of weights loads
+strictly.
 
 Legend: B images, H and W height and width, C channels.
 """
@@ -28,19 +29,25 @@ NUM_SPATIAL_CHANNELS = 7  # sFID's; 17 * 17 * 7 = 2023 features
 
 
 class InceptionOutput(NamedTuple):
-    """What the metrics read of the network."""
+    """The outputs that the metrics read.
 
-    pool: Tensor  # (B, 2048), for FID, precision and recall, KID
-    spatial: Tensor  # (B, 2023), for sFID: 17 x 17 x 7, channel fastest
-    logits: Tensor  # (B, 1008), without the bias, for the Inception score
+    Attributes:
+        pool: Features (B, 2048) for FID, KID, precision and recall.
+        spatial: Features (B, 2023) for sFID: 17 x 17 x 7, the channel fastest.
+        logits: Logits (B, 1008) for the Inception score, without the bias.
+    """
+
+    pool: Tensor
+    spatial: Tensor
+    logits: Tensor
 
 
 def resize_tf1(images: Tensor, size: int) -> Tensor:
-    """Bilinear resizing as TensorFlow 1 does it: pixel x of the output lies at x * W / size of the input.
+    """Resize bilinearly as TensorFlow 1 does: pixel x of the output is taken at x * W / size of the input.
 
     Args:
-        images: (B, C, H, W) floats.
-        size: height and width of the result.
+        images: Images (B, C, H, W), floats.
+        size: Height and width of the result.
 
     Source: tensorflow/core/kernels/resize_bilinear_op.cc, with align_corners and half_pixel_centers both false.
     """
@@ -71,12 +78,12 @@ class ConvBN(nn.Module):
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """3 x 3 averages of what lies inside the image."""
+    """Return averages over 3 x 3 pixels, of those that lie inside the image."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class Mixed35(nn.Module):
-    """Blocks on 35 x 35: 1x1, 5x5, double 3x3, pool."""
+    """Block on 35 x 35 positions, with the branches 1x1, 5x5, double 3x3 and pool."""
 
     def __init__(self, in_channels: int, pool_channels: int) -> None:
         super().__init__()
@@ -95,7 +102,7 @@ class Mixed35(nn.Module):
 
 
 class Reduction35(nn.Module):
-    """From 35 x 35 to 17 x 17."""
+    """Block that takes 35 x 35 positions to 17 x 17."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -110,7 +117,7 @@ class Reduction35(nn.Module):
 
 
 class Mixed17(nn.Module):
-    """Blocks on 17 x 17: 1x1, factored 7x7, double factored 7x7, pool."""
+    """Block on 17 x 17 positions, with the branches 1x1, factored 7x7, double factored 7x7 and pool."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -133,7 +140,7 @@ class Mixed17(nn.Module):
 
 
 class Reduction17(nn.Module):
-    """From 17 x 17 to 8 x 8."""
+    """Block that takes 17 x 17 positions to 8 x 8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +158,12 @@ class Reduction17(nn.Module):
 
 
 class Mixed8(nn.Module):
-    """Blocks on 8 x 8: 1x1, split 3x3, double split 3x3, pool; the last one pools maxima, an oddity of the graph."""
+    """Block on 8 x 8 positions, with the branches 1x1, split 3x3, double split 3x3 and pool.
+
+    Args:
+        in_channels: Number of channels C of the input.
+        pools_maxima: Whether the pool branch takes maxima: in the last block of the graph it does, elsewhere not.
+    """
 
     def __init__(self, in_channels: int, pools_maxima: bool) -> None:
         super().__init__()
@@ -176,7 +188,7 @@ class Mixed8(nn.Module):
 
 
 class Inception(nn.Module):
-    """The network of FID; call it in evaluation mode, without autocast and TF32."""
+    """The network of FID. Call it in evaluation mode, without autocast and TF32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,10 +208,10 @@ class Inception(nn.Module):
         self.Mixed_7a = Reduction17()
         self.Mixed_7b = Mixed8(1280, pools_maxima=False)
         self.Mixed_7c = Mixed8(2048, pools_maxima=True)
-        self.fc = nn.Linear(NUM_POOL, NUM_LOGITS)  # its bias is in the file, and not used
+        self.fc = nn.Linear(NUM_POOL, NUM_LOGITS)  # the file of weights has the bias, the metrics do not use it
 
     def forward(self, images: Tensor) -> InceptionOutput:
-        """The features of uint8 images (B, H, W, 3)."""
+        """Return the features of uint8 images (B, H, W, 3)."""
         x = images.permute(0, 3, 1, 2).to(self.fc.weight.dtype)  # (B, 3, H, W)
         x = (resize_tf1(x, SIDE) - 128) / 128  # (B, 3, 299, 299)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (B, 64, 147, 147)

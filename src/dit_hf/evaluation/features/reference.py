@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .adm import IMAGES, MOMENTS, npz_batches, npz_moments, npz_names
-from .extract import Features, extract
+from .adm import IMAGES, MOMENTS, npz_batches, npz_moments, npz_names, read_arrays
+from .extract import extract
 from .extractors import FID_NAME, Extractor
+from .features import Features
 from .images import Batch
 from .statistics import Moments
 
@@ -20,21 +21,33 @@ ROWS, LABELS, SETTINGS = "rows", "labels", "settings"  # names in our files, bes
 
 @dataclass
 class Reference:
-    """Moments of each tap, and each image's features where they are known."""
+    """The real images, as the metrics need them.
+
+    Attributes:
+        moments: Mean and covariance of each tap.
+        rows: Features (N, D) of the tap `pool`, or None if there are statistics only.
+        labels: Class of each row (N,), or None if the images have no labels.
+        settings: Source, number of images and extractor, for the result.
+    """
 
     moments: dict[str, Moments]
-    rows: NDArray[np.float32] | None = None  # (N, D) of the tap "pool"
-    labels: NDArray[np.integer] | None = None  # (N,)
-    settings: dict[str, Any] | None = None  # where it comes from
+    rows: NDArray[np.float32] | None = None
+    labels: NDArray[np.integer] | None = None
+    settings: dict[str, Any] | None = None
 
     @classmethod
     def from_features(cls, features: Features, source: str = "") -> "Reference":
-        """Compare with the images of a pass."""
+        """Return the images of a pass as a reference.
+
+        Args:
+            features: Features of the pass.
+            source: Name of the images, for the result.
+        """
         settings = {"source": source, "num_images": features.num_images, "extractor": features.extractor}
         return cls(features.moments(), features.rows, features.labels, settings)
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics, under ADM's names, and the features of each image where they are known."""
+        """Write the statistics under ADM's names, and the rows and labels if they are known."""
         arrays: dict[str, Any] = {SETTINGS: json.dumps(self.settings)}
         for tap, (mean, covariance) in MOMENTS.items():
             if tap in self.moments:
@@ -45,40 +58,44 @@ class Reference:
 
 
 def load_reference(path: str | Path, extractor: Extractor, work_dir: str | Path | None = None) -> Reference:
-    """Read statistics that were saved before, ADM's reference, or a file of images alone.
+    """Read saved statistics, ADM's reference file, or a file that holds images alone.
 
-    In ADM's reference the moments are those of the file, over the whole data set, and the features of each image are
-    computed from `arr_0`.
+    ADM's reference file gives the moments of the whole data set; features are computed of the images in its `arr_0`.
 
     Args:
-        path: an `.npz`.
-        extractor: computes the features of images in the file, and must be the one of saved statistics.
-        work_dir: as in `extract`.
+        path: File that ends in `.npz`.
+        extractor: Extractor of the images in the file. Saved statistics must have been made with the same.
+        work_dir: Folder that keeps the features, as in `extract`.
 
     Raises:
-        ValueError: if the file was made with another extractor, or holds neither statistics nor images.
+        ValueError: If the file was made with another extractor, or holds neither statistics nor images.
     """
     names = npz_names(path)
-    moments = npz_moments(path)
     if SETTINGS in names:
-        with np.load(path) as arrays:
-            settings = json.loads(str(arrays[SETTINGS]))
-            rows, labels = (arrays[name] if name in names else None for name in (ROWS, LABELS))
-        about = {"name": extractor.name, **extractor.settings}
-        if settings["extractor"] != json.loads(json.dumps(about)):
-            raise ValueError(f"{path} was made with {settings['extractor']}, the extractor is {about}: make it anew")
-        num = settings["num_images"]
-        return Reference({tap: each._replace(num=num) for tap, each in moments.items()}, rows, labels, settings)
+        return _load_saved(path, extractor)
+    moments = npz_moments(path)
     if moments and extractor.name != FID_NAME:
         raise ValueError(f"{path} holds statistics of {FID_NAME}, the extractor is {extractor.name}: they do not fit")
     if IMAGES not in names and not moments:
         raise ValueError(f"{path} holds neither {IMAGES} nor mu and sigma, only {', '.join(names)}")
-    settings = {"source": str(path), "moments": "those of the file" if moments else "of its images"}
+    settings: dict[str, Any] = {"source": str(path), "moments": "those of the file" if moments else "of its images"}
     if IMAGES not in names:
         return Reference(moments, settings=settings)
     features = extract(npz_batches(path), extractor, work_dir=work_dir)
     settings["num_images"] = features.num_images
     return Reference(moments or features.moments(), features.rows, features.labels, settings)
+
+
+def _load_saved(path: str | Path, extractor: Extractor) -> Reference:
+    """Read what `Reference.save` wrote."""
+    text, rows, labels = read_arrays(path, SETTINGS, ROWS, LABELS)
+    settings = json.loads(str(text))
+    identity = {"name": extractor.name, **extractor.settings}
+    if settings["extractor"] != json.loads(json.dumps(identity)):
+        raise ValueError(f"{path} was made with {settings['extractor']}, the extractor is {identity}: make it anew")
+    num = settings["num_images"]
+    moments = {tap: each._replace(num=num) for tap, each in npz_moments(path).items()}
+    return Reference(moments, rows, labels, settings)
 
 
 def make_reference(
@@ -88,5 +105,16 @@ def make_reference(
     work_dir: str | Path | None = None,
     num_images: int | None = None,
 ) -> Reference:
-    """Compare with any images; see `extract`."""
+    """Pass over any images, and return them as a reference.
+
+    Args:
+        images: Batches of images, as in `extract`.
+        extractor: Network that gives the features.
+        source: Name of the images, for the result.
+        work_dir: Folder that keeps the features, as in `extract`.
+        num_images: Number of images to take from the beginning; None takes all.
+
+    Raises:
+        ValueError: As in `extract`.
+    """
     return Reference.from_features(extract(images, extractor, num_images=num_images, work_dir=work_dir), source)

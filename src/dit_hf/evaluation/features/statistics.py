@@ -1,10 +1,18 @@
-"""Mean and covariance of features in one pass and float64, in the memory of one covariance whatever the number of rows.
+"""Mean and covariance of features in one pass, in float64, without keeping the features.
+
+Two parts a and b of a set have the means m_a, m_b and the scatters S = sum (x - m)(x - m)^T. With d = m_b - m_a, the
+whole has (Chan, Golub, LeVeque 1983, eq. 2.1)
+
+    m = m_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,    n = n_a + n_b.
+
+So statistics can grow batch by batch, and those of several processes can be merged; no term cancels as in the formula
+E[x x^T] - m m^T, which loses digits if the means are large.
 
 Legend: n rows, D features.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +21,48 @@ BLOCK_ROWS = 4096  # rows that are turned into float64 together
 
 
 class Moments(NamedTuple):
-    """What the Fréchet distance needs of a set of features."""
+    """What the Fréchet distance needs of a set of features.
 
-    mean: NDArray[np.floating]  # (D,)
-    covariance: NDArray[np.floating]  # (D, D)
-    num: int | None = None  # rows they come from; None where a file does not say
+    Attributes:
+        mean: Mean (D,).
+        covariance: Covariance (D, D).
+        num: Number of rows behind them, or None if the file they were read from does not say.
+    """
+
+    mean: NDArray[np.floating]
+    covariance: NDArray[np.floating]
+    num: int | None = None
 
 
 @dataclass
 class GaussianStatistics:
-    """Mean and covariance that grow with `update` and `merge`; start with `GaussianStatistics.empty(D)`.
+    """Mean and covariance that grow with `update` and `merge`; begin with `GaussianStatistics.empty(D)`.
+
+    Attributes:
+        num: Number of rows n.
+        mean: Mean (D,).
+        scatter: Sum over the rows of (x - mean)(x - mean)^T (D, D).
 
     Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1.
     """
 
     num: int
-    mean: NDArray[np.float64]  # (D,)
-    scatter: NDArray[np.float64]  # (D, D), the sum over rows of (x - mean)(x - mean)^T
+    mean: NDArray[np.float64]
+    scatter: NDArray[np.float64]
 
     @classmethod
     def empty(cls, size: int) -> "GaussianStatistics":
-        """Statistics of no rows of `size` features."""
+        """Return the statistics of no rows of `size` features."""
         return cls(0, np.zeros(size), np.zeros((size, size)))
 
     def update(self, features: NDArray[np.floating]) -> None:
-        """Add rows (n, D); many at once are quicker than few.
+        """Add rows of features. Many rows at once are quicker than few.
+
+        Args:
+            features: Rows (n, D).
 
         Raises:
-            ValueError: if they have another number of features, or are not finite.
+            ValueError: If the number of features differs, or if a feature is not finite.
         """
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f"features of shape {features.shape} do not fit statistics of {len(self.mean)} features")
@@ -53,10 +75,10 @@ class GaussianStatistics:
             self.merge(GaussianStatistics(len(rows), mean, rows.T @ rows))
 
     def merge(self, other: "GaussianStatistics") -> None:
-        """Add the rows that other statistics saw.
+        """Add the rows that other statistics have seen.
 
         Raises:
-            ValueError: if they are of another number of features.
+            ValueError: If the numbers of features differ.
         """
         if other.mean.shape != self.mean.shape:
             raise ValueError(f"statistics of {len(other.mean)} and {len(self.mean)} features cannot be merged")
@@ -70,15 +92,11 @@ class GaussianStatistics:
         self.num = total
 
     def moments(self) -> Moments:
-        """Mean and unbiased covariance (divisor n - 1, as ADM's).
+        """Return mean and unbiased covariance (divisor n - 1, as in ADM's script).
 
         Raises:
-            ValueError: for fewer than two rows.
+            ValueError: If there are fewer than two rows.
         """
         if self.num < 2:
             raise ValueError(f"a covariance needs at least 2 images, there are {self.num}")
         return Moments(self.mean, self.scatter / (self.num - 1), self.num)
-
-    def state(self) -> dict[str, Any]:
-        """Arrays from which `GaussianStatistics(**state)` resumes; scatter is symmetric, and kept whole."""
-        return {"num": self.num, "mean": self.mean, "scatter": self.scatter}

@@ -1,4 +1,4 @@
-"""Metrics: pure functions of arrays of features."""
+"""Metrics: pure functions of arrays of features. None of them knows a model, an image or a file."""
 
 from .frechet import class_frechet_distances, frechet_distance, frechet_distance_of_rows
 from .inception_score import InceptionScoreSums, inception_score

@@ -1,8 +1,8 @@
-"""Precision and recall in the arithmetic of ADM's script, half precision on blocks: what papers print comes from it.
+"""Precision and recall in the half-precision arithmetic of ADM's script, with which the numbers in papers were made.
 
-Squared distances are |u|^2 - 2 u . v + |v|^2 with each step rounded to float16; a block of 10,000 x 10,000 that holds
-an overflow is computed in float32 instead. Sums within a dot product and a norm run in float32 before they are rounded,
-as on a GPU.
+Squared distances are |u|^2 - 2 u . v + |v|^2 with each step rounded to float16. A block of 10,000 x 10,000 distances in
+which one overflows is computed in float32 instead. The sums of a dot product and of a norm are made in float32 and then
+rounded, as on a GPU.
 
 Source: openai/guided-diffusion, evaluations/evaluator.py, `ManifoldEstimator` and `DistanceBlock`.
 Legend: N reference images, M samples, D features.
@@ -20,7 +20,7 @@ ROWS = 1000  # rows that are computed together: 40 MB
 
 
 def _rounded_distances(u: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
-    """Squared distances (rows of u, rows of v), each step rounded to the type, as float32."""
+    """Return the squared distances (rows of u, rows of v) as float32, each step rounded to the type."""
     u, v = u.to(dtype), v.to(dtype)
     norm_u, norm_v = (torch.square(x).float().sum(1).to(dtype) for x in (u, v))
     distances = (u.float() @ v.float().T).to(dtype)
@@ -29,7 +29,7 @@ def _rounded_distances(u: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _block_distances(u: Tensor, v: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the distances of a block ROWS rows at a time, in float16 unless one of the block overflows."""
+    """Yield the distances of a block, ROWS rows at a time: in float16, or in float32 if one of the block overflows."""
     parts = [slice(start, min(start + ROWS, len(u))) for start in range(0, len(u), ROWS)]
     half = [_rounded_distances(u[part], v, torch.float16).half() for part in parts]  # 200 MB; no bit is lost
     overflows = not all(torch.isfinite(part).all() for part in half)
@@ -42,7 +42,7 @@ def _starts(features: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _radii(features: Tensor, k: int) -> Tensor:
-    """The (k + 1)-th smallest distance of each row to all rows, itself included (N,)."""
+    """Return the (k + 1)-th smallest distance of each row to all rows, the row itself included (N,)."""
     nearest = torch.full((len(features), k + 1), torch.inf)
     for top, u in _starts(features):
         for _, v in _starts(features):
@@ -54,10 +54,15 @@ def _radii(features: Tensor, k: int) -> Tensor:
 
 
 def precision_recall(reference: NDArray[np.floating], samples: NDArray[np.floating], k: int = 3) -> tuple[float, float]:
-    """Precision and recall of features (N, D) and (M, D) as ADM's script computes them.
+    """Return precision and recall as ADM's script computes them.
+
+    Args:
+        reference: Features of the reference (N, D).
+        samples: Features of the samples (M, D).
+        k: Number of the neighbour that a ball reaches to, 1..min(N, M) - 1.
 
     Raises:
-        ValueError: if the sets do not fit each other, or have not more than k rows.
+        ValueError: If the sets do not fit each other, or if a set has no more than k rows.
     """
     if reference.ndim != 2 or samples.ndim != 2 or reference.shape[1] != samples.shape[1]:
         shapes = f"{reference.shape} and {samples.shape}"

@@ -1,6 +1,16 @@
-"""The Fréchet distance between two Gaussians: FID and sFID when its features are Inception's.
+"""The Fréchet distance, which is called FID on the features of the Inception network of 2015.
 
-Legend: D features.
+Take the features of real images and of samples as two clouds of points, and describe each by a Gaussian with its mean m
+and covariance S. The distance between the Gaussians is
+
+    d^2 = |m_1 - m_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)).
+
+It is 0 if means and covariances agree, and it grows both if samples look wrong and if they lack variety. With n images
+the estimate is too large by about a constant / n, so distances compare only at equal numbers of images.
+
+Legend: D features; n, m rows.
+
+Source: Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
 """
 
 import numpy as np
@@ -13,21 +23,19 @@ def frechet_distance(
     mean_2: NDArray[np.floating],
     covariance_2: NDArray[np.floating],
 ) -> float:
-    """The squared Wasserstein-2 distance of N(mean_1, covariance_1) and N(mean_2, covariance_2).
+    """Return the squared Wasserstein-2 distance of N(mean_1, covariance_1) and N(mean_2, covariance_2).
 
-    The trace of (S1 S2)^(1/2) is the nuclear norm of S1^(1/2) S2^(1/2), which stays exact where a covariance is
-    singular and needs no complex square root.
+    The trace of (S_1 S_2)^(1/2) is computed as the nuclear norm of S_1^(1/2) S_2^(1/2). That is exact for singular
+    covariances too, and needs no complex square root.
 
     Args:
-        mean_1: (D,).
-        covariance_1: (D, D), symmetric.
-        mean_2: (D,).
-        covariance_2: (D, D), symmetric.
+        mean_1: Mean of the first set (D,).
+        covariance_1: Covariance of the first set (D, D), symmetric.
+        mean_2: Mean of the second set (D,).
+        covariance_2: Covariance of the second set (D, D), symmetric.
 
     Raises:
-        ValueError: if the shapes do not fit each other, or a value is not finite.
-
-    Source: Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
+        ValueError: If the shapes do not fit each other, or if a value is not finite.
     """
     arrays = [np.asarray(array, np.float64) for array in (mean_1, covariance_1, mean_2, covariance_2)]
     size = len(arrays[0])
@@ -36,31 +44,31 @@ def frechet_distance(
         raise ValueError(f"means and covariances of shapes {shapes}: pass (D,), (D, D), (D,), (D, D)")
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("means or covariances are not finite: look at the features")
-    mu_1, sigma_1, mu_2, sigma_2 = arrays
-    # |mu_1 - mu_2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)), Heusel et al. 2017, eq. 6
-    trace_root = np.linalg.svd(_root(sigma_1) @ _root(sigma_2), compute_uv=False).sum()
-    distance = ((mu_1 - mu_2) ** 2).sum() + np.trace(sigma_1) + np.trace(sigma_2) - 2 * trace_root
+    m_1, s_1, m_2, s_2 = arrays
+    # |m_1 - m_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), Heusel et al. 2017, eq. 6
+    trace_root = np.linalg.svd(_root(s_1) @ _root(s_2), compute_uv=False).sum()
+    distance = ((m_1 - m_2) ** 2).sum() + np.trace(s_1) + np.trace(s_2) - 2 * trace_root
     return float(max(distance, 0.0))  # below 0 by rounding only
 
 
 def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric square root of a positive semi-definite matrix (D, D)."""
+    """Return the symmetric square root of a positive semi-definite matrix (D, D)."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def frechet_distance_of_rows(features_1: NDArray[np.floating], features_2: NDArray[np.floating]) -> float:
-    """The Fréchet distance of two sets of rows, quick where they have few rows: no covariance is formed.
+    """Return the Fréchet distance of two sets of rows without forming a covariance, which is quick for few rows.
 
-    With X and Y the centred rows, the trace of (S1 S2)^(1/2) is the nuclear norm of X Y^T / ((n - 1)(m - 1))^(1/2), as
-    X^T / (n - 1)^(1/2) is a square root of S1 up to a rotation.
+    Let X and Y be the centred rows. X^T / (n - 1)^(1/2) is a square root of S_1 up to a rotation, so the trace of
+    (S_1 S_2)^(1/2) is the nuclear norm of X Y^T / ((n - 1)(m - 1))^(1/2).
 
     Args:
-        features_1: (n, D), n at least 2.
-        features_2: (m, D), m at least 2.
+        features_1: Features of the first set (n, D), n at least 2.
+        features_2: Features of the second set (m, D), m at least 2.
 
     Raises:
-        ValueError: if the numbers of features differ, or a set has fewer than two rows.
+        ValueError: If the numbers of features differ, or if a set has fewer than two rows.
     """
     if features_1.shape[1:] != features_2.shape[1:] or min(len(features_1), len(features_2)) < 2:
         shapes = f"{features_1.shape} and {features_2.shape}"
@@ -81,16 +89,16 @@ def class_frechet_distances(
     features_2: NDArray[np.floating],
     labels_2: NDArray[np.integer],
 ) -> dict[int, float]:
-    """The Fréchet distance within each class; their mean is the class-conditional FID (intra-FID).
+    """Return the Fréchet distance within each class; their mean is the class-conditional FID (intra-FID).
 
     Args:
-        features_1: (n, D).
-        labels_1: (n,).
-        features_2: (m, D).
-        labels_2: (m,).
+        features_1: Features of the first set (n, D).
+        labels_1: Class of each row of the first set (n,).
+        features_2: Features of the second set (m, D).
+        labels_2: Class of each row of the second set (m,).
 
     Raises:
-        ValueError: if the two do not have the same classes, at least two images of each.
+        ValueError: If the two sets do not have the same classes, or if a class has fewer than two images.
 
     Source: Miyato & Koyama 2018 (arXiv 1802.05637), section 6.
     """

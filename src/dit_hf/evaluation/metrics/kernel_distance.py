@@ -1,6 +1,17 @@
-"""The kernel distance, called KID on Inception's features: an unbiased estimate of a squared maximum mean discrepancy.
+"""The kernel distance, which is called KID on the features of the Inception network.
 
-Legend: n, m rows, D features, b rows of a subset.
+Two sets of images come from the same distribution if every function of their features has the same mean in both. The
+squared maximum mean discrepancy is the largest squared difference of these means over all functions of norm 1 that a
+kernel k spans, which is
+
+    MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),    k(x, y) = (x . y / D + 1)^3.
+
+Unlike FID it has an estimate without bias, which may therefore be below 0, and it assumes no Gaussians. Its cost grows
+with the square of the number of images, so it is averaged over random subsets.
+
+Legend: n, m rows, D features.
+
+Source: Bińkowski et al. 2018 (arXiv 1801.01401), eq. 4.
 """
 
 from typing import NamedTuple
@@ -12,20 +23,23 @@ NUM_SUBSETS, SUBSET_SIZE = 100, 1000  # those of the paper's code, torch-fidelit
 
 
 class KernelDistance(NamedTuple):
-    """Mean and standard deviation over subsets."""
+    """The kernel distance over random subsets.
+
+    Attributes:
+        mean: Mean over the subsets.
+        std: Standard deviation over the subsets.
+    """
 
     mean: float
     std: float
 
 
 def polynomial_mmd(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """The unbiased MMD^2 of two sets of rows with the kernel (x . y / D + 1)^3, in float64; it may be below 0.
+    """Return the unbiased estimate of MMD^2 with the kernel (x . y / D + 1)^3, in float64. It may be below 0.
 
     Args:
-        x: (n, D), n at least 2.
-        y: (m, D), m at least 2.
-
-    Source: Bińkowski et al. 2018 (arXiv 1801.01401), eq. 4.
+        x: Features of the first set (n, D), n at least 2.
+        y: Features of the second set (m, D), m at least 2.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     n, m = len(x), len(y)
@@ -42,17 +56,17 @@ def kernel_distance(
     subset_size: int = SUBSET_SIZE,
     seed: int = 0,
 ) -> KernelDistance:
-    """`polynomial_mmd` of random subsets, drawn without replacement.
+    """Return mean and standard deviation of `polynomial_mmd` over random subsets, drawn without replacement.
 
     Args:
-        reference: (n, D).
-        samples: (m, D).
-        num_subsets: how many pairs of subsets.
-        subset_size: rows of each, b.
-        seed: of the draws.
+        reference: Features of the reference (n, D).
+        samples: Features of the samples (m, D).
+        num_subsets: Number of pairs of subsets.
+        subset_size: Number of rows of each subset.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: if a set has fewer rows than a subset, or the numbers of features differ.
+        ValueError: If a set has fewer rows than a subset, or if the numbers of features differ.
     """
     if reference.shape[1] != samples.shape[1]:
         raise ValueError(f"{reference.shape[1]} and {samples.shape[1]} features cannot be compared")

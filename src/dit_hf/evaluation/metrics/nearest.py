@@ -1,4 +1,4 @@
-"""Which class a sample is nearest to, for small sets of drawings: a check that a stranger would recognise them.
+"""The class of the nearest drawing, for small sets of drawings: a check that a person would recognise the samples.
 
 Legend: N images, K classes, M references of a class, S the side of an image.
 """
@@ -12,21 +12,21 @@ UNRECOGNISED = -1
 def nearest_class(
     images: NDArray[np.uint8], references: NDArray[np.uint8], sharpness: tuple[float, float] = (0.5, 2.0)
 ) -> NDArray[np.int64]:
-    """The class of the reference that is nearest in pixels, or -1 for an image that is no clean drawing.
+    """Return the class of the drawing that is nearest in pixels, or -1 for an image that is no clean drawing.
 
-    The nearest reference alone would accept a blurred mean of a class. So the energy of the image's gradients has to be
-    within `sharpness` times that of its nearest reference: a blur has too little of it, noise too much.
+    The nearest drawing alone would accept the blurred mean of a class. Therefore the gradient energy of an image,
+    divided by that of its nearest drawing, must lie within `sharpness`: a blur has too little of it, noise too much.
 
     Args:
-        images: (N, S, S, 3).
-        references: (K, M, S, S, 3), drawings of each class, mirrored and jittered as the samples may be.
-        sharpness: limits of the ratio of the gradients' energies.
+        images: Images uint8 (N, S, S, 3).
+        references: Drawings of each class (K, M, S, S, 3), mirrored and jittered as the samples may be.
+        sharpness: Lowest and highest ratio of the gradient energies.
 
     Returns:
-        (N,) classes 0..K-1, or -1.
+        Classes 0..K-1, or -1 (N,).
 
     Raises:
-        ValueError: if the two do not have the same size.
+        ValueError: If images and drawings differ in size.
     """
     if images.shape[1:] != references.shape[2:]:
         raise ValueError(
@@ -45,6 +45,6 @@ def nearest_class(
 
 
 def gradient_energy(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Sum of the squared differences of neighbouring pixels (N,), of images (N, S, S, 3)."""
+    """Return the sum of the squared differences of neighbouring pixels (N,) of images (N, S, S, 3)."""
     x = images.astype(np.float32) / 255
     return sum((np.diff(x, axis=axis) ** 2).sum((1, 2, 3), dtype=np.float64) for axis in (1, 2)) + 1e-9

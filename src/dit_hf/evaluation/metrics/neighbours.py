@@ -1,7 +1,8 @@
-"""Which points lie in whose balls, exactly as float64 says, at the speed of a float32 matrix product.
+"""Which points lie in which balls, decided as float64 does, at the speed of a float32 matrix product.
 
-Distances come from a float32 product, whose error has a bound. Only where the bound leaves a question open is the
-distance computed again from the difference of the two points in float64; so the answers are those of brute force.
+Squared distances |x|^2 - 2 x . y + |y|^2 come from a float32 matrix product, whose error has a bound. If a distance is
+nearer to the radius than the bound, it is computed again in float64 from the difference of the two points. So every
+answer is that of brute force in float64.
 
 Legend: N, M points of D features; i, j their numbers.
 """
@@ -19,14 +20,14 @@ SPARE = 8  # neighbours kept beyond k, so that hardly a row needs all its distan
 
 
 class Points:
-    """Rows with what a float32 distance needs: centred copies, and their norms.
+    """Rows, with their centred copies in float32 and the norms of these.
 
     Args:
-        rows: (N, D), finite.
-        centre: (D,), near the middle of what is compared: distances do not depend on it, but rounding does.
+        rows: Rows (N, D), finite.
+        centre: Point (D,) near the middle of the rows. Distances do not depend on it; their rounding does.
 
     Raises:
-        ValueError: if the rows are not finite, or too large for float32.
+        ValueError: If the rows are not finite, or too large for float32.
     """
 
     def __init__(self, rows: NDArray[np.floating], centre: NDArray[np.float64]) -> None:
@@ -45,10 +46,14 @@ class Points:
 
 
 def pair_up(first: NDArray[np.floating], second: NDArray[np.floating]) -> tuple[Points, Points]:
-    """Two sets of rows with a common centre.
+    """Return two sets of rows as points with a common centre.
+
+    Args:
+        first: Rows (N, D).
+        second: Rows (M, D).
 
     Raises:
-        ValueError: if they have not the same number of features.
+        ValueError: If the numbers of features differ.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"features of shapes {first.shape} and {second.shape} cannot be compared: pass (N, D), (M, D)")
@@ -57,7 +62,7 @@ def pair_up(first: NDArray[np.floating], second: NDArray[np.floating]) -> tuple[
 
 
 def _blocks(num_rows: int, num_columns: int, triangle: bool = False) -> Iterator[tuple[slice, slice]]:
-    """Blocks of a matrix; with `triangle`, only those that reach the diagonal or lie above it."""
+    """Yield the blocks of a matrix; with `triangle`, only those that reach the diagonal or lie above it."""
     for top in range(0, num_rows, ROWS):
         first = top // COLUMNS * COLUMNS if triangle else 0
         for left in range(first, num_columns, COLUMNS):
@@ -65,7 +70,7 @@ def _blocks(num_rows: int, num_columns: int, triangle: bool = False) -> Iterator
 
 
 def _screen(first: Points, rows: slice, second: Points, columns: slice) -> tuple[Tensor, float]:
-    """Squared distances of a block in float32, and a bound of their error.
+    """Return the squared distances of a block in float32, and a bound of their error.
 
     With u the unit roundoff, a product of D terms is off by at most D u |x||y|, the norms and the centring by a few
     u (|x| + |y|)^2 (Higham 2002, section 3.1), and 2 |x||y| <= (|x| + |y|)^2 / 2.
@@ -79,20 +84,24 @@ def _screen(first: Points, rows: slice, second: Points, columns: slice) -> tuple
 
 
 def _exact(first: Points, i: Tensor, second: Points, j: Tensor) -> Tensor:
-    """Squared distances of the pairs (i, j) from differences in float64."""
-    found = [
+    """Return the squared distances of the pairs (i, j), from differences in float64."""
+    distances = [
         torch.linalg.vecdot(difference, difference)
         for part_i, part_j in zip(i.split(PAIRS), j.split(PAIRS), strict=True)
         for difference in [first.exact[part_i].double() - second.exact[part_j].double()]
     ]
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+    return torch.cat(distances) if distances else torch.empty(0, dtype=torch.float64)
 
 
 def squared_radii(points: Points, k: int) -> Tensor:
-    """The squared distance of each point to its k-th nearest among the others (N,), in float64.
+    """Return the squared distance of each point to the k-th nearest other point (N,), in float64.
+
+    Args:
+        points: Points (N, D).
+        k: Number of the neighbour, 1..N - 1.
 
     Raises:
-        ValueError: if there are not more than k points.
+        ValueError: If there are no more than k points.
     """
     num = len(points)
     if not 1 <= k < num:
@@ -102,12 +111,12 @@ def squared_radii(points: Points, k: int) -> Tensor:
     index = torch.full((num, keep), -1)
     tolerance = torch.zeros(num)
 
-    def offer(rows: slice, distances: Tensor, columns: slice, error: float) -> None:
-        """Keep the nearest of what is held and of the block's columns."""
-        values, places = distances.topk(min(keep, distances.shape[1]), dim=1, largest=False, sorted=False)
+    def keep_nearest(rows: slice, distances: Tensor, columns: slice, error: float) -> None:
+        """Keep the nearest neighbours among those kept so far and the columns of the block."""
+        values, positions = distances.topk(min(keep, distances.shape[1]), dim=1, largest=False, sorted=False)
         values = torch.cat([nearest[rows], values], 1)
         nearest[rows], order = values.topk(keep, dim=1, largest=False)
-        index[rows] = torch.cat([index[rows], places + columns.start], 1).gather(1, order)
+        index[rows] = torch.cat([index[rows], positions + columns.start], 1).gather(1, order)
         tolerance[rows] = tolerance[rows].clamp(min=error)
 
     for rows, columns in _blocks(num, num, triangle=True):
@@ -115,46 +124,55 @@ def squared_radii(points: Points, k: int) -> Tensor:
         if rows.start >= columns.start:  # the block holds a part of the diagonal: no point is its own neighbour
             distances.diagonal(rows.start - columns.start).fill_(torch.inf)
         else:  # the mirrored block is not computed
-            offer(columns, distances.T.contiguous(), rows, error)
-        offer(rows, distances, columns, error)
+            keep_nearest(columns, distances.T.contiguous(), rows, error)
+        keep_nearest(rows, distances, columns, error)
     return _settle(points, k, nearest, index, tolerance)
 
 
 def _settle(points: Points, k: int, nearest: Tensor, index: Tensor, tolerance: Tensor) -> Tensor:
-    """The k-th squared distance in float64, of each row's nearest (N, K) that are off by at most the tolerance (N,)."""
+    """Return the k-th squared distance in float64.
+
+    Args:
+        points: Points (N, D).
+        k: Number of the neighbour.
+        nearest: Squared distances (N, K) of each point to its K nearest neighbours, in float32.
+        index: Numbers of these neighbours (N, K).
+        tolerance: Bound of the error of `nearest` (N,).
+    """
     values, margin = nearest.double(), 2 * tolerance.double()[:, None]
     kth = values[:, k - 1 : k].clone()
     is_open = (values >= kth - margin) & (values <= kth + margin)
-    row, place = is_open.nonzero(as_tuple=True)
+    row, column = is_open.nonzero(as_tuple=True)
     values[values < kth - margin] = -torch.inf  # nearer than the k-th whatever the rounding
     values[values > kth + margin] = torch.inf
-    values[row, place] = _exact(points, row, points, index[row, place])
+    values[row, column] = _exact(points, row, points, index[row, column])
     radii = values.kthvalue(k, dim=1).values
     num, keep = nearest.shape
-    if keep < num - 1:  # points that were not kept may be as near: there are many copies
+    if keep < num - 1:  # if there are many copies, points that were not kept may be as near
         for i in is_open[:, -1].nonzero()[:, 0].tolist():
-            others = torch.cat([torch.arange(i), torch.arange(i + 1, len(points))])
-            radii[i] = _exact(points, torch.full_like(others, i), points, others).kthvalue(k).values
+            all_but_i = torch.cat([torch.arange(i), torch.arange(i + 1, len(points))])
+            radii[i] = _exact(points, torch.full_like(all_but_i, i), points, all_but_i).kthvalue(k).values
     return radii
 
 
 def inside_pairs(
     first: Points, second: Points, radii_first: Tensor | None = None, radii_second: Tensor | None = None
 ) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-    """Yield the pairs (i, j) where point j of `second` lies in the ball of i of `first`, and those the other way round.
+    """Yield, for each block of pairs, which points lie in which balls.
 
-    Each element is for one block: ((i, j), (i, j)), in the second of which i lies in the ball of j. Balls are closed.
+    The element of a block is ((i, j), (i, j)). In the first pair of arrays, point j of `second` lies in the ball of
+    point i of `first`; in the other, point i of `first` lies in the ball of point j of `second`. Balls are closed.
 
     Args:
-        first: (N, D).
-        second: (M, D).
-        radii_first: squared radii (N,) in float64; None leaves the first pair empty.
-        radii_second: squared radii (M,) in float64; None leaves the second pair empty.
+        first: Points (N, D).
+        second: Points (M, D).
+        radii_first: Squared radii (N,) in float64. None leaves the first pair of arrays empty.
+        radii_second: Squared radii (M,) in float64. None leaves the other pair of arrays empty.
     """
-    nothing = (torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+    no_pairs = (torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
     for rows, columns in _blocks(len(first), len(second)):
         distances, error = _screen(first, rows, second, columns)
-        found = [nothing, nothing]
+        pairs = [no_pairs, no_pairs]
         for side, radii in enumerate((radii_first, radii_second)):
             if radii is None:
                 continue
@@ -165,5 +183,5 @@ def inside_pairs(
             inside = distance <= limit - error
             is_open = (~inside).nonzero()[:, 0]
             inside[is_open] = _exact(first, i[is_open], second, j[is_open]) <= limit[is_open]
-            found[side] = (i[inside], j[inside])
-        yield found[0], found[1]
+            pairs[side] = (i[inside], j[inside])
+        yield pairs[0], pairs[1]

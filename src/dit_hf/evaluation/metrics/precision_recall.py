@@ -1,6 +1,17 @@
-"""Precision and recall, density and coverage: how two sets of features cover each other with balls of their neighbours.
+"""Precision and recall, density and coverage: whether samples look real, and whether they cover the real images.
 
-Legend: N reference images, M samples, D features, k the neighbour whose distance is a ball's radius.
+Around each real image lies a ball that reaches to its k-th nearest other real image; the balls together are an estimate
+of the manifold of real images. Precision is the share of the samples that lie in it. Recall is the same with the roles
+exchanged: the share of the real images that lie in the manifold of the samples. Sharp samples of few kinds have a high
+precision and a low recall.
+
+One real image far from all others has a huge ball, which catches bad samples too. Density therefore counts in how many
+balls a sample lies, and coverage is the share of the real balls that hold a sample:
+
+    precision = 1/M sum_j [x_j lies in some ball]        density  = 1/(k M) sum_j sum_i [x_j lies in ball i]
+    recall    = 1/N sum_i [r_i lies in some ball of x]   coverage = 1/N sum_i [ball i holds some x_j]
+
+Legend: N real images r_i (the reference), M samples x_j, D features, k the neighbour that a ball reaches to.
 """
 
 from typing import Literal, NamedTuple
@@ -18,17 +29,27 @@ K_DENSITY_COVERAGE = 5  # that of the paper of density and coverage
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares between 0 and 1."""
+    """Precision and recall.
 
-    precision: float  # of the samples, those within a ball of the reference
-    recall: float  # of the reference, those within a ball of the samples
+    Attributes:
+        precision: Share of the samples that lie in a ball of the reference, 0..1.
+        recall: Share of the reference that lies in a ball of the samples, 0..1.
+    """
+
+    precision: float
+    recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """Density may be above 1, coverage is a share."""
+    """Density and coverage.
 
-    density: float  # in how many balls of the reference a sample lies, divided by k
-    coverage: float  # share of the reference's balls that hold a sample
+    Attributes:
+        density: Mean number of balls of the reference that a sample lies in, divided by k. It may be above 1.
+        coverage: Share of the balls of the reference that hold a sample, 0..1.
+    """
+
+    density: float
+    coverage: float
 
 
 def precision_recall(
@@ -38,17 +59,17 @@ def precision_recall(
     k: int = K_PRECISION_RECALL,
     mode: Mode = "exact",
 ) -> PrecisionRecall:
-    """Share of the samples in the manifold of the reference, and share of the reference in that of the samples.
+    """Return the share of the samples in the manifold of the reference, and the reverse.
 
     Args:
-        reference: (N, D).
-        samples: (M, D).
-        k: the neighbour, 1..min(N, M) - 1, that a ball reaches to.
-        mode: "exact" answers as float64 does; "adm_float16" repeats ADM's half-precision arithmetic, which the numbers
-            in papers come from.
+        reference: Features of the reference (N, D).
+        samples: Features of the samples (M, D).
+        k: Number of the neighbour that a ball reaches to, 1..min(N, M) - 1.
+        mode: `exact` decides as float64 does; `adm_float16` repeats the half-precision arithmetic of ADM's script, with
+            which the numbers in papers were made.
 
     Raises:
-        ValueError: for an unknown mode, or sets that do not fit each other or k.
+        ValueError: If the mode is unknown, or if the sets do not fit each other or k.
 
     Source: Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1-2.
     """
@@ -69,15 +90,15 @@ def precision_recall(
 def density_coverage(
     reference: NDArray[np.floating], samples: NDArray[np.floating], *, k: int = K_DENSITY_COVERAGE
 ) -> DensityCoverage:
-    """How densely samples lie in the balls of the reference, and how many of these balls hold one; exact.
+    """Return how densely the samples lie in the balls of the reference, and the share of these balls that hold one.
 
     Args:
-        reference: (N, D).
-        samples: (M, D).
-        k: the neighbour, 1..N - 1, that a ball reaches to.
+        reference: Features of the reference (N, D).
+        samples: Features of the samples (M, D).
+        k: Number of the neighbour that a ball reaches to, 1..N - 1.
 
     Raises:
-        ValueError: for sets that do not fit each other or k.
+        ValueError: If the sets do not fit each other or k.
 
     Source: Naeem et al. 2020 (arXiv 2002.09797), eq. 3-4.
     """

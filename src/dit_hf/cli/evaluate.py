@@ -1,0 +1,180 @@
+"""`dit-hf evaluate` measures samples or a model; `dit-hf table` prints the results below the paper's."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .entry import Command, DtypeName, app, refuse
+
+PrecisionRecallMode = Literal["exact", "adm_float16"]
+# titles of groups of options in the help
+MODEL = "With --model"
+DATA_SETS = "With data sets"
+
+
+Reference = Annotated[
+    str | None,
+    typer.Option(help="Real images: ADM's .npz, statistics of --save-reference, a folder or a data set."),
+]
+Samples = Annotated[str | None, typer.Option(help="Samples to measure: ADM's .npz, a folder of images, or a data set.")]
+Model = Annotated[
+    str | None, typer.Option(help="Pipeline to draw samples from, instead of --samples: its folder or id.")
+]
+NumImages = Annotated[int | None, typer.Option(min=1, help="Number of samples.", show_default="all")]
+Extractor = Annotated[
+    str,
+    typer.Option(help="Network that computes features: inception, dinov2, or your own as my_network.py:Name."),
+]
+Weights = Annotated[str | None, typer.Option(help="File or id of the extractor's weights.", show_default="downloaded")]
+Metrics = Annotated[str | None, typer.Option(help="Names of metrics, separated by commas.", show_default="all")]
+PrecisionRecall = Annotated[
+    PrecisionRecallMode | None,
+    typer.Option(
+        help="Arithmetic of precision and recall: adm_float16, as in published numbers, or exact.",
+        metavar="exact|adm_float16",
+        show_default="adm_float16 with inception, else exact",
+    ),
+]
+KidSubsetSize = Annotated[int, typer.Option(min=2, help="Number of images in each subset of KID.")]
+NumGroups = Annotated[int, typer.Option(min=1, help="Number of groups for jackknife standard errors; 1 computes none.")]
+Output = Annotated[Path | None, typer.Option(help="JSON file for the result and all settings.")]
+Card = Annotated[Path | None, typer.Option(help="Model card that the result is written into.")]
+SaveReference = Annotated[
+    Path | None, typer.Option(help="File (.npz) for the statistics of --samples, instead of a comparison.")
+]
+WorkDir = Annotated[
+    Path | None, typer.Option(help="Folder that keeps features, so that an interrupted command can continue.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of images that each process handles at once.")]
+Resolution = Annotated[
+    int | None,
+    typer.Option(min=1, help="Side in pixels that images are resized and cropped to.", show_default="as they are"),
+]
+Split = Annotated[str, typer.Option(rich_help_panel=DATA_SETS, help="Split of a data set.")]
+ImageColumn = Annotated[str, typer.Option(rich_help_panel=DATA_SETS, help="Column of the images.")]
+LabelColumn = Annotated[str, typer.Option(rich_help_panel=DATA_SETS, help="Column of the class of each image.")]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=MODEL, min=0, help="Scale of classifier-free guidance; 1 is no guidance.", show_default="1"
+    ),
+]
+NumInferenceSteps = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=MODEL, min=1, help="Number of sampling steps.", show_default="depends on the scheduler"
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MODEL,
+        help="Labels of the samples: random, balanced, or a text file with one label on each line.",
+        show_default="random",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=MODEL, min=0, help="Seed of the noise and of random labels.", show_default="0"),
+]
+NumSeeds = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=MODEL,
+        min=1,
+        help="Number of seeds: all samples are drawn again for each, and the results are averaged.",
+        show_default="1",
+    ),
+]
+Dtype = Annotated[
+    DtypeName | None,
+    typer.Option(rich_help_panel=MODEL, help="Precision of the model's computations.", show_default="float32"),
+]
+
+
+@app.command(
+    cls=Command,
+    epilog="Example: dit-hf evaluate --model my/dit --num-images 50000 --reference VIRTUAL_imagenet256_labeled.npz; "
+    "existing samples: --samples samples.npz instead of --model; several processes: torchrun --nproc-per-node 8 "
+    "--no-python dit-hf evaluate ...",
+)
+def evaluate(
+    reference: Reference = None,
+    samples: Samples = None,
+    model: Model = None,
+    num_images: NumImages = None,
+    extractor: Extractor = "inception",
+    weights: Weights = None,
+    metrics: Metrics = None,
+    precision_recall: PrecisionRecall = None,
+    kid_subset_size: KidSubsetSize = 1000,
+    num_groups: NumGroups = 1,
+    output: Output = None,
+    card: Card = None,
+    save_reference: SaveReference = None,
+    work_dir: WorkDir = None,
+    batch_size: BatchSize = 64,
+    resolution: Resolution = None,
+    split: Split = "train",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    guidance_scale: GuidanceScale = None,
+    num_inference_steps: NumInferenceSteps = None,
+    labels: Labels = None,
+    seed: Seed = None,
+    num_seeds: NumSeeds = None,
+    dtype: Dtype = None,
+) -> None:
+    """Measure samples or a model: FID, sFID, Inception score, precision, recall and others, in one pass."""
+    given = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "labels": labels}
+    given |= {"seed": seed, "num_seeds": num_seeds, "dtype": dtype}
+    sampling: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if (samples is None) == (model is None):
+        raise ValueError("--samples and --model: give one of them")
+    if (reference is None) == (save_reference is None):
+        raise ValueError("--reference and --save-reference: give one of them")
+    if samples is not None:
+        refuse({f"--{name.replace('_', '-')}": value for name, value in sampling.items()}, "is for --model")
+    if save_reference is not None:
+        comparison = {"--model": model, "--output": output, "--card": card, "--metrics": metrics}
+        refuse(comparison, "is for comparing: leave out --save-reference")
+
+    from accelerate import PartialState
+
+    from ..evaluation import MetricSettings, run
+
+    options = run.SourceOptions(batch_size, resolution, split, image_column, label_column)
+    network = run.open_extractor(extractor, weights)
+    limits: dict[str, Any] = {"num_images": num_images, "work_dir": work_dir}
+    if save_reference is not None:
+        run.save_statistics(str(samples), save_reference, network, options, **limits)
+        PartialState().print(f"wrote {save_reference}")  # once for all processes
+        return
+    names = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    settings = MetricSettings(precision_recall_mode=precision_recall, kid_subset_size=kid_subset_size)
+    compared = (str(reference), network, settings, options)
+    if model is None:
+        result = run.evaluate_source(str(samples), *compared, metrics=names, num_groups=num_groups, **limits)
+    else:
+        draws = run.SamplingOptions(**sampling)
+        result = run.evaluate_model(model, *compared, draws, metrics=names, num_groups=num_groups, **limits)
+    if PartialState().is_main_process:
+        typer.echo(result.table())
+        run.write_result(result, output, card)
+
+
+@app.command(cls=Command, epilog="Example: dit-hf table evaluation.json --resolution 256")
+def table(
+    evaluations: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files of dit-hf evaluate --output; each becomes a row.", show_default=False),
+    ] = None,
+    resolution: Annotated[
+        int, typer.Option(help="Resolution of the paper's table: 256 for table 2, 512 for table 3.")
+    ] = 256,
+) -> None:
+    """Print the paper's results on ImageNet, quoted, with your own evaluations below them."""
+    from ..analysis import tables
+
+    typer.echo(tables.format_results(resolution, [tables.read_result(file) for file in evaluations or []]))

@@ -1,0 +1,174 @@
+"""`dit-hf generate`: images of given classes in one file, or many images in a folder or an `.npz`."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .entry import Command, DtypeName, app, refuse
+
+MANY = "Many images"  # title of a group of options in the help
+
+
+def parse_labels(text: str) -> list[int | str]:
+    """Turn "3, panda face" into [3, "panda face"]: digits are ids, everything else is a name."""
+    labels = [label.strip() for label in text.split(",")]
+    return [int(label) if label.isdecimal() else label for label in labels if label]
+
+
+def _check_destination(output_dir: Path | None, npz: Path | None) -> Path | None:
+    """Return the folder or the `.npz` file for many images, or None if neither is given."""
+    if output_dir and npz:
+        raise ValueError("--output-dir and --npz are two formats of the same images: give one of them")
+    if npz and npz.suffix != ".npz" or output_dir and output_dir.suffix == ".npz":
+        raise ValueError(
+            f"{npz or output_dir}: the file of --npz must end in .npz, the folder of --output-dir must not"
+        )
+    return output_dir or npz
+
+
+def _check_format(output: Path) -> Path:
+    from PIL import Image
+
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:  # Pillow only reads some formats
+        raise ValueError(f"--output {output} names no image format that can be written: end it with .png or .jpg")
+    return output
+
+
+def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> None:
+    from diffusers.utils import make_image_grid
+    from PIL import Image
+
+    columns = num_images_per_label if num_images_per_label > 1 else math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    empty = Image.new("RGB", images[0].size, "white")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    make_image_grid(images + [empty] * (rows * columns - len(images)), rows, columns).save(output)
+
+
+Model = Annotated[str, typer.Argument(help="Folder of a pipeline, or its id on the Hub.", show_default=False)]
+ClassLabels = Annotated[
+    str | None,
+    typer.Option(help="Classes to draw: ids or names, separated by commas. Leave out for an unconditional model."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(help="Image file to write. Several images are arranged in a grid.", show_default="out.png"),
+]
+NumImagesPerLabel = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of images of each class, which form a row of the grid.", show_default="1"),
+]
+NumImages = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of all images, for an unconditional model, or with --output-dir or --npz."),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        help="Scale of classifier-free guidance; 1 is no guidance.",
+        min=0,
+        show_default="4 if the model was trained for guidance, else 1",
+    ),
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        help="Part of the steps that is guided, as two fractions: 0.25 0.75 is the middle half.",
+        metavar="START END",
+        show_default="all steps",
+    ),
+]
+NumInferenceSteps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of sampling steps.", show_default="depends on the scheduler"),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the noise and of random labels.")]
+Dtype = Annotated[
+    DtypeName, typer.Option(help="Precision of the model's computations. bfloat16 is faster on newer GPUs.")
+]
+OutputDir = Annotated[
+    Path | None, typer.Option(rich_help_panel=MANY, help="New folder for a PNG of each image and a list of labels.")
+]
+Npz = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=MANY, help="File in ADM's format (arr_0: N x H x W x 3), instead of a folder."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MANY,
+        help="Labels of the images: random, balanced, or a text file with one label on each line.",
+        show_default="random",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=MANY, min=1, help="Number of images that each process draws at once.", show_default="32"
+    ),
+]
+
+
+@app.command(
+    cls=Command,
+    epilog='Example: dit-hf generate examples/assets/dit-emoji --class-labels "panda face, 7" --output pandas.png; '
+    "many images: torchrun --nproc-per-node 2 --no-python dit-hf generate MODEL --num-images 50000 --npz samples.npz",
+)
+def generate(
+    model: Model,
+    class_labels: ClassLabels = None,
+    output: Output = None,
+    num_images_per_label: NumImagesPerLabel = None,
+    num_images: NumImages = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_interval: GuidanceInterval = None,
+    num_inference_steps: NumInferenceSteps = None,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    output_dir: OutputDir = None,
+    npz: Npz = None,
+    labels: Labels = None,
+    batch_size: BatchSize = None,
+) -> None:
+    """Draw images of given classes into one file, or many images into a folder or an .npz file.
+
+    Many images can be drawn by several processes. Image k depends only on the seed and on k, and an interrupted command
+    continues when it is run again.
+    """
+    import torch
+    from accelerate import PartialState
+
+    destination = _check_destination(output_dir, npz)
+    if destination:
+        one_file = {"--class-labels": class_labels, "--output": output, "--num-images-per-label": num_images_per_label}
+        refuse(one_file, "is for one file: with --output-dir or --npz use --labels and --num-images")
+    else:
+        refuse({"--labels": labels, "--batch-size": batch_size}, "is for many images: give --output-dir or --npz too")
+        refuse({"--num-images": num_images if class_labels else None}, "counts all images: use --num-images-per-label")
+        output = _check_format(output or Path("out.png"))
+
+    from ..generation.from_pipeline import generate_with_pipeline
+    from ..pipeline_dit import DiTPipeline
+
+    pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    if guidance_scale is None:
+        guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
+    arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+    arguments["guidance_interval"] = guidance_interval
+    if destination:
+        arguments |= {"labels": labels, "seed": seed, "batch_size": batch_size or 32}
+        written = generate_with_pipeline(pipeline, destination, num_images, **arguments)
+        PartialState().print(f"wrote {written}")  # once for all processes
+        return
+    if class_labels is None:
+        refuse({"--num-images-per-label": num_images_per_label}, "needs --class-labels: use --num-images")
+        arguments["num_images"] = num_images
+    else:
+        arguments |= {"class_labels": parse_labels(class_labels), "num_images_per_label": num_images_per_label or 1}
+    pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
+    images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images
+    assert output is not None
+    _save_grid(images, num_images_per_label or 1, output)
+    typer.echo(f"wrote {len(images)} images to {output}")
