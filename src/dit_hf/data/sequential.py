@@ -12,6 +12,7 @@ from typing import Any
 from datasets import IterableDataset
 from huggingface_hub.errors import HTTPError
 
+from ..network import reason_of
 from .labels import Classes
 from .retries import SourceError, retried
 from .revision import find_revision
@@ -96,5 +97,5 @@ class SequentialSource:
         try:
             return retried(read, f"row {number} of {self.shard_names[shard]}")
         except DAMAGE as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise SourceError(f"row {number} of {self.shard_names[shard]} cannot be read: {reason}") from error
+            row = f"row {number} of {self.shard_names[shard]}"
+            raise SourceError(f"{row} cannot be read: {reason_of(error)}") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import ClassLabel, DatasetBuilder, Image, IterableDataset, Value
 
+from ..network import reason_of
 from .image_files import FilesSource
 from .labels import Classes, resolve_classes
 from .local_folders import find_image_folder
@@ -107,9 +108,8 @@ def _open_split(name: str, builder: DatasetBuilder, split: str) -> IterableDatas
     except DAMAGE as error:
         if isinstance(error, ValueError) and "split" in str(error):  # one that the data set does not have
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         first = next(iter((builder.config.data_files or {}).get(split, [])), name)
-        raise SourceError(f"the first rows of {first} cannot be read: {reason}") from error
+        raise SourceError(f"the first rows of {first} cannot be read: {reason_of(error)}") from error
 
 
 def _check_columns(name: str, features: Any, image_column: str, label_column: str) -> None:
