@@ -107,7 +107,7 @@ def test_other_files_are_left_out_by_suffix_and_number(tmp_path: Path):
         assert "dog/3.HEIC" in folder.names
     else:
         expected[".heic"] = 1
-        assert "1 .heic (install pillow-heif" in folder.describe()
+        assert "1 .heic (run `pip install pillow-heif`" in folder.describe()
     assert folder.left_out == expected
     assert f"{tmp_path}: " in folder.describe()
     assert "images of 2 classes: cat 1, dog " in folder.describe()

@@ -297,7 +297,7 @@ def test_converting_takes_about_one_copy_of_the_weights(form, tiny, tmp_path):
     kind = "diffusers" if form == "diffusers" else "original"
     command = [sys.executable, "-c", code, path, tmp_path / "tiny", kind]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     copies, size = map(float, result.stdout.split())
     print(f"{form}: {copies:.2f} copies of {size / 2**20:.0f} MiB")

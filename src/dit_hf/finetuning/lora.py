@@ -37,7 +37,7 @@ ADAPTER = "default"
 
 def _require_peft() -> None:
     if not is_peft_available():
-        raise ImportError("LoRA needs PEFT: pip install 'dit-hf[lora]'")
+        raise ImportError("LoRA needs PEFT: run `pip install peft`")
 
 
 def has_adapter(model: nn.Module) -> bool:
