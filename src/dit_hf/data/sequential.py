@@ -46,7 +46,7 @@ class SequentialSource:
         self.num_shards = self.num_parts = dataset.num_shards
         has_names = len(shard_names) == self.num_shards
         self.shard_names = list(shard_names) if has_names else ["the data set"] * self.num_shards
-        self.revision = find_revision(shard_names)
+        self.revision = find_revision(shard_names, classes.names)
         self.description = f"{self.num_shards} shards of {len(classes.names)} classes"
         logger.warning(
             "this data set has no row groups: every process and worker reads all of its bytes, and a resumed run reads "

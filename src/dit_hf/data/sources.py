@@ -66,6 +66,8 @@ def open_images(
     else:
         columns = (image_column, label_column)
         source = _open_with_datasets(name, split, columns, config_name, revision, (class_names, label_map))
+    if revision and not revision.startswith(LOCAL_PREFIX) and source.revision.startswith(LOCAL_PREFIX):
+        raise ValueError(f"dataset_revision={revision!r} is a version on the Hub, and {name} is local: leave it out")
     if revision and revision.startswith(LOCAL_PREFIX) and revision != source.revision:
         raise ValueError(
             f"{name} has changed: it was {revision} and is {source.revision}; put the files back, or leave out "
