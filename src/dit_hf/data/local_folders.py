@@ -29,7 +29,6 @@ SPLITS = {
 SPLIT_OF_WORD = {word: split for split, words in SPLITS.items() for word in words}
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 SHARDS = {".parquet", ".arrow", ".tar"}
-ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar|tar\.\w+)$", re.IGNORECASE)
 DECLARED_FILES = re.compile(r"^configs:", re.MULTILINE)  # in the head of a README.md, as the Hub has it
 
 
@@ -135,12 +134,10 @@ def _check(folder: ImageFolder) -> None:
             f"{root} holds {len(folder.names) - inside} images outside of class folders and {inside} in them: put the "
             f"images of each class into a folder of its own, such as {root}/cat/1.jpg"
         )
-    tops = {name.split("/")[0] for name in folder.names}
-    archives = [name for name in folder.other_names if ARCHIVE.search(name) and name.split("/")[0] in tops]
-    if archives:
+    if folder.archives:
         raise ValueError(
-            f"{root / archives[0]} is an archive in a class folder: unpack it there if its images are of this class, "
-            "and otherwise elsewhere"
+            f"{root / folder.archives[0]} is an archive in a class folder: unpack it there if its images are of this "
+            "class, and otherwise elsewhere"
         )
     if {name.lower() for name in classes} <= set(SPLIT_OF_WORD):
         logger.warning(f"the classes of {root} are called as splits are: {', '.join(classes)}")

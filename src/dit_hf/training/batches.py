@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from diffusers import AutoencoderKL
 
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
+from ..data.revision import LOCAL_PREFIX
 from ..data.sources import ImageSource, open_images
 from ..data.streaming import ImageBatch, ImageStream, Position
 from .batch import LatentBatch
@@ -28,20 +30,24 @@ from .settings import TrainSettings, read_yaml, rows
 EXTRAS: dict[str, Callable[[ImageBatch], torch.Tensor]] = {
     "images": lambda batch: batch.images,  # (B, 3, S, S) in [-1, 1], cropped and flipped as they are encoded
 }
+logger = get_logger("dit_hf.training")
 
 # Settings that decode or crop images, and so have no effect on latents that were made beforehand.
 ONLY_FOR_IMAGES = ("image_column", "label_column", "cache_latents")
 
 
 def open_source(settings: TrainSettings) -> ImageSource:
-    """Open the data set, and record in the settings which version of it was found.
+    """Open the data set, log what it holds, and record in the settings which version of it was found.
 
-    A resumed run takes the version that it began with, also if the Hub has a newer one.
+    A resumed run takes the version that it began with, also if the Hub has a newer one. Of local files there is one
+    version only, which `saving.resume` compares with that of the checkpoint.
     """
     recorded_file = Path(settings.output_dir) / "settings.yaml"
     recorded = read_yaml(recorded_file) if recorded_file.exists() else {}
-    if settings.dataset_revision is None and recorded.get("dataset_name") == settings.dataset_name:
-        settings.dataset_revision = recorded.get("dataset_revision")
+    before = recorded.get("dataset_revision") if recorded.get("dataset_name") == settings.dataset_name else None
+    is_local = (before or "").startswith(LOCAL_PREFIX)
+    if settings.dataset_revision in (None, before):
+        settings.dataset_revision = None if is_local else before
     source = open_images(
         settings.dataset_name,
         settings.dataset_split,
@@ -52,6 +58,7 @@ def open_source(settings: TrainSettings) -> ImageSource:
         class_names=read_names(settings.class_names_file),
         label_map=read_map(settings.label_map_file),
     )
+    logger.info(source.description)
     settings.dataset_revision = source.revision
     return source
 
