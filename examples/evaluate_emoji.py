@@ -1,6 +1,6 @@
 """Measure the shipped model on features other than those of FID, and write the result into its card.
 
-    python examples/evaluate_emoji.py                     # 1,000 images: minutes; the same command goes on after a kill
+    python examples/evaluate_emoji.py        # 1,000 images, in minutes; run it again if it was interrupted
 
 The features are those of EfficientNet-Lite0, so no number here is FID. Three sets of real drawings give the scale. The
 drawings that the model was trained on, jittered in another way, are the best that any model can reach. The same
@@ -22,7 +22,7 @@ from dit_hf.evaluation.run import model_batches, open_source, write_result
 
 ASSETS = Path(__file__).parent / "assets"
 EMOJI, MODEL = ASSETS / "emoji", ASSETS / "dit-emoji"
-METRICS = ["fid", "precision_recall", "density_coverage"]  # on these features the first is FD, not FID
+METRICS = ["fid", "precision_recall", "density_coverage"]  # with these features, "fid" is a Fréchet distance, not FID
 
 
 def other_drawings(class_names: list[str], num: int) -> np.ndarray:

@@ -29,8 +29,6 @@ from .layers import Attention, BlockLayer, CrossAttention, Mlp, Norm, ZeroLinear
 class FinalLayer(nn.Module):
     """LayerNorm, and a Linear from each token to its patch."""
 
-    num_modulations = 0  # vectors of width D that the layer regresses from the conditioning
-
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.norm_final = Norm(config.hidden_size)
@@ -45,8 +43,6 @@ class FinalLayer(nn.Module):
 
 class AdaLNFinalLayer(FinalLayer):
     """The final layer with adaptive LayerNorm."""
-
-    num_modulations = 2  # shift, scale
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)

@@ -1,6 +1,8 @@
-"""diffusers' caches on a DiT: which of them skip work there, and what each has to be told.
+"""diffusers' caches on a DiT: which of them skip work there, and which settings each needs.
 
-A cache leaves out blocks, or parts of them, in steps that resemble the last ones; the images change a little.
+Consecutive steps of sampling give a block nearly the same input. A cache reuses or extrapolates what blocks, or layers
+of blocks, computed in earlier steps; sampling is faster, and the images change a little. What a cache may touch is
+stated by the layers themselves: see `BlockLayer` in layers.py.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockR
 from diffusers.hooks.pyramid_attention_broadcast import _apply_pyramid_attention_broadcast_hook
 from diffusers.models import CacheMixin
 
-# By the names of their configurations: None, or why one cannot serve a DiT.
+# Class name of a cache's configuration -> None, or the reason why the cache cannot serve a DiT.
 CACHES: dict[str, str | None] = {
     "FirstBlockCacheConfig": None,
     "TaylorSeerCacheConfig": None,
@@ -23,9 +25,13 @@ CACHES: dict[str, str | None] = {
     "TextKVCacheConfig": "it keeps the keys and values of a text, and a DiT reads none",
 }
 
-# TaylorSeer extrapolates what a branch adds to the residual stream; what feeds it need not run then.
-EXTRAPOLATED = [r"blocks\.\d+\.(attn|cross_attn)\.proj", r"blocks\.\d+\.mlp\.fc2"]
-LEFT_OUT = [r"blocks\.\d+\.(attn\.qkv|cross_attn\.q)", r"blocks\.\d+\.mlp\.fc1"]
+
+def _modules_stated(model: Any, fact: str) -> list[str]:
+    """Patterns for the modules that the layers of a model state under a name, such as "cache_outputs"."""
+    names = [f"{name}.{part}" for name, layer in model.named_modules() for part in getattr(type(layer), fact, ())]
+    if not names:
+        raise ValueError(f"no layer of {type(model).__module__} states {fact}: load it as dit_hf.DiTModel")
+    return [re.escape(name) for name in names]
 
 
 def _taylorseer_for(config: Any, model: Any) -> Any:
@@ -33,7 +39,8 @@ def _taylorseer_for(config: Any, model: Any) -> Any:
         raise ValueError("use_lite_mode names modules that a DiT does not have: leave it out")
     given = [*(config.cache_identifiers or []), *(config.skip_predict_identifiers or [])]
     if not given:
-        return dataclasses.replace(config, cache_identifiers=EXTRAPOLATED, skip_predict_identifiers=LEFT_OUT)
+        outputs, inputs = (_modules_stated(model, fact) for fact in ("cache_outputs", "cache_inputs"))
+        return dataclasses.replace(config, cache_identifiers=outputs, skip_predict_identifiers=inputs)
     for pattern in given:
         if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
             raise ValueError(f"no module of the transformer matches {pattern!r}: name some like 'blocks.0.attn.proj'")
@@ -42,21 +49,24 @@ def _taylorseer_for(config: Any, model: Any) -> Any:
 
 def _broadcast_attention(config: Any, model: Any) -> None:
     # diffusers' own function takes instances of its attention classes only
-    now = config.current_timestep_callback
+    current_timestep = config.current_timestep_callback
     for block in model.blocks:
         if config.spatial_attention_block_skip_range is not None:
-            when, every = config.spatial_attention_timestep_skip_range, config.spatial_attention_block_skip_range
-            _apply_pyramid_attention_broadcast_hook(block.attn, when, every, now)
+            timesteps, period = config.spatial_attention_timestep_skip_range, config.spatial_attention_block_skip_range
+            _apply_pyramid_attention_broadcast_hook(block.attn, timesteps, period, current_timestep)
         if config.cross_attention_block_skip_range is not None:
-            when, every = config.cross_attention_timestep_skip_range, config.cross_attention_block_skip_range
-            _apply_pyramid_attention_broadcast_hook(block.cross_attn, when, every, now)
+            timesteps, period = config.cross_attention_timestep_skip_range, config.cross_attention_block_skip_range
+            _apply_pyramid_attention_broadcast_hook(block.cross_attn, timesteps, period, current_timestep)
 
 
 def _broadcast_for(config: Any, pipeline: DiffusionPipeline, model: Any) -> Any:
     if config.temporal_attention_block_skip_range is not None:
         raise ValueError("temporal_attention_block_skip_range: a DiT has no temporal attention, leave it out")
     if config.cross_attention_block_skip_range is not None and not hasattr(model.blocks[0], "cross_attn"):
-        raise ValueError("cross_attention_block_skip_range is for block_type='cross_attention': leave it out")
+        raise ValueError(
+            "cross_attention_block_skip_range is for blocks with cross-attention, and "
+            f"block_type={model.config.block_type!r} has none: leave it out"
+        )
     if config.spatial_attention_block_skip_range is None and config.cross_attention_block_skip_range is None:
         config = dataclasses.replace(config, spatial_attention_block_skip_range=2)
     if config.current_timestep_callback is None:
@@ -65,22 +75,22 @@ def _broadcast_for(config: Any, pipeline: DiffusionPipeline, model: Any) -> Any:
 
 
 def enable(pipeline: DiffusionPipeline, config: Any) -> None:
-    """Switch a cache on; `DiTPipeline.enable_cache` calls this.
+    """Switch a cache on; `DiTPipeline.enable_cache` calls this function.
 
     Args:
         pipeline: A `DiTPipeline`.
-        config: The configuration of a cache, one of `CACHES`.
+        config: Configuration of a cache, of one of the classes in `CACHES`.
 
     Raises:
-        ValueError: For a cache or a setting that would do nothing, or that a DiT cannot serve.
+        ValueError: If the cache or one of its settings would do nothing, or cannot serve a DiT.
     """
     name, model = type(config).__name__, getattr(pipeline.transformer, "_orig_mod", pipeline.transformer)
-    why = CACHES.get(name, "it is no cache's configuration")
-    if why is not None:
-        supported = ", ".join(key for key, reason in CACHES.items() if reason is None)
-        raise ValueError(f"{name} is not supported, {why}: choose from {supported}")
+    reason = CACHES.get(name, "it is no cache's configuration")
+    if reason is not None:
+        supported = ", ".join(key for key, refusal in CACHES.items() if refusal is None)
+        raise ValueError(f"{name} is not supported, {reason}: choose from {supported}")
     if getattr(model, "_cache_config", None) is not None:
-        raise ValueError(f"{type(model._cache_config).__name__} is on: call disable_cache() before another one")
+        raise ValueError(f"{type(model._cache_config).__name__} is on: call disable_cache() before enable_cache()")
     if len(model.blocks) < 2:
         raise ValueError("num_hidden_layers=1: a cache needs at least two blocks")
     if name == "TaylorSeerCacheConfig":
@@ -88,9 +98,9 @@ def enable(pipeline: DiffusionPipeline, config: Any) -> None:
     elif name == "PyramidAttentionBroadcastConfig":
         config = _broadcast_for(config, pipeline, model)
     elif name == "SeaCacheConfig" and config.raw_vision_callback is None:
-        # each latent as a film of one picture (C, 1, H, W)
+        # the callback takes a list of videos (C, frames, H, W): a latent is a video of one frame
         config = dataclasses.replace(config, raw_vision_callback=lambda model, args, _: [*args[0].unsqueeze(2)])
-    # the caches look blocks up by their class
+    # diffusers' caches find the blocks by their class in this registry
     TransformerBlockRegistry.register(type(model.blocks[0]), TransformerBlockMetadata(return_hidden_states_index=0))
     model.is_cache_enabled = False
     CacheMixin.enable_cache(model, config)
@@ -99,11 +109,11 @@ def enable(pipeline: DiffusionPipeline, config: Any) -> None:
 
 
 def check(config: Any, guided: list[bool]) -> None:
-    """Refuse a run that the enabled cache cannot follow; `DiTPipeline` calls this before each.
+    """Refuse a sampling run that the enabled cache cannot follow; `DiTPipeline` calls this function before each run.
 
     Args:
-        config: The cache's configuration.
-        guided: Which evaluations of the model are guided, and so take twice the batch.
+        config: Configuration of the enabled cache.
+        guided: One value for each evaluation of the model: whether it is guided, which doubles the batch.
 
     Raises:
         ValueError: If the cache would mix up steps.

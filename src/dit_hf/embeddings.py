@@ -1,4 +1,4 @@
-"""From latents to tokens and back, and the embeddings of position, timestep and label (Peebles & Xie 2022, section 3.2).
+"""Latents to tokens and back, and the embeddings of position, timestep and label (Peebles & Xie 2022, section 3.2).
 
 Shapes: B samples, C latent channels, H x W latent, p patch size, N = (H/p)(W/p) patches, D width.
 """

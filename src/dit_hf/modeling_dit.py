@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel  # noqa: F401  diffusers loads DiTModel if it finds this base in the module
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
@@ -44,7 +45,7 @@ class DiTConditioning(NamedTuple):
     """All of a forward that depends on the timestep and the label only; `DiTModel.condition` makes it.
 
     Args:
-        embedding: c = t + y (B, D) in the adaLN designs, the tokens [t, y] (B, K, D) in the others.
+        embedding: Sum c = t + y (B, D) in the adaLN designs, tokens [t, y] (B, K, D) in the others.
         blocks: What each block derives from the embedding: the modulation (B, 6D or 4D) in the adaLN designs, the keys
             and values (B, K, 2D) in cross-attention, None in-context. If empty, every block derives its own.
         final: The modulation of the final layer (B, 2D). If None, the layer has no modulation or derives its own.
@@ -103,7 +104,7 @@ class DiTModel(DiTPreTrainedModel):
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config) if config.num_classes else None
         self.blocks = nn.ModuleList(block(config) for _ in range(config.num_hidden_layers))
-        self.blocks[0].check_layers()
+        self.blocks[0].check_layers()  # type: ignore[operator]
         self.final_layer = block.final_layer(config)
         self.post_init()
 
@@ -165,7 +166,7 @@ class DiTModel(DiTPreTrainedModel):
         if height is None and width is None and policy is None:
             return DiTPositions(self.pos_embed)
         if height is None or width is None or policy is None:
-            raise ValueError(f"positions({height}, {width}, {policy!r}): pass height, width and policy, or none of them")
+            raise ValueError(f"positions({height}, {width}, {policy!r}): pass all three arguments, or none of them")
         return DiTPositions(self.resize_pos_embed(height, width, policy))
 
     def resize_pos_embed(self, height: int, width: int, policy: Literal["extend", "interpolate"]) -> Tensor:
@@ -227,7 +228,7 @@ class DiTModel(DiTPreTrainedModel):
 
         Args:
             hidden_states: Noisy latents x_t (B, C, H, W).
-            timestep: Timestep t in 0..999 of the training schedule, fractions allowed: a number, or a tensor () or (B,).
+            timestep: Number t in 0..999 of the training schedule, fractions allowed, or a tensor () or (B,) of them.
             class_labels: Labels (B,) in 0..num_classes - 1, or `config.null_class_id`. None if unconditional.
             drop_labels: Mask (B,), bool, of the labels that become the null class, in any mode. If None, the mask is
                 drawn with probability `config.class_dropout_prob` in training mode, and empty in evaluation mode.

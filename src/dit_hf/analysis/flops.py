@@ -3,23 +3,29 @@
 The paper's "Gflops" are multiply-adds (MACs) in units of 10^9; one multiply-add is two floating-point operations.
 Counted are matrix products, the patch convolution and attention's two products, which some of torch's fused kernels
 hide from its `FlopCounterMode`; not norms, activations, softmax and other work on single elements.
-Legend: N patches, S tokens of a block, K conditioning tokens, D width, M the MLP's width, L blocks, h heads, p patch.
+
+The formulas are written out by hand and never derived from the model, so that each can be held against the other. A
+block design says which layers it has; what a layer costs is a row of `LAYER_COSTS` below.
+
+Legend: N patches, S tokens of a block, K conditioning tokens, D width, M width of the feed-forward, L blocks, h heads,
+p patch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..blocks import BLOCKS, AdaLNFinalLayer, DiTBlock, FinalLayer
 from ..configuration_dit import DiTConfig
+from ..layers import Attention, BlockLayer, CrossAttention, Mlp
 from ..vae import vae_shrink_factor
 
 TIMESTEP_CHANNELS = 256
-MODULATIONS = {"adaln": 4, "adaln_zero": 6}  # vectors of width D that a block regresses from its conditioning
 TRAINING_FACTOR = 3  # a backward pass costs two forward passes (the paper, section 5.1)
 
 
 class Shape(NamedTuple):
-    """The numbers that the formulas are made of."""
+    """The numbers that the formulas are made of; the legend above says what they stand for."""
 
     n: int
     s: int
@@ -27,16 +33,90 @@ class Shape(NamedTuple):
     d: int
     m: int
     depth: int
+    heads: int
     area: int  # p^2
-    modulations: int
+
+
+class LayerCost(NamedTuple):
+    """What one layer of a block costs.
+
+    Args:
+        linears: Multiply-adds of Linears on the tokens.
+        attention: Multiply-adds of the scores and weighted sums of self-attention.
+        conditioning: Multiply-adds that depend on the conditioning.
+        parameters: Number of parameters.
+        activations: Numbers of 4 bytes that the layer keeps for its backward pass, beside its input.
+    """
+
+    linears: int = 0
+    attention: int = 0
+    conditioning: int = 0
+    parameters: int = 0
+    activations: int = 0
+
+
+def _attention(x: Shape) -> LayerCost:
+    return LayerCost(
+        linears=4 * x.s * x.d * x.d,
+        attention=2 * x.s * x.s * x.d,
+        parameters=4 * x.d * x.d + 4 * x.d,
+        activations=x.s * (4 * x.d + x.heads),  # q, k, v, output; the logarithm of each softmax's denominator
+    )
+
+
+def _cross_attention(x: Shape) -> LayerCost:
+    products = 2 * x.s * x.d * x.d + 2 * x.k * x.d * x.d + 2 * x.s * x.k * x.d  # q, projection; k, v; attention
+    return LayerCost(
+        conditioning=products,
+        parameters=4 * x.d * x.d + 4 * x.d,
+        activations=x.s * (2 * x.d + x.heads) + 2 * x.k * x.d,  # q, output, logarithms; k, v
+    )
+
+
+def _mlp(x: Shape) -> LayerCost:
+    return LayerCost(
+        linears=2 * x.s * x.d * x.m,
+        parameters=2 * x.d * x.m + x.m + x.d,
+        activations=x.s * 2 * x.m,  # before and after the GELU
+    )
+
+
+LAYER_COSTS: dict[type[BlockLayer], Callable[[Shape], LayerCost]] = {
+    Attention: _attention,
+    CrossAttention: _cross_attention,
+    Mlp: _mlp,
+}
+
+# Number of modulations -> numbers of 4 bytes that a block keeps for them, of its S tokens and its width D.
+MODULATION_ACTIVATIONS: dict[int, Callable[[int, int], int]] = {
+    0: lambda s, d: 0,
+    4: lambda s, d: s * 2 * d + 3 * d,  # the two normalised x before shift and scale; SiLU(c), two of 1 + scale
+    6: lambda s, d: s * 4 * d + 9 * d,  # and the two branches before their gates; the six modulations
+}
+
+FINAL_MODULATIONS: dict[type[FinalLayer], int] = {FinalLayer: 0, AdaLNFinalLayer: 2}
+
+
+def _row(table: Mapping[Any, Any], key: Any, name: str) -> Any:
+    if key not in table:
+        known = getattr(key, "__name__", key)
+        raise ValueError(f"{name} of dit_hf/analysis/flops.py has no row for {known}: add one, it is counted by hand")
+    return table[key]
 
 
 def _shape(config: DiTConfig) -> Shape:
     rows, columns = config.grid_height_width
     n, k = rows * columns, 1 + bool(config.num_classes)
-    s = n + k if config.block_type == "in_context" else n
-    m, modulations = int(config.hidden_size * config.mlp_ratio), MODULATIONS.get(config.block_type, 0)
-    return Shape(n, s, k, config.hidden_size, m, config.num_hidden_layers, config.patch_size**2, modulations)
+    s = n + k if BLOCKS[config.block_type].extends_sequence else n
+    m = int(config.hidden_size * config.mlp_ratio)
+    heads = config.num_attention_heads
+    return Shape(n, s, k, config.hidden_size, m, config.num_hidden_layers, heads, config.patch_size**2)
+
+
+def _layers(block: type[DiTBlock], shape: Shape) -> LayerCost:
+    """The sum over the layers of a block."""
+    costs = [_row(LAYER_COSTS, layer, "LAYER_COSTS")(shape) for layer in block.layers().values()]
+    return LayerCost(*map(sum, zip(*costs, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -44,12 +124,12 @@ class Macs:
     """Multiply-adds of one forward of one image, by part.
 
     Args:
-        patchify: the patch convolution.
-        timestep: the MLP of the timestep's embedding.
-        linears: of the blocks, on tokens: the projections of self-attention, and the MLP.
-        attention: scores and weighted sums of self-attention, 2 S^2 D a block.
-        conditioning: of the blocks: modulations, or all of cross-attention.
-        final: the last layer, its modulation included.
+        patchify: Those of the patch convolution.
+        timestep: Those of the MLP that embeds the timestep.
+        linears: Those of the blocks' Linears on tokens: projections of self-attention, and feed-forward.
+        attention: Those of the scores and weighted sums of self-attention, 2 S^2 D a block.
+        conditioning: Those of the blocks' modulations, or of all of cross-attention.
+        final: Those of the last layer, its modulation included.
     """
 
     patchify: int
@@ -66,73 +146,78 @@ class Macs:
 
 
 def count_macs(config: DiTConfig) -> Macs:
-    """Multiply-adds of one forward of one image.
+    """Count the multiply-adds of one forward of one image.
 
     Args:
-        config: of any size and block design.
+        config: Architecture, of any size and block design.
+
+    Raises:
+        ValueError: If a layer of the block design has no row in a table of costs.
 
     Source: Peebles & Xie 2022, section 3.2 and table 4.
     """
-    n, s, k, d, m, depth, area, modulations = _shape(config)
-    conditioning = depth * modulations * d * d
-    if config.block_type == "cross_attention":
-        conditioning = depth * (2 * s * d * d + 2 * k * d * d + 2 * s * k * d)  # q, projection; k, v; attention
+    block, shape = BLOCKS[config.block_type], _shape(config)
+    layers, d, depth = _layers(block, shape), shape.d, shape.depth
+    final_modulations = _row(FINAL_MODULATIONS, block.final_layer, "FINAL_MODULATIONS")
     return Macs(
-        patchify=n * d * area * config.in_channels,
+        patchify=shape.n * d * shape.area * config.in_channels,
         timestep=TIMESTEP_CHANNELS * d + d * d,
-        linears=depth * (4 * s * d * d + 2 * s * d * m),
-        attention=depth * 2 * s * s * d,
-        conditioning=conditioning,
-        final=n * d * area * config.out_channels + (2 * d * d if modulations else 0),
+        linears=depth * layers.linears,
+        attention=depth * layers.attention,
+        conditioning=depth * (layers.conditioning + block.num_modulations * d * d),
+        final=shape.n * d * shape.area * config.out_channels + final_modulations * d * d,
     )
 
 
 def count_gmacs(config: DiTConfig) -> float:
-    """Multiply-adds of one forward of one image, in units of 10^9; the paper prints these as "Gflops"."""
+    """Count the multiply-adds of one forward of one image in units of 10^9, which the paper prints as "Gflops"."""
     return count_macs(config).total / 1e9
 
 
 def count_parameters(config: DiTConfig) -> int:
-    """Parameters of a model, the position embedding included.
+    """Count the parameters of a model, the position embedding included.
 
     Args:
-        config: of any size and block design.
+        config: Architecture, of any size and block design.
+
+    Raises:
+        ValueError: If a layer of the block design has no row in a table of costs.
     """
-    n, _, _, d, m, depth, area, modulations = _shape(config)
+    design, shape = BLOCKS[config.block_type], _shape(config)
+    d, area = shape.d, shape.area
+    modulation = d * d + d
     patchify = area * config.in_channels * d + d
     timestep = TIMESTEP_CHANNELS * d + d + d * d + d
     labels = (config.num_classes + config.has_null_class) * d
-    block = 4 * d * d + 4 * d + 2 * d * m + m + d + modulations * (d * d + d)
-    if config.block_type == "cross_attention":
-        block += 4 * d * d + 4 * d
-    final = (d + 1) * area * config.out_channels + (2 * (d * d + d) if modulations else 0)
-    return patchify + n * d + timestep + labels + depth * block + final
+    block = _layers(design, shape).parameters + design.num_modulations * modulation
+    final = (d + 1) * area * config.out_channels
+    final += _row(FINAL_MODULATIONS, design.final_layer, "FINAL_MODULATIONS") * modulation
+    return patchify + shape.n * d + timestep + labels + shape.depth * block + final
 
 
 def count_activations(config: DiTConfig, *, checkpointing: bool = False) -> int:
-    """Numbers of 4 bytes that a training forward of one image in float32 keeps for its backward pass, at their peak.
+    """Count the numbers of 4 bytes that a training forward of one image keeps for its backward pass, at their peak.
 
-    With fused attention, which keeps one number a token and head; "eager" keeps S of them.
+    The forward is in float32 with fused attention, which keeps one number per token and head; "eager" keeps S of them.
 
     Args:
-        config: of any size and block design.
-        checkpointing: whether gradient checkpointing keeps only the input of each block and recomputes one at a time.
+        config: Architecture, of any size and block design.
+        checkpointing: Whether gradient checkpointing keeps only the input of each block and recomputes one at a time.
+
+    Raises:
+        ValueError: If a layer of the block design has no row in a table of costs.
     """
-    n, s, k, d, m, depth, _, modulations = _shape(config)
-    heads, (height, width) = config.num_attention_heads, config.sample_height_width
-    # the norms' input, mean, deviation and output; q k v, attention's output and logarithms; two of the MLP's width
-    block = s * (8 * d + 2 * m + heads + 4)
-    if modulations:
-        block += s * 2 * d + 3 * d  # the normalised x before modulation; SiLU(c), two of 1 + scale
-    if config.block_type == "adaln_zero":
-        block += s * 2 * d + 6 * d  # the two branches before their gates; the gates
-    if config.block_type == "cross_attention":
-        block += s * (4 * d + heads + 2) + 2 * k * d  # a norm, q, attention's output twice; k and v
+    design, shape = BLOCKS[config.block_type], _shape(config)
+    n, s, k, d, _, depth, *_ = shape
+    height, width = config.sample_height_width
+    norms = len(design.layers()) * s * (2 * d + 2)  # one before each layer: input, output, mean and deviation
+    modulations = _row(MODULATION_ACTIVATIONS, design.num_modulations, "MODULATION_ACTIVATIONS")(s, d)
+    block = norms + _layers(design, shape).activations + modulations
     labels = 2 if config.num_classes else 0  # int64
     outside = s * d + n * (d + 2) + config.in_channels * height * width + TIMESTEP_CHANNELS + 2 * d + labels
-    if modulations:
+    if _row(FINAL_MODULATIONS, design.final_layer, "FINAL_MODULATIONS"):
         outside += n * d + 3 * d
-    elif config.block_type == "cross_attention" or checkpointing:
+    elif design.cross_attention or checkpointing:
         outside += k * d  # the tokens [t, y]
     return outside + (depth * s * d + block if checkpointing else depth * block)
 
@@ -156,11 +241,11 @@ STABLE_DIFFUSION_VAE: dict[str, Any] = {
 
 
 def count_vae_macs(vae_config: Mapping[str, Any], latent_height_width: tuple[int, int]) -> VaeMacs:
-    """Multiply-adds of a VAE by torch's own counter, on tensors without storage.
+    """Count the multiply-adds of a VAE by torch's own counter, on tensors without storage.
 
     Args:
-        vae_config: of diffusers' `AutoencoderKL`.
-        latent_height_width: of the latents.
+        vae_config: Configuration of diffusers' `AutoencoderKL`.
+        latent_height_width: Height and width of the latents, in latent pixels.
     """
     import torch
     from diffusers import AutoencoderKL

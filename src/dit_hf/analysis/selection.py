@@ -7,10 +7,9 @@ from itertools import product
 from statistics import correlation, mean
 from typing import NamedTuple
 
+from ..configuration_dit import PATCHES, SIZES
 from .results import REAL, Row
 
-SIZES = ("S", "B", "L", "XL")
-PATCHES = (8, 4, 2)
 MODELS = tuple(f"{size}/{patch}" for size, patch in product(SIZES, PATCHES))
 
 

@@ -1,4 +1,4 @@
-"""Tables of text: what a model costs, the paper's models beside it, and a measured row under the paper's results."""
+"""Tables of text: the cost of a model, the cost of the paper's models, and measured rows under the paper's results."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from .quoted import BLOCKS_400K, FIDS_400K, GMACS_512, TABLES, Result
 
 
 def read_config(model: str, **overrides: Any) -> DiTConfig:
-    """The configuration of one of the paper's sizes, or of a folder.
+    """Read the configuration of one of the paper's sizes, or of a folder.
 
     Args:
-        model: a key of `PAPER_SIZES`, or the folder of a pipeline or of a model.
-        **overrides: fields that differ.
+        model: Key of `PAPER_SIZES`, or folder of a pipeline or of a model.
+        **overrides: Fields of `DiTConfig` that replace those read.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: If `model` is neither such a key nor such a folder.
     """
     if model in PAPER_SIZES:
         return DiTConfig.from_name(model, **overrides)
@@ -37,10 +37,13 @@ def read_config(model: str, **overrides: Any) -> DiTConfig:
 
 
 def read_vae_config(vae: str) -> Mapping[str, Any]:
-    """The configuration of an autoencoder: "sd" for the paper's, or a folder's.
+    """Read the configuration of an autoencoder.
+
+    Args:
+        vae: Folder of the autoencoder or of a pipeline, or "sd" for the autoencoder of the paper.
 
     Raises:
-        ValueError: if the folder has none.
+        ValueError: If the folder holds no configuration.
     """
     if vae == "sd":
         return STABLE_DIFFUSION_VAE
@@ -58,25 +61,25 @@ def costs(
     train_steps: int,
     vae_config: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """What a model computes and holds; `gmacs` are the paper's "Gflops", `gflops` twice that.
+    """Count what a model computes and holds; `gmacs` are the paper's "Gflops", and `gflops` twice that.
 
     Args:
-        config: of any size and block design.
-        num_steps: of the sampler.
-        guidance_scale: above 1 each step takes two forwards.
-        batch_size: images of a training step.
-        train_steps: number of them.
-        vae_config: of the autoencoder; None leaves its lines out.
+        config: Architecture, of any size and block design.
+        num_steps: Number of steps of the sampler.
+        guidance_scale: Scale of classifier-free guidance. Above 1, each step takes two forwards.
+        batch_size: Number of images in a training step.
+        train_steps: Number of training steps.
+        vae_config: Configuration of the autoencoder. None leaves the autoencoder out.
 
     Raises:
-        ValueError: if guidance is asked for and the model has no null class.
+        ValueError: If guidance is asked for and the model has no null class.
     """
     guided = guidance_scale > 1
     if guided and not config.has_null_class:
         raise ValueError(f"guidance_scale={guidance_scale}: the model has no null class to guide with, count without")
     macs, gmacs = count_macs(config), count_gmacs(config)
     sampling = gmacs * num_steps * (2 if guided else 1)
-    found = {
+    counted = {
         "parameters": count_parameters(config),
         "tokens": config.grid_height_width[0] * config.grid_height_width[1],
         "gmacs": gmacs,
@@ -91,19 +94,19 @@ def costs(
     }
     if vae_config is not None:
         vae = count_vae_macs(vae_config, config.sample_height_width)
-        found["gmacs_of_vae_encoder"] = vae.encoder / 1e9
-        found["gmacs_of_vae_decoder"] = vae.decoder / 1e9
-        found["gmacs_of_an_image"] = sampling + vae.decoder / 1e9
-    return found
+        counted["gmacs_of_vae_encoder"] = vae.encoder / 1e9
+        counted["gmacs_of_vae_decoder"] = vae.decoder / 1e9
+        counted["gmacs_of_an_image"] = sampling + vae.decoder / 1e9
+    return counted
 
 
-LINES = {  # how `costs` is printed: name, unit, what it is
+LINES = {  # key of `costs` -> name, value and unit, note, as they are printed
     "parameters": ("parameters", "{:,.0f}", "position embedding included"),
     "tokens": ("tokens", "{:,.0f}", ""),
     "gmacs": ("a forward", "{:,.3f} GMACs", "the paper's Gflops"),
-    "gflops": ("", "{:,.3f} GFLOPs", "two of each multiply-add"),
-    "attention_share": ("of it attention", "{:.1%}", "scores and weighted sums"),
-    "gmacs_of_a_step_of_sampling": ("a step of sampling", "{:,.3f} GMACs", "both forwards where guided"),
+    "gflops": ("", "{:,.3f} GFLOPs", "two per multiply-add"),
+    "attention_share": ("share of attention", "{:.1%}", "scores and weighted sums"),
+    "gmacs_of_a_step_of_sampling": ("a step of sampling", "{:,.3f} GMACs", "both forwards if guided"),
     "gmacs_of_a_sample": ("a sample", "{:,.1f} GMACs", "all steps, in latents"),
     "gmacs_of_training": ("the training", "{:.3e} GMACs", "3 x forward x batch x steps, as the paper"),
     "activation_mebibytes_of_an_image": ("activations", "{:,.1f} MiB an image", "float32, fused attention, training"),
@@ -115,14 +118,14 @@ LINES = {  # how `costs` is printed: name, unit, what it is
 }
 
 
-def format_costs(found: Mapping[str, float]) -> str:
-    """`costs` as lines of text."""
-    lines = [(name, form.format(found[key]), note) for key, (name, form, note) in LINES.items() if key in found]
+def format_costs(counted: Mapping[str, float]) -> str:
+    """Format the result of `costs` as lines of text."""
+    lines = [(name, form.format(counted[key]), note) for key, (name, form, note) in LINES.items() if key in counted]
     return "\n".join(f"{name:<20}{value:>24}  {note}".rstrip() for name, value, note in lines)
 
 
 def paper_rows() -> list[dict[str, Any]]:
-    """The paper's models: counted here beside what it prints, and its FID after 400,000 steps."""
+    """Count the paper's models, beside the numbers that the paper prints and its FID after 400,000 steps."""
     rows = []
     for name, size in PAPER_SIZES.items():
         rows.append(_paper_row(DiTConfig.from_name(name), name, 256, size.gmacs, FIDS_400K[name.removeprefix("DiT-")]))
@@ -149,7 +152,7 @@ def _paper_row(config: DiTConfig, name: str, resolution: int, printed: float, fi
 
 
 def format_paper_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`paper_rows` as a table of text."""
+    """Format the result of `paper_rows` as a table of text."""
     head = (
         f"{'model':<10}{'px':>5}  {'block':<16}{'layers':>6}{'width':>7}{'heads':>6}{'parameters':>14}"
         f"{'GMACs':>10}{'paper':>9}{'FID, paper':>12}"
@@ -166,29 +169,29 @@ def format_paper_rows(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def result_of(name: str, metrics: Mapping[str, float]) -> Result:
-    """A row of the paper's tables from an evaluation's metrics.
+    """Make a row of the paper's tables from the metrics of an evaluation.
 
     Args:
-        name: of the row.
-        metrics: as `dit-hf evaluate` writes them under "metrics"; those that are missing become dashes.
+        name: Name of the row.
+        metrics: Metrics by name, as `dit-hf evaluate` writes them under "metrics". A missing one becomes a dash.
 
     Raises:
-        ValueError: if there is no FID and no Inception score among them, as on other features.
+        ValueError: If the FID or the Inception score is missing, as in an evaluation on other features.
     """
-    found = {name: metrics.get(name) for name in Result._fields[1:]}  # which are named as the evaluation's metrics
-    if found["fid"] is None or found["inception_score"] is None:
+    values = {field: metrics.get(field) for field in Result._fields[1:]}  # the fields are named as the metrics
+    if values["fid"] is None or values["inception_score"] is None:
         raise ValueError(
             f"the evaluation of {name} has the metrics {', '.join(metrics) or 'none'}: the paper's tables need fid and "
             "inception_score, which come from Inception's features"
         )
-    return Result(name, **found)  # type: ignore[arg-type]
+    return Result(name, **values)  # type: ignore[arg-type]
 
 
 def read_result(file: Path) -> Result:
-    """A row of the paper's tables from a file that `dit-hf evaluate --output` wrote.
+    """Read a row of the paper's tables from a file that `dit-hf evaluate --output` wrote.
 
     Raises:
-        ValueError: if it is no such file, or as in `result_of`.
+        ValueError: If the file holds no metrics, or as in `result_of`.
     """
     content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
@@ -197,14 +200,14 @@ def read_result(file: Path) -> Result:
 
 
 def format_results(resolution: int, measured: Sequence[Result] = ()) -> str:
-    """The paper's table 2 or 3 as text, quoted, with rows of one's own under it.
+    """Format the paper's table 2 or 3 as text, with measured rows under the quoted ones.
 
     Args:
-        resolution: 256 or 512.
-        measured: the rows.
+        resolution: Side of the images in pixels, 256 or 512.
+        measured: Rows to add.
 
     Raises:
-        ValueError: for a resolution that the paper has no table of.
+        ValueError: If the paper has no table for the resolution.
     """
     if resolution not in TABLES:
         raise ValueError(f"resolution={resolution}: the paper has tables of {' and '.join(map(str, TABLES))}")

@@ -7,20 +7,20 @@ from torch import nn
 
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel
-from .safe_load import CheckpointError, StoredTensor
+from .stored import CheckpointError, StoredTensor
 
 
 def empty_model(config: DiTConfig) -> DiTModel:
-    """A model without memory for its weights."""
+    """Build a model without memory for its weights."""
     with torch.device("meta"):
         return DiTModel(config)
 
 
 def unwrap(model: nn.Module) -> DiTModel:
-    """The model inside one that was compiled.
+    """Return the model inside a compiled one.
 
     Raises:
-        ValueError: If it is of another class.
+        ValueError: If the model is of another class.
     """
     inner = getattr(model, "_orig_mod", model)
     if getattr(getattr(inner, "config", None), "model_type", None) != DiTConfig.model_type:
@@ -32,8 +32,8 @@ def assemble(config: DiTConfig, tensors: Mapping[str, StoredTensor]) -> DiTModel
     """Fill a model with tensors in their own precision.
 
     Args:
-        config: The architecture.
-        tensors: One for each of the model's keys; each is read once.
+        config: Architecture of the model.
+        tensors: Tensors by the model's keys; each is read once.
 
     Raises:
         CheckpointError: If a key is missing or left over, or a tensor has another shape, is no floating point number
@@ -61,13 +61,14 @@ def assemble(config: DiTConfig, tensors: Mapping[str, StoredTensor]) -> DiTModel
     return model.eval()
 
 
-def check_keys(expected: Collection[str], found: Collection[str]) -> None:
-    """Refuse keys that are missing or left over, and name them.
+def check_keys(expected: Collection[str], present: Collection[str]) -> None:
+    """Refuse keys that are missing or left over.
 
     Raises:
-        CheckpointError: With the first few of them.
+        CheckpointError: If there are such keys; the message names the first few of them.
     """
-    for keys, what in ((set(expected) - set(found), "lacks"), (set(found) - set(expected), "has, of another model,")):
+    missing, left_over = set(expected) - set(present), set(present) - set(expected)
+    for keys, verb in ((missing, "lacks"), (left_over, "has, of another model,")):
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            raise CheckpointError(f"the checkpoint {what} {', '.join(sorted(keys)[:5])}{more}")
+            raise CheckpointError(f"the checkpoint {verb} {', '.join(sorted(keys)[:5])}{more}")

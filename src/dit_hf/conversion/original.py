@@ -14,7 +14,8 @@ from ..configuration_dit import PAPER_SIZES, DiTConfig
 from ..modeling_dit import DiTModel
 from .assemble import assemble, unwrap
 from .deviation import deviation_of
-from .safe_load import CheckpointError, StoredTensor, read_checkpoint, stored
+from .safe_load import read_checkpoint
+from .stored import CheckpointError, StoredTensor, stored
 
 logger = logging.get_logger(__name__)
 
@@ -94,7 +95,7 @@ def _state_dict(content: Mapping[str, Any], weights: str) -> dict[str, StoredTen
     return tensors
 
 
-def _inferred_config(tensors: Mapping[str, StoredTensor], given: Mapping[str, Any]) -> DiTConfig:
+def _inferred_config(tensors: Mapping[str, StoredTensor], chosen: Mapping[str, Any]) -> DiTConfig:
     """The configuration that the shapes tell, beside the fields that the caller gives."""
 
     def side(key: str, dimension: int) -> int:
@@ -112,27 +113,27 @@ def _inferred_config(tensors: Mapping[str, StoredTensor], given: Mapping[str, An
     fields["num_hidden_layers"] = len(layers)
     fields["mlp_ratio"] = side("blocks.0.mlp.fc1.weight", 0) / width
     fields["learn_sigma"] = side("final_layer.linear.weight", 0) == 2 * channels * patch**2
-    fields["num_classes"], fields["class_dropout_prob"] = _classes(tensors, side, given)
-    if "sample_size" not in given:
+    fields["num_classes"], fields["class_dropout_prob"] = _classes(tensors, side, chosen)
+    if "sample_size" not in chosen:
         grid = math.isqrt(side("pos_embed", 1))
         if grid**2 != side("pos_embed", 1):
             raise CheckpointError(f"pos_embed has {side('pos_embed', 1)} tokens, no square: pass sample_size=(h, w)")
         fields["sample_size"] = grid * patch
-    if "num_attention_heads" not in given:
+    if "num_attention_heads" not in chosen:
         if (len(layers), width) not in HEADS:
             raise CheckpointError(
                 f"{len(layers)} layers of width {width} are none of the paper's sizes, and no shape tells the number "
                 "of heads: pass num_attention_heads"
             )
         fields["num_attention_heads"] = HEADS[len(layers), width]
-    return DiTConfig(**{**fields, **given})
+    return DiTConfig(**{**fields, **chosen})
 
 
-def _classes(tensors: Mapping[str, StoredTensor], side: Any, given: Mapping[str, Any]) -> tuple[int, float]:
+def _classes(tensors: Mapping[str, StoredTensor], side: Any, chosen: Mapping[str, Any]) -> tuple[int, float]:
     """Number of classes and label dropout: the last row of the table is the null class, where there is one."""
     key = "y_embedder.embedding_table.weight"
     if key not in tensors:
         return 0, 0.1
     rows = side(key, 0)
-    dropout = given.get("class_dropout_prob", 0.0 if given.get("num_classes") == rows else 0.1)
+    dropout = chosen.get("class_dropout_prob", 0.0 if chosen.get("num_classes") == rows else 0.1)
     return rows - (dropout > 0), dropout

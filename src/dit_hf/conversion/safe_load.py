@@ -11,9 +11,8 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .stored import CheckpointError, StoredTensor
 
 MAX_PICKLE_BYTES = 16 * 2**20  # that of a training checkpoint of DiT-XL/2 has 0.2 MB
 MAX_RECORDS = 100_000  # a training checkpoint of DiT-XL/2 has 2,000
@@ -36,30 +37,6 @@ ALLOWED_GLOBALS = {
     *(f"torch {name}Storage" for name in STORAGES),
 }
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is damaged, hostile, or of another model; the message names the key or the reason."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that is still in its file.
-
-    Args:
-        shape: Its shape.
-        dtype: Its dtype.
-        read: Reads it into memory of its own.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-
-
-def stored(tensor: Tensor) -> StoredTensor:
-    """A tensor in memory in the form of one in a file; what is read is a copy."""
-    return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().clone().contiguous())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -1,68 +1,83 @@
-"""LoRA for a DiT through PEFT (Hu et al. 2021, arXiv 2106.09685): small matrices beside the large ones.
+"""LoRA for a DiT through PEFT: train small matrices beside the frozen ones (Hu et al. 2021, arXiv 2106.09685).
 
-An adapter is a folder that PEFT reads, `adapter_config.json` and `adapter_model.safetensors`, with the whole label
-table among its weights, and `classes.json`, which names the classes of that table.
+A Linear W (D_out, D_in) becomes W + (alpha / rank) B A, with B (D_out, rank) starting at zero and A (rank, D_in).
+The layers of a block state which of their Linears are adapted: see `BlockLayer` in layers.py.
+
+An adapter is a folder that PEFT reads: `adapter_config.json` and `adapter_model.safetensors`, whose weights include the
+whole label table. Beside them, `classes.json` names the classes of that table.
 """
 
 import copy
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, snapshot_download
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import is_peft_available
 
+from ..cards.adapter import make_adapter_card
+from ..cards.metadata import hub_id
+from ..cards.page import CARD
 from ..modeling_dit import DiTModel
-from ..pipeline_dit import DiTPipeline
+from ..sampling.class_names import names_to_ids
+from ..weight_files import strip_wrappers
 from .classes import carry_classes
 
-# Attention and MLP of every block, in all four designs.
-TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q|kv|proj)|mlp\.fc[12])"
 LABELS = "y_embedder"
 CONFIG, WEIGHTS, CLASSES = "adapter_config.json", "adapter_model.safetensors", "classes.json"
-FILES = [CONFIG, WEIGHTS, CLASSES, "README.md"]
+FILES = [CONFIG, WEIGHTS, CLASSES, CARD]
 ADAPTER = "default"
-CARD = """# A LoRA adapter of a DiT
-
-```python
-from dit_hf import DiTPipeline
-
-pipeline = DiTPipeline.from_pretrained("{base}")
-pipeline.load_lora_weights("{source}")
-pipeline(class_labels=[{example}]).images[0].save("sample.png")
-```
-
-It brings its own label table, of {num_classes} classes (`{classes}`).
-"""
 
 
 def _require_peft() -> None:
     if not is_peft_available():
-        raise ImportError("LoRA needs PEFT: pip install 'dit-hf[lora]'")
+        raise ImportError("LoRA needs PEFT: run `pip install peft`")
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether a model has an adapter that is not merged."""
+    """Return whether a model has an adapter that is not merged."""
     return bool(getattr(model, "peft_config", None))
+
+
+def lora_targets(model: nn.Module) -> str:
+    """Make the regular expression of the Linears that LoRA adapts, as the layers of the model's blocks state them.
+
+    Args:
+        model: Model, with or without an adapter.
+
+    Raises:
+        ValueError: If no layer states any.
+    """
+    stated = {
+        strip_wrappers(f"{name}.{linear}")
+        for name, layer in model.named_modules()
+        for linear in getattr(type(layer), "lora_targets", ())
+    }
+    if not stated:
+        raise ValueError(f"no layer of {type(model).__module__} states lora_targets: load it as dit_hf.DiTModel")
+    inner = sorted({name.removeprefix("blocks.").partition(".")[2] for name in stated})
+    return rf"blocks\.\d+\.({'|'.join(map(re.escape, inner))})"
 
 
 def add_lora(model: DiTModel, rank: int, alpha: float | None = None) -> None:
     """Freeze a model and put a fresh adapter into it, in place; the output does not change.
 
-    What is trained then are the adapter and the label table.
+    The weights that remain trainable are those of the adapter and the label table.
 
     Args:
-        model: without an adapter.
-        rank: of the adapter's matrices.
-        alpha: the adapter's part is scaled by alpha / rank; None for `rank`, which is a scale of 1.
+        model: Model without an adapter.
+        rank: Rank of the adapter's matrices, in 1..hidden_size.
+        alpha: LoRA's alpha. The adapter's output is multiplied by alpha / rank. None for `rank`, a factor of 1.
 
     Raises:
-        ImportError: without PEFT.
-        ValueError: if the model has an adapter, or the rank is above the model's width.
+        ImportError: If PEFT is not installed.
+        ValueError: If the model has an adapter, or the rank is above the model's width.
     """
     _require_peft()
     from peft import LoraConfig
@@ -72,62 +87,72 @@ def add_lora(model: DiTModel, rank: int, alpha: float | None = None) -> None:
     if not 1 <= rank <= model.config.hidden_size:
         raise ValueError(f"rank={rank} is outside 1..{model.config.hidden_size}, the width of the model")
     saved = [LABELS] if model.y_embedder is not None else None
-    scale = rank if alpha is None else alpha
+    scale, targets = rank if alpha is None else alpha, lora_targets(model)
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=scale, target_modules=TARGETS, modules_to_save=saved), ADAPTER)
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=scale, target_modules=targets, modules_to_save=saved), ADAPTER)
 
 
-def save_lora(model: DiTModel, folder: str | Path, id2label: Mapping[int, str] | None, base_model: str | None) -> None:
-    """Write a model's adapter as a folder.
+def save_lora(
+    model: DiTModel,
+    folder: str | Path,
+    id2label: Mapping[int, str] | None,
+    base_model: str | None,
+    *,
+    license: str | None = None,
+) -> None:
+    """Write a model's adapter as a folder, with a card.
 
     Args:
-        model: with an adapter.
-        folder: made if it is not there.
-        id2label: names of the classes, of which the model may have none.
-        base_model: what the adapter was made for; written down if it is an id on the Hub.
+        model: Model with an adapter.
+        folder: Folder, which is made if it is missing.
+        id2label: Names of the classes, of which the model may have none.
+        base_model: Model that the adapter was trained on; written down if it is an id on the Hub.
+        license: Licence of the adapter, as the Hub calls it; None leaves it open.
 
     Raises:
-        ValueError: if the model has no adapter.
+        ValueError: If the model has no adapter, or if the licence is none of the Hub's.
     """
     if not has_adapter(model):
         raise ValueError("the model has no adapter to save: add_lora, or load one")
-    folder = Path(folder)
-    if base_model and (Path(base_model).exists() or base_model.startswith((".", "/", "~"))):
-        base_model = None  # a path of this machine is nobody's business
-    model.peft_config[ADAPTER].base_model_name_or_path = None  # PEFT would look it up on the Hub
+    folder, base = Path(folder), hub_id(base_model)
+    lora = model.peft_config[ADAPTER]
+    lora.base_model_name_or_path = None  # PEFT would look it up on the Hub
     model.save_pretrained(folder)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base_model
+    config["base_model_name_or_path"] = base
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     names = {str(class_id): name for class_id, name in (id2label or {}).items()}
     content = {"num_classes": model.config.num_classes, "id2label": names}
     (folder / CLASSES).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    data = ModelCardData(library_name="peft", base_model=base_model, tags=["dit", "dit-hf", "lora"])
-    first = json.dumps(next(iter(names.values())).split(",")[0]) if names else 0
-    text = CARD.format(
-        base=base_model or "the base model",
-        source=".",
-        example=first,
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        num_parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+    card = make_adapter_card(
+        base_model=base,
         num_classes=model.config.num_classes,
-        classes=CLASSES,
+        labels={name: ids[0] for name, ids in names_to_ids(id2label or {}).items() if len(ids) == 1},
+        rank=lora.r,
+        alpha=lora.lora_alpha,
+        num_parameters=num_parameters,
+        has_null_class=model.config.has_null_class,
+        license=license,
     )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+    card.save(folder / CARD)
 
 
 def load_lora(model: DiTModel, source: str | Path, **hub: Any) -> dict[int, str] | None:
     """Put an adapter into a model, in place, with its set of classes.
 
     Args:
-        model: what the adapter was made for, without an adapter.
-        source: a folder, or an id on the Hub.
-        **hub: `revision`, `token`, `cache_dir`, `local_files_only`, as in `huggingface_hub.snapshot_download`.
+        model: Model that the adapter was trained for, without an adapter.
+        source: Folder of the adapter, or its id on the Hub.
+        **hub: Options of `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Returns:
-        The adapter's `id2label`, None if it has no names.
+        The adapter's `id2label`, or None if its classes have no names.
 
     Raises:
-        ImportError: without PEFT.
-        ValueError: if the source is no adapter, or of another model; nothing was changed then.
+        ImportError: If PEFT is not installed.
+        ValueError: If the source is no adapter, or was trained for another model. The model is then unchanged.
     """
     _require_peft()
     if has_adapter(model):
@@ -166,10 +191,10 @@ def _check_fit(model: DiTModel, folder: Path, num_classes: int) -> None:
 
 
 def _expected_sides(model: DiTModel, num_classes: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The keys of an adapter for a model, and a dimension of each with its length."""
-    prefix = "base_model.model"
+    """Yield each key of an adapter for a model, with one of its dimensions and the length of that dimension."""
+    prefix, targets = "base_model.model", lora_targets(model)
     for name, module in model.named_modules():
-        if re.fullmatch(TARGETS, name):
+        if re.fullmatch(targets, name):
             yield f"{prefix}.{name}.lora_A.weight", (1, module.in_features)
             yield f"{prefix}.{name}.lora_B.weight", (0, module.out_features)
     if model.y_embedder is not None:
@@ -178,14 +203,14 @@ def _expected_sides(model: DiTModel, num_classes: int) -> Iterator[tuple[str, tu
 
 
 def merge_lora(model: DiTModel, scale: float = 1.0) -> None:
-    """Add a model's adapter to its weights, in place; what remains is a plain model that saves as any other.
+    """Add a model's adapter to its weights, in place; the result is a plain model that saves as any other.
 
     Args:
-        model: with an adapter.
-        scale: strength of the adapter, 1 as it was trained; the label table is the adapter's own at any strength.
+        model: Model with an adapter.
+        scale: Strength of the adapter: 1 as trained, 0 without it. The label table is the adapter's at any scale.
 
     Raises:
-        ValueError: if there is no adapter, or merging gives weights that are not finite.
+        ValueError: If there is no adapter, or merging gives weights that are not finite.
     """
     if not has_adapter(model):
         raise ValueError("the model has no adapter: load one first")
@@ -193,8 +218,8 @@ def merge_lora(model: DiTModel, scale: float = 1.0) -> None:
     model.__dict__.pop("_before_lora", None)
 
 
-def merged(pipeline: DiTPipeline) -> DiTPipeline:
-    """The pipeline itself where it has no adapter, else one that shares all but the model, whose copy is merged."""
+def merged(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """Return a pipeline whose adapter is merged into a copy of the model; without an adapter, the pipeline itself."""
     if not has_adapter(pipeline.transformer):
         return pipeline
     model = copy.deepcopy(pipeline.transformer)
@@ -205,7 +230,7 @@ def merged(pipeline: DiTPipeline) -> DiTPipeline:
 
 
 def remove_lora(model: DiTModel) -> None:
-    """Take the adapter out of a model, in place, and give it back the classes it had before."""
+    """Take the adapter out of a model, in place, and restore the classes that the model had before."""
     if not has_adapter(model):
         return
     _take_out(model, None)
@@ -215,7 +240,7 @@ def remove_lora(model: DiTModel) -> None:
 
 
 def _take_out(model: DiTModel, merge_scale: float | None) -> None:
-    """Replace each layer of PEFT by the plain one inside, merged with the adapter where a scale is given."""
+    """Replace each layer of PEFT by the plain layer inside, merged with the adapter if a scale is given."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, get_args
 import yaml
 
 from ..analysis.results import MeasurementKey
-from ..analysis.selection import PATCHES, SIZES
-from ..configuration_dit import PAPER_SIZES, BlockType, DiTConfig
+from ..configuration_dit import PAPER_SIZES, PATCHES, SIZES, BlockType, DiTConfig
 from ..diffusion import OBJECTIVES, DiscreteObjective
 
 MODELS = tuple(f"{size}/{patch}" for patch, size in product(PATCHES, SIZES))  # the cheapest first

@@ -32,7 +32,7 @@ class Push(Protocol):
 
     @property
     def is_busy(self) -> bool: ...
-    def push_checkpoint(self, pipeline: Any, output_dir: Path, step: int, license: str | None = None) -> None: ...
+    def push_checkpoint(self, pipeline: Any, output_dir: Path, step: int) -> None: ...
     def start(self, folder: Path, message: str) -> None: ...
     def wait(self) -> None: ...
 
@@ -184,7 +184,7 @@ class Trainer:
         if self.settings.push_to_hub and not at_the_end and not self.stop:
             self.refresh_pipeline()
             if self.push and self.pipeline:
-                self.push.push_checkpoint(self.pipeline, self.folder.path, progress.step, self.settings.hub_license)
+                self.push.push_checkpoint(self.pipeline, self.folder.path, progress.step)
         self.meter.restart_clock()
 
     def _preview(self, progress: Progress) -> None:

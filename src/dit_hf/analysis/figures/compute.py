@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
-from ...configuration_dit import PAPER_SIZES
+from ...configuration_dit import PAPER_SIZES, PATCHES, SIZES
 from ..quoted import CORRELATIONS, FIDS_400K, GMACS_OTHERS, IMAGENET_256
 from ..results import Row
-from ..selection import PATCHES, SIZES, Point, by_model, last_checkpoint, log_correlation, points
+from ..selection import Point, by_model, last_checkpoint, log_correlation, points
 from .style import (
     DISTANCE,
     GMACS,

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...configuration_dit import PATCHES, SIZES
 from ..quoted import IMAGENET_256
 from ..results import Row
-from ..selection import PATCHES, SIZES, by_model, last_checkpoint, points, rows_by_steps, trained
+from ..selection import by_model, last_checkpoint, points, rows_by_steps, trained
 from .style import (
     DISTANCE,
     MARKERS,

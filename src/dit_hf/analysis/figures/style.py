@@ -15,8 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from ...configuration_dit import PATCHES, SIZES
 from ..results import Row
-from ..selection import PATCHES, SIZES, Point, floor
+from ..selection import Point, floor
 
 PATCH_COLOURS = {8: "#0072B2", 4: "#E69F00", 2: "#D55E00"}
 SIZE_COLOURS = {"S": "#56B4E9", "B": "#009E73", "L": "#CC79A7", "XL": "#000000"}
@@ -101,7 +102,7 @@ def start_at_zero(axis: Axes) -> None:
     axis.set_ylim(0, 1.08 * axis.dataLim.y1)
 
 
-def use_logarithmic_distances(axis: Axes) -> None:
+def use_logarithmic_axis(axis: Axes) -> None:
     """Make the vertical axis logarithmic, so that equal ratios have equal heights."""
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
