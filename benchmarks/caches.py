@@ -1,11 +1,13 @@
-"""Caches against fewer steps: evaluations of a block, time, and how far from 50 full steps and from 500.
+"""Compare diffusers' caches with plain sampling in fewer steps, by time and by the distance of the images.
 
-python benchmarks/caches.py
+    python benchmarks/caches.py
 
-What is timed runs in turn, a round after the other, and a time is the median over rounds of its share of the full
-run's. The last columns are what plain sampling does with the number of steps that the time of the cache allows. 500
-steps, nearly the exact solution, judge both. The sampler is DPM-Solver++ of the first order, which is DDIM for any
-number of steps (diffusers' own DDIM starts too late unless 1000 is a multiple of it).
+Each round runs 50 full steps and then every cache once. The time of a cache is its share of the full run's time, the
+median over the rounds. The distances are PSNRs to the images of 50 full steps and to those of 500, which are nearly the
+exact solution. The last two columns show plain sampling with as many steps as fit into the time of the cache.
+
+The sampler is DPM-Solver++ of order 1, which is DDIM for any number of steps: diffusers' own DDIM starts at too low a
+timestep if 1000 is not a multiple of the number of steps.
 """
 
 import argparse
@@ -45,7 +47,7 @@ def make_pipeline() -> DiTPipeline:
 
 
 def draw(pipeline: DiTPipeline, num_steps: int, cache: Any = None) -> Tensor:
-    """Images of the same noise (B, 3, H, W)."""
+    """Return images (B, 3, H, W) in [0, 1], always from the same noise."""
     latents = torch.randn(len(LABELS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
     if cache is not None:
         pipeline.enable_cache(cache)
@@ -56,7 +58,7 @@ def draw(pipeline: DiTPipeline, num_steps: int, cache: Any = None) -> Tensor:
 
 
 def calibrated_ratios(pipeline: DiTPipeline) -> list[float]:
-    """MagCache's, which it prints."""
+    """Return the ratios that MagCache measures in a calibration; diffusers only prints them."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         draw(pipeline, STEPS, MagCacheConfig(num_inference_steps=STEPS, calibrate=True))
     return ast.literal_eval(printed.getvalue().strip().splitlines()[-1])
@@ -85,7 +87,7 @@ def caches(pipeline: DiTPipeline) -> dict[str, Callable[[], Any]]:
 
 
 def count_blocks(pipeline: DiTPipeline) -> list[int]:
-    """Grows by one with each evaluation of a block's MLP."""
+    """Return a list that grows by one element with each evaluation of a block's MLP."""
     calls: list[int] = []
     for block in pipeline.transformer.blocks:
 
@@ -108,12 +110,12 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     pipeline = make_pipeline()
     calls = count_blocks(pipeline)
-    found = caches(pipeline)
-    seconds: dict[str, list[float]] = {name: [] for name in ["full", *found]}
+    configurations = caches(pipeline)
+    seconds: dict[str, list[float]] = {name: [] for name in ["full", *configurations]}
     images, evaluations = {}, {}
     for _ in range(rounds):
         for name in seconds:
-            cache = found[name]() if name in found else None
+            cache = configurations[name]() if name in configurations else None
             calls.clear()
             start = time.perf_counter()
             images[name] = draw(pipeline, STEPS, cache)
@@ -121,10 +123,10 @@ def main() -> None:
             evaluations[name] = len(calls) / len(pipeline.transformer.blocks)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {rounds} rounds\n")
     exact = draw(pipeline, 500)
-    columns = ["", "evaluations", "time", "to 50 steps", "to 500 steps", "steps in that time", "theirs to 500"]
+    columns = ["", "evaluations", "time", "to 50 steps", "to 500 steps", "steps in that time", "these to 500"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     print(f"| 50 steps | {evaluations['full']:.1f} | 1 | - | {decibels(images['full'], exact)} | 50 | - |")
-    for name in found:
+    for name in configurations:
         share = statistics.median(a / b for a, b in zip(seconds[name], seconds["full"], strict=True))
         steps = min(STEPS, round(STEPS * share))
         cells = [f"{evaluations[name]:.1f}", f"{share:.2f}"]

@@ -1,9 +1,9 @@
-"""Speed of the data, in images a second and per core: decoding, the stream with workers, and latents against images.
+"""Time the data in images per second: decoding, streaming with workers, and stored latents beside images.
 
-    python benchmarks/data.py                              # images of the size of ImageNet's, to 64 px, on a CPU
+    python benchmarks/data.py                              # photos of ImageNet's mean size, cropped to 64 px, on a CPU
     python benchmarks/data.py --images 2000 --resolution 256 --seconds 10 --vae stabilityai/sd-vae-ft-ema
 
-Rounds are interleaved; the median of rounds is printed with the spread.
+Each round times every way of reading once. The table holds the median over the rounds, the lowest and the highest.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def write_photos(folder: Path, count: int) -> None:
 
 
 def images_per_second(batches: Iterator[int], seconds: float) -> float:
-    """Read for some time, after one batch to warm up."""
+    """Read for a number of seconds, after one batch that is not timed."""
     next(batches)
     start, images = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -66,7 +66,7 @@ def images_per_second(batches: Iterator[int], seconds: float) -> float:
 
 
 def decoded(folder: Path, resolution: int) -> Iterator[int]:
-    """One thread, without a stream around it."""
+    """Decode and crop images in one thread, without a stream."""
     source = open_images(str(folder))
     while True:
         for rows in (rows for part in range(source.num_parts) for rows in source.read_part(part)):
@@ -81,14 +81,14 @@ def streamed(folder: Path, resolution: int, num_workers: int) -> Iterator[int]:
 
 
 def encoded(folder: Path, resolution: int, vae: AutoencoderKL) -> Iterator[int]:
-    """What a training waits for in each batch: x_0 of the latents."""
+    """Read the x_0 of each batch, which is what a training waits for."""
     encoder = LatentEncoder(vae)
     for batch in ImageStream(open_images(str(folder)), batch_size=16, resolution=resolution):
         yield len(encoder(batch))
 
 
 def make_latents(folder: Path, target: Path, vae: AutoencoderKL, resolution: int) -> float:
-    """Extract; images and mirror images a second."""
+    """Store the latents of a data set; return the number of images and mirror images per second."""
     side = resolution // vae_shrink_factor(vae.config)
     shape = (2 * vae.config.latent_channels, side, side)
     info = LatentsInfo(

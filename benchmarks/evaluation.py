@@ -1,11 +1,11 @@
-"""Time the metrics at the size of papers, beside plain numpy and scipy, and beside the matrix product of this machine.
+"""Time the metrics at the sizes of papers, beside plain numpy and scipy and beside this machine's matrix product.
 
     OMP_NUM_THREADS=2 python benchmarks/evaluation.py --plain                  # 50,000 x 2048 against 10,000
     OMP_NUM_THREADS=2 python benchmarks/evaluation.py --plain --num_samples 5000 --num_reference 2000
 
-Prints a row of a table for each measurement, which has a process of its own, so that the peak of memory is its own.
-The product's rate is the best of six, before and after each. The share of it is by the clock, and by CPU seconds of all
-threads together: the second says what a quiet machine would do where others use it too.
+Each measurement is a row of a table and runs in a process of its own, so that its peak of memory is its own. The rate
+of the plain matrix product is the best of six, three before and three after the measurement. The share of that rate is
+given by wall time, and by the CPU time of all threads: on a machine with other work, the latter is the fair one.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from dit_hf.evaluation.metrics.inception_score import softmax
 
 D, K, BATCH = 2048, 1008, 1000
 PRODUCT = 4096  # rows of the product that is timed for comparison
-Metric = tuple[Callable[[], tuple[float, float]], float]  # gives its two numbers; operations of its products, or 0
+Measurement = tuple[Callable[[], tuple[float, float]], float]  # returns two numbers; operations of its products, or 0
 
 
 def features(num: int, seed: int) -> np.ndarray:
-    """Non-negative and correlated, as the network's are (num, D)."""
+    """Return random features (num, D), non-negative and correlated as those of the network."""
     rng = np.random.default_rng(seed)
     mix = np.random.default_rng(0).standard_normal((256, D), np.float32) / 16
     rows = np.empty((num, D), np.float32)
@@ -40,8 +40,8 @@ def features(num: int, seed: int) -> np.ndarray:
     return rows
 
 
-def both(num_samples: int, num_reference: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples, and a reference that differs a little."""
+def make_sets(num_samples: int, num_reference: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of samples, and of a reference that differs a little."""
     samples, reference = features(num_samples, 1), features(num_reference, 2)
     reference *= np.float32(1.05)
     return samples, reference
@@ -51,15 +51,15 @@ def logit_weights() -> np.ndarray:
     return np.random.default_rng(3).standard_normal((D, K), np.float32) / 8
 
 
-# --- what is measured: samples and reference are made before the clock starts -------------------------------------
+# --- the measurements: samples and reference are made before the clock starts ----------------------------------------
 
 
-def fid_and_score(num_samples: int, num_reference: int) -> Metric:
-    """From streamed statistics; those of the reference are given, as in ADM's file."""
-    samples, reference = both(num_samples, num_reference)
+def fid_and_score(num_samples: int, num_reference: int) -> Measurement:
+    """FID and Inception score from streamed statistics; those of the reference are given, as in ADM's file."""
+    samples, reference = make_sets(num_samples, num_reference)
     statistics, weights = GaussianStatistics.empty(D), logit_weights()
     statistics.update(reference)
-    theirs = statistics.moments()
+    real = statistics.moments()
 
     def compute() -> tuple[float, float]:
         statistics, scores = GaussianStatistics.empty(D), InceptionScoreSums()
@@ -67,21 +67,21 @@ def fid_and_score(num_samples: int, num_reference: int) -> Metric:
             rows = samples[start : start + BATCH]
             statistics.update(rows)
             scores.update(softmax(rows @ weights), np.arange(start, start + len(rows)))
-        ours = statistics.moments()
-        fid = frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
+        drawn = statistics.moments()
+        fid = frechet_distance(drawn.mean, drawn.covariance, real.mean, real.covariance)
         return fid, float(scores.scores().mean())
 
     return compute, 0
 
 
-def plain_fid_and_score(num_samples: int, num_reference: int) -> Metric:
-    samples, reference = both(num_samples, num_reference)
-    theirs, weights = Moments(reference.mean(0), np.cov(reference, rowvar=False)), logit_weights()
+def plain_fid_and_score(num_samples: int, num_reference: int) -> Measurement:
+    samples, reference = make_sets(num_samples, num_reference)
+    real, weights = Moments(reference.mean(0), np.cov(reference, rowvar=False)), logit_weights()
 
     def compute() -> tuple[float, float]:
-        ours = Moments(samples.mean(0), np.cov(samples, rowvar=False))
-        root = scipy.linalg.sqrtm(ours.covariance @ theirs.covariance).real
-        fid = ((ours.mean - theirs.mean) ** 2).sum() + np.trace(ours.covariance + theirs.covariance - 2 * root)
+        drawn = Moments(samples.mean(0), np.cov(samples, rowvar=False))
+        root = scipy.linalg.sqrtm(drawn.covariance @ real.covariance).real
+        fid = ((drawn.mean - real.mean) ** 2).sum() + np.trace(drawn.covariance + real.covariance - 2 * root)
         p = softmax(samples @ weights)
         parts = [p[start : start + 5000] for start in range(0, len(p), 5000)]
         score = np.mean([np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in parts])
@@ -90,8 +90,8 @@ def plain_fid_and_score(num_samples: int, num_reference: int) -> Metric:
     return compute, 0
 
 
-def exact(num_samples: int, num_reference: int) -> Metric:
-    samples, reference = both(num_samples, num_reference)
+def exact(num_samples: int, num_reference: int) -> Measurement:
+    samples, reference = make_sets(num_samples, num_reference)
     sides = [(num_reference, num_reference, True), (num_samples, num_samples, True), (num_reference, num_samples)]
     blocks = [block for side in sides for block in neighbours._blocks(*side)]
     flops = sum(2.0 * D * (rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in blocks)
@@ -99,19 +99,19 @@ def exact(num_samples: int, num_reference: int) -> Metric:
 
 
 def whole_products(num_samples: int, num_reference: int) -> float:
-    """Operations where no symmetry is used."""
+    """Return the number of operations without any use of symmetry."""
     return 2.0 * D * (num_reference**2 + num_samples**2 + num_reference * num_samples)
 
 
-def adm_float16(num_samples: int, num_reference: int) -> Metric:
-    samples, reference = both(num_samples, num_reference)
+def adm_float16(num_samples: int, num_reference: int) -> Measurement:
+    samples, reference = make_sets(num_samples, num_reference)
     flops = whole_products(num_samples, num_reference)
     return lambda: precision_recall(reference, samples, mode="adm_float16"), flops
 
 
-def plain_precision_recall(num_samples: int, num_reference: int) -> Metric:
-    """Row by row of blocks, partitioned by numpy: float32 as it comes, so that near ties may differ."""
-    samples, reference = both(num_samples, num_reference)
+def plain_precision_recall(num_samples: int, num_reference: int) -> Measurement:
+    """Blocks of rows, partitioned by numpy in float32, so that near ties may be decided otherwise."""
+    samples, reference = make_sets(num_samples, num_reference)
 
     def blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         norms = (y * y).sum(1)
@@ -148,8 +148,10 @@ PLAIN = {
 
 
 class Seconds(NamedTuple):
+    """Wall time, and CPU time of all threads."""
+
     wall: float
-    cpu: float  # of all threads
+    cpu: float
 
 
 def seconds_of(function: Callable[[], object]) -> tuple[Seconds, object]:
@@ -159,13 +161,13 @@ def seconds_of(function: Callable[[], object]) -> tuple[Seconds, object]:
 
 
 def product_seconds() -> list[Seconds]:
-    """Of three float32 products of torch, (PRODUCT, D) by (D, PRODUCT)."""
+    """Return the times of three float32 products of torch, (PRODUCT, D) by (D, PRODUCT)."""
     x = torch.ones(PRODUCT, D)
     return [seconds_of(lambda: x @ x.T)[0] for _ in range(3)]
 
 
 def measure(name: str, num_samples: int, num_reference: int) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     compute, flops = (OURS | PLAIN)[name](num_samples, num_reference)
     products = product_seconds()
     seconds, result = seconds_of(compute)
@@ -181,9 +183,9 @@ def measure(name: str, num_samples: int, num_reference: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_samples", type=int, default=50_000)
-    parser.add_argument("--num_reference", type=int, default=10_000)
-    parser.add_argument("--plain", action="store_true", help="also plain numpy and scipy")
+    parser.add_argument("--num_samples", type=int, default=50_000, help="Number of samples.")
+    parser.add_argument("--num_reference", type=int, default=10_000, help="Number of real images.")
+    parser.add_argument("--plain", action="store_true", help="Also time plain numpy and scipy.")
     arguments = parser.parse_args()
     sizes = (arguments.num_samples, arguments.num_reference)
     print(f"{sizes[0]} x {D} against {sizes[1]}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")

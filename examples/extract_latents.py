@@ -1,11 +1,11 @@
-"""Make the latents of a data set beforehand: training on them needs no VAE encoder and no image decoding.
+"""Extract the latents of a data set. Training on them needs no VAE encoder and decodes no images.
 
     accelerate launch examples/extract_latents.py --output_dir out/emoji-latents        # the embedded emoji
     torchrun --nproc_per_node 8 examples/extract_latents.py --dataset_name ILSVRC/imagenet-1k \
         --vae_name_or_path stabilityai/sd-vae-ft-ema --resolution 256 --output_dir out/imagenet-latents
     accelerate launch examples/train_dit.py --dataset_name out/imagenet-latents
 
-The same command again goes on where it was stopped. Every setting is described by --help.
+If the command is stopped, the same command continues. `--help` describes every setting.
 """
 
 import json
@@ -35,8 +35,8 @@ CARD = """{front}
 # Latents of {info.source}
 
 Mean and log-variance of the posterior of the VAE {info.vae} for {report[num_images]} images of {info.resolution}
-px{too}, as {info.dtype}, made with dit-hf. Train with `--dataset_name` and this set's name; `latents.json` holds what
-they were made of.
+px{too}, as {info.dtype}, made with dit-hf. To train on them, pass the name of this data set as `--dataset_name`.
+`latents.json` records the VAE, the images and their preparation.
 
 ```python
 import numpy as np
@@ -60,29 +60,42 @@ SNIPPETS = {
 
 @dataclass
 class ExtractSettings:
-    """What is encoded, by which VAE, and where it goes."""
+    """Settings of an extraction: the images, the VAE, and where the latents go."""
 
-    output_dir: str = field(default="out/latents", metadata={"help": "folder of the data set of latents"})
-    dataset_name: str = field(default=str(ASSETS / "emoji"), metadata={"help": "id on the Hub, a folder, or files"})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "of a data set that has several"})
-    dataset_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
-    dataset_split: str = field(default="train", metadata={"help": "split of the data set"})
-    image_column: str = field(default="image", metadata={"help": "column of images"})
-    label_column: str = field(default="label", metadata={"help": "column of class labels"})
-    class_names_file: str | None = field(default=None, metadata={"help": "these classes only: names, one a line"})
-    label_map_file: str | None = field(default=None, metadata={"help": 'JSON, {"name in the data set": "name here"}'})
-    vae_name_or_path: str | None = field(
-        default=None, metadata={"help": "an AutoencoderKL; for the emoji the shipped one"}
+    output_dir: str = field(
+        default="out/latents", metadata={"help": "Folder that the data set of latents is written to."}
     )
-    resolution: int = field(default=64, metadata={"help": "side of the images, in pixels"})
-    mirror: bool = field(default=True, metadata={"help": "store the mirror images too"})
-    dtype: str = field(default="float16", metadata={"help": "float16, or int8: half the size, see docs/data.md"})
-    encode_batch_size: int = field(default=32, metadata={"help": "images that are encoded together"})
-    num_workers: int = field(default=4, metadata={"help": "threads that prepare images, in each process"})
-    max_bad_images: float = field(default=0.001, metadata={"help": "share of images that may be skipped"})
-    push_to_hub: bool = field(default=False, metadata={"help": "push the data set when it is complete"})
-    hub_dataset_id: str | None = field(default=None, metadata={"help": "user/name; output_dir's name unless given"})
-    hub_private_repo: bool = field(default=True, metadata={"help": "whether the repository is private"})
+    dataset_name: str = field(
+        default=str(ASSETS / "emoji"), metadata={"help": "Images: an id on the Hub, a folder, or a pattern of files."}
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a data set that has several."}
+    )
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
+    image_column: str = field(default="image", metadata={"help": "Column that holds the images."})
+    label_column: str = field(default="label", metadata={"help": "Column that holds the classes."})
+    class_names_file: str | None = field(
+        default=None, metadata={"help": "File with the names of the classes to keep, one on each line."}
+    )
+    label_map_file: str | None = field(
+        default=None, metadata={"help": 'JSON file: {"name in the data set": "name of the class"}.'}
+    )
+    vae_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "AutoencoderKL: an id on the Hub, or a folder. Default: the shipped one for the emoji."},
+    )
+    resolution: int = field(default=64, metadata={"help": "Side of the images, in pixels."})
+    mirror: bool = field(default=True, metadata={"help": "Whether to store the latents of the mirror images too."})
+    dtype: str = field(default="float16", metadata={"help": "Storage: float16, or int8 for half the size."})
+    encode_batch_size: int = field(default=32, metadata={"help": "Number of images that are encoded together."})
+    num_workers: int = field(default=4, metadata={"help": "Number of threads of each process that prepare images."})
+    max_bad_images: float = field(default=0.001, metadata={"help": "Share of the images that may be skipped."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Whether to push the finished data set to the Hub."})
+    hub_dataset_id: str | None = field(
+        default=None, metadata={"help": "Id on the Hub: user/name. Default: the name of output_dir."}
+    )
+    hub_private_repo: bool = field(default=True, metadata={"help": "Whether the repository on the Hub is private."})
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -90,13 +103,13 @@ class ExtractSettings:
         if self.vae_name_or_path is None:
             embedded = self.dataset_name == str(ASSETS / "emoji")
             self.vae_name_or_path = str(ASSETS / "vae-emoji") if embedded else "stabilityai/sd-vae-ft-ema"
-        shrunk = min(self.resolution, self.encode_batch_size)
-        if shrunk < 1:
-            raise ValueError(f"resolution and encode_batch_size must be at least 1: one of them is {shrunk}")
+        for name in ("resolution", "encode_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not possible: set it to at least 1")
 
 
 def public_name(name: str) -> str:
-    """An id on the Hub; the name of a local folder is nobody's business."""
+    """Return an id on the Hub as it is, and "local" for a folder, whose name may be private."""
     return "local" if Path(name).exists() or name.count("/") != 1 else name
 
 
@@ -104,7 +117,7 @@ def make_info(settings: ExtractSettings, vae: AutoencoderKL, source_revision: st
     shrink = vae_shrink_factor(vae.config)
     if settings.resolution % shrink:
         raise ValueError(
-            f"resolution={settings.resolution} is no multiple of {shrink}, by which the VAE shrinks images"
+            f"resolution={settings.resolution} is no multiple of {shrink}, the factor by which the VAE shrinks images"
         )
     side = settings.resolution // shrink
     return LatentsInfo(
@@ -131,15 +144,17 @@ def write_card(folder: Path, info: LatentsInfo, report: dict, split: str) -> Non
 
 
 def check_push(settings: ExtractSettings) -> str:
-    """Create the repository, so that what forbids a push is found before anything is computed; its full id."""
+    """Create the repository and return its id, so that a push that is not allowed fails before anything is computed."""
     name = settings.hub_dataset_id or Path(settings.output_dir).resolve().name
     api, private = HfApi(), settings.hub_private_repo
     with one_line_errors(name):
-        made = retried(lambda: api.create_repo(name, repo_type="dataset", private=private, exist_ok=True))
-        found = retried(lambda: api.dataset_info(made.repo_id))
-    if private and not found.private:
-        raise ValueError(f"{made.repo_id} is public: pass --hub_private_repo false, or make it private in its settings")
-    return made.repo_id
+        repository = retried(lambda: api.create_repo(name, repo_type="dataset", private=private, exist_ok=True))
+        info = retried(lambda: api.dataset_info(repository.repo_id))
+    if private and not info.private:
+        raise ValueError(
+            f"{repository.repo_id} is public: pass --hub_private_repo false, or make it private in its settings"
+        )
+    return repository.repo_id
 
 
 def push(settings: ExtractSettings, repo_id: str) -> None:
@@ -154,9 +169,9 @@ def push(settings: ExtractSettings, repo_id: str) -> None:
 
 
 def run(settings: ExtractSettings) -> dict:
-    # The last process waits for the others for as long as they need.
-    waiting = InitProcessGroupKwargs(timeout=timedelta(days=7))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
+    # A process that has no shard left waits for the others, however long their shards take.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     repo_id = check_push(settings) if settings.push_to_hub and accelerator.is_main_process else None
     source = open_images(
         settings.dataset_name,

@@ -1,10 +1,10 @@
-"""Draw many images with a DiT, on any number of processes; the same command goes on where a killed one stopped.
+"""Draw many images with a DiT, on any number of processes; the same command goes on where a killed run stopped.
 
     python examples/sample_dit.py --num_images 100 --labels balanced --output out/samples            # PNGs
     torchrun --nproc_per_node 8 examples/sample_dit.py --model my/dit --num_images 50000 --output samples.npz
 
-`dit-hf generate` does the same from anywhere. In Python, any function may take the pipeline's place: `generate_images`
-gives it the labels of a batch and a generator for each image, and takes uint8 images.
+`dit-hf generate` does the same from anywhere. In Python, any function can take the place of the pipeline:
+`generate_images` calls it with the labels of a batch and a generator for each image, and it returns uint8 images.
 """
 
 import argparse
@@ -21,15 +21,24 @@ MODEL = Path(__file__).parent / "assets" / "dit-emoji"
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MODEL), help="a pipeline's folder, or its id on the Hub")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder for PNGs, or a file that ends in .npz")
-    parser.add_argument("--num_images", type=int, help="how many; as many as the file of labels has if not given")
-    parser.add_argument("--labels", default="random", help="random, balanced, or a text file with one on each line")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=32, help="images at once on each process")
-    parser.add_argument("--guidance_scale", type=float, default=1.5, help="1 is none; the paper's best is 1.5")
-    parser.add_argument("--num_inference_steps", type=int, help="the scheduler's usual number if not given")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--model", default=str(MODEL), help="Folder of a pipeline, or its id on the Hub.")
+    parser.add_argument("--output", type=Path, required=True, help="New folder for PNGs, or .npz file.")
+    parser.add_argument("--num_images", type=int, help="Number of images. Default: one for each label of a file.")
+    parser.add_argument(
+        "--labels", help="random (the default with classes), balanced, or a text file with a class on each line."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the noise and of random labels.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Number of images that each process draws at once.")
+    parser.add_argument(
+        "--guidance_scale",
+        type=float,
+        default=1.5,
+        help="Strength of guidance; 1 is none. The paper's best FIDs are at 1.5.",
+    )
+    parser.add_argument(
+        "--num_inference_steps", type=int, help="Number of steps. Default: the scheduler's usual number."
+    )
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="Precision.")
     return parser.parse_args()
 
 

@@ -1,16 +1,20 @@
-"""Train a small `AutoencoderKL` on the embedded emoji, measure it on emoji it has not seen, and save it.
+"""Train a small `AutoencoderKL` on the embedded emoji, measure it on emoji that it was not trained on, and save it.
 
     python examples/train_vae.py --output_dir out/vae-emoji
 
-The loss is L1 + 2 MSE + 1e-6 KL in pixels; the weights that are saved are an exponential moving average.
-`scaling_factor` is measured, so that the latents a DiT sees have unit standard deviation (Rombach et al. 2022, D.1).
+The loss is L1 + 2 MSE + 1e-6 KL in pixels. The saved weights are an exponential moving average (EMA).
+`scaling_factor` is measured so that the latents that a DiT is trained on have unit standard deviation (Rombach et al.
+2022, D.1).
+
+Legend: N images, B batch, S side of an image.
 """
 
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,27 +31,36 @@ from dit_hf.images import decode_image
 ASSETS = Path(__file__).parent / "assets"
 
 
+def setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class VAESettings:
     """Settings of the small VAE and its training."""
 
-    output_dir: str = "out/vae-emoji"
-    dataset_name: str = str(ASSETS / "emoji")
-    resolution: int = 64
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (16, 32, 64)
-    train_batch_size: int = 8
-    max_train_steps: int = 5000
-    learning_rate: float = 3e-3
-    warmup_steps: int = 100
-    kl_weight: float = 1e-6
-    ema_decay: float = 0.99
-    validation_steps: int = 1250
-    seed: int = 0
+    output_dir: str = setting("out/vae-emoji", "Folder that the VAE is written to.")
+    dataset_name: str = setting(str(ASSETS / "emoji"), "Data set with the splits train and validation.")
+    resolution: int = setting(64, "Side of the images, in pixels.")
+    latent_channels: int = setting(4, "Number of channels of the latents.")
+    block_out_channels: list[int] = field(
+        default_factory=lambda: [16, 32, 64],
+        metadata={"help": "Channels of each block. Each block after the first halves the image."},
+    )
+    train_batch_size: int = setting(8, "Number of images of a batch.")
+    max_train_steps: int = setting(5000, "Number of training steps.")
+    learning_rate: float = setting(
+        3e-3, "Highest learning rate of AdamW. It rises in warmup_steps and then decays as a cosine."
+    )
+    warmup_steps: int = setting(100, "Number of steps in which the learning rate rises from 0.")
+    kl_weight: float = setting(1e-6, "Weight of the KL divergence in the loss.")
+    ema_decay: float = setting(0.99, "Weight of the old average in each step of the EMA.")
+    validation_steps: int = setting(1250, "Number of steps between two measurements on the validation split.")
+    seed: int = setting(0, "Seed of the weights and of the batches.")
 
 
 def load_split(settings: VAESettings, split: str) -> Tensor:
-    """All prepared images of one split, as uint8 (N, 3, S, S)."""
+    """Return all prepared images of a split, as uint8 (N, 3, S, S)."""
     rows = load_dataset(settings.dataset_name, split=split, streaming=True).cast_column("image", Image(decode=False))
     images = [resize_and_crop(decode_image(row["image"]["bytes"]), settings.resolution) for row in rows]
     return torch.from_numpy(np.stack([np.array(image) for image in images])).permute(0, 3, 1, 2)
@@ -72,7 +85,7 @@ def build_vae(settings: VAESettings) -> AutoencoderKL:
 
 
 def draw_batch(images: Tensor, batch_size: int, generator: torch.Generator, max_shift: int = 4) -> Tensor:
-    """Random images, mirrored half of the time and shifted by a few pixels on white."""
+    """Draw random images. Half of the batches are mirrored, and each is shifted by a few pixels on white."""
     batch = images[torch.randint(len(images), (batch_size,), generator=generator)]  # (B, 3, S, S)
     if torch.rand((), generator=generator) < 0.5:
         batch = batch.flip(-1)
@@ -90,19 +103,26 @@ def vae_loss(vae: AutoencoderKL, x: Tensor, kl_weight: float) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Mean reconstructions as uint8."""
+    """Reconstruct images from the mean of the posterior, as uint8."""
     batches = [vae.decode(vae.encode(to_unit(x)).latent_dist.mode()).sample for x in images.split(32)]
     return (torch.cat(batches) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB, pixels 0..255."""
+    """Return the mean over images of the peak signal-to-noise ratio in dB, of pixels in 0..255."""
     mse = (a.double() - b.double()).square().mean(dim=(1, 2, 3)).clamp(min=1e-2)
     return (10 * torch.log10(255**2 / mse)).mean().item()
 
 
 def pca_reconstruction(train: Tensor, images: Tensor, downsampling: int, num_components: int) -> Tensor:
-    """The linear code of the same rate: `num_components` numbers for each patch of `downsampling` squared pixels."""
+    """Reconstruct images by a linear code of the same rate: `num_components` numbers for each square of pixels.
+
+    Args:
+        train: Images that the principal components are computed from, (N, 3, S, S) uint8.
+        images: Images to reconstruct.
+        downsampling: Side of a square, in pixels.
+        num_components: Number of principal components that are kept.
+    """
 
     def to_patches(x: Tensor) -> Tensor:
         return torch.nn.functional.unfold(x.double(), downsampling, stride=downsampling).transpose(1, 2)
@@ -118,13 +138,13 @@ def pca_reconstruction(train: Tensor, images: Tensor, downsampling: int, num_com
 
 @torch.no_grad()
 def measure_scaling_factor(vae: AutoencoderKL, images: Tensor) -> float:
-    """One over the standard deviation of the training latents."""
+    """Return 1 / standard deviation of the latents of the training images."""
     latents = torch.cat([vae.encode(to_unit(x)).latent_dist.mode() for x in images.split(32)])
     return 1 / latents.std().item()
 
 
 def save_comparison(images: Tensor, rebuilt: Tensor, path: Path, count: int = 40) -> None:
-    """Originals above their reconstructions, ten in a row."""
+    """Save a picture of originals above their reconstructions, ten in a row."""
     chosen = torch.linspace(0, len(images) - 1, count).long()
     pairs = torch.cat([images[chosen], rebuilt[chosen]], dim=2)  # (count, 3, 2S, S)
     rows = torch.cat([torch.cat(list(row), dim=2) for row in pairs.split(10)], dim=1)

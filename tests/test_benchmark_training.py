@@ -31,7 +31,7 @@ def test_trainers_take_the_same_steps(benchmark: ModuleType, monkeypatch):
     answers = {}
     for name in ("plain", "dit-hf", "diffusers"):
         trainer = benchmark.TRAINERS[name](config, weights, CPU)
-        benchmark.check_same_answers({"plain": benchmark.plain(config, weights, CPU), name: trainer}, batches[0])
+        benchmark.check_same_outputs({"plain": benchmark.plain(config, weights, CPU), name: trainer}, batches[0])
         for batch in batches:
             trainer.step(batch)
         with torch.no_grad():
@@ -60,4 +60,4 @@ def test_answers_that_differ_are_not_timed(benchmark: ModuleType):
     other = {**weights, "final_layer.linear.bias": weights["final_layer.linear.bias"] + 1}
     trainers = {name: benchmark.plain(config, each, CPU) for name, each in (("a", weights), ("b", other))}
     with pytest.raises(AssertionError, match="not close"):
-        benchmark.check_same_answers(trainers, batch)
+        benchmark.check_same_outputs(trainers, batch)

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+
+from dit_hf import cli
 
 ROOT = Path(__file__).parents[1]
 MAP = ROOT / "docs" / "paper_to_code.md"
@@ -30,7 +33,7 @@ def public_files(suffix: str = "") -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if name not in NOT_OURS and not name.endswith(".egg-info") and (name == ".ci" or not name.startswith("."))
+            if name not in NOT_OURS and not name.endswith(".egg-info") and not re.match(r"\.(?!ci$|github$)", name)
         ]
         yield from (here / name for name in names if name.endswith(suffix) and name != ".git")  # a file in a worktree
 
@@ -99,6 +102,43 @@ def test_relative_links_lead_somewhere():
 def test_every_page_is_listed_in_the_index():
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert pages <= set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+
+
+def test_list_for_assistants_names_every_page_and_leads_somewhere():
+    text = (ROOT / "llms.txt").read_text(encoding="utf-8")
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - {"docs/index.md"} <= set(LINK.findall(text))
+    assert broken_links(ROOT / "llms.txt") == []
+    commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert set(re.findall(r"`(?:dit-hf )?(\w+)`", text.partition("The commands are")[2].partition(";")[0])) == commands
+
+
+def test_forms_of_issues_are_sound():
+    """The fields of GitHub's issue forms: https://docs.github.com/communities (syntax for issue forms)."""
+    forms = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / ".github").rglob("*.yml")]
+    forms = [form for form in forms if "contact_links" not in form]
+    assert len(forms) == 2
+    for form in forms:
+        assert {"name", "description", "body"} <= set(form) <= {"name", "description", "body", "labels"}
+        for part in form["body"]:
+            assert part["type"] in {"textarea", "input"}
+            assert part["attributes"]["label"]
+
+
+def test_page_of_installation_names_every_extra():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    (extras,) = re.findall(r"^EXTRAS = (\{.*?^\})", setup, re.MULTILINE | re.DOTALL)
+    commands = re.findall(r'pip install "\.\[(\w+)\]"', (ROOT / "docs" / "install.md").read_text(encoding="utf-8"))
+    assert set(commands) == set(ast.literal_eval(extras)) - {"dev"}  # which `make install` installs
+
+
+def test_errors_that_say_what_to_install_name_packages_that_setup_declares():
+    """A command such as `pip install 'dit-hf[lora]'` would not work in a checkout, and ".[lora]" nowhere else."""
+    declared = set(re.findall(r'^ +"([\w-]+)[>=]', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE))
+    declared |= set(re.findall(r'\["([\w-]+)>=', (ROOT / "setup.py").read_text(encoding="utf-8")))
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r"pip install ['\"]?([\w.-]+(?:\[\w+\])?)", text)}
+    assert {"peft", "deepspeed", "pillow-heif"} <= named
+    assert named - declared == {"dit-hf"}  # of code on the Hub, which runs without the package
 
 
 def named_classes(text: str) -> set[str]:

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel
 
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.blocks import BLOCKS
-from dit_hf.pretrained import strip_wrappers
+from dit_hf.weight_files import strip_wrappers
 
 each_block = pytest.mark.parametrize("block_type", BLOCKS)
 

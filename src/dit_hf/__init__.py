@@ -7,20 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_dit import DiTConfig
+    from .image_pipelines import DiTImg2ImgPipeline, DiTInpaintPipeline
     from .modeling_dit import DiTModel
-    from .pipeline_dit import DiTImg2ImgPipeline, DiTInpaintPipeline, DiTPipeline
+    from .pipeline_dit import DiTPipeline
 
 
 __version__ = "0.1.0"
 __all__ = ["DiTConfig", "DiTImg2ImgPipeline", "DiTInpaintPipeline", "DiTModel", "DiTPipeline"]
 
-_MODULES = {"DiTConfig": "dit_hf.configuration_dit", "DiTModel": "dit_hf.modeling_dit"}  # else dit_hf.pipeline_dit
+_MODULES = {  # public name -> module that defines it
+    "DiTConfig": "dit_hf.configuration_dit",
+    "DiTImg2ImgPipeline": "dit_hf.image_pipelines",
+    "DiTInpaintPipeline": "dit_hf.image_pipelines",
+    "DiTModel": "dit_hf.modeling_dit",
+    "DiTPipeline": "dit_hf.pipeline_dit",
+}
 
 
 def __getattr__(name: str) -> Any:
     # torch, transformers and diffusers take seconds to import.
-    if name in __all__:
-        return getattr(import_module(_MODULES.get(name, "dit_hf.pipeline_dit")), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,10 +1,15 @@
 """The architecture of a DiT, and the paper's twelve sizes (Peebles & Xie 2022, arXiv 2212.09748, table 1)."""
 
+import inspect
 import json
 import math
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args
 
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+config_logger = logging.get_logger(__name__)
 
 BlockType = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
 
@@ -39,18 +44,19 @@ PAPER_SIZES: dict[str, PaperSize] = {
     "DiT-XL/2": PaperSize(28, 1152, 16, 2, 675_129_632, 118.64),
 }
 
-# What transformers hands to a configuration, or stores in its file, without being an attribute of `PreTrainedConfig`.
+# Fields that transformers passes to a configuration or stores in its file without declaring them in `PreTrainedConfig`.
 TRANSFORMERS_FIELDS = {
     "attn_implementation",
     "auto_map",
     "experts_implementation",
     "per_layer_config",
     "quantization_config",
+    "torch_dtype",
 }
 
-MAX_LABELS = 2**20  # transformers makes a name for each
+MAX_LABELS = 2**20  # transformers makes a name for each label
 
-# The attention that a file may ask for; any other name is a repository of code that transformers would fetch and run.
+# Attention implementations that a file may name. Any other name is a repository whose code transformers would run.
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 
 
@@ -58,24 +64,26 @@ class DiTConfig(PreTrainedConfig):
     """The architecture of a Diffusion Transformer; the defaults are DiT-XL/2 at 256 px of ImageNet.
 
     Args:
-        hidden_size: Width D of a token; a multiple of 4 and of `num_attention_heads`.
+        hidden_size: Width D of a token, a multiple of 4 and of `num_attention_heads`.
         num_hidden_layers: Number of blocks.
-        num_attention_heads: Heads of each attention.
-        patch_size: Side p of a patch, in latent pixels; divides both sides of `sample_size`.
+        num_attention_heads: Number of heads of each attention.
+        patch_size: Side p of a patch in latent pixels. It divides both sides of `sample_size`.
         sample_size: Side of a square latent, or the pair (height, width).
-        in_channels: Channels C of a latent.
+        in_channels: Number of channels C of a latent.
         num_classes: Number of classes; 0 for an unconditional model.
         learn_sigma: Whether the model also predicts the variance, which doubles its output channels.
-        class_dropout_prob: Share of labels replaced by the null class in training, in [0, 1]; with 0 there is no null
+        class_dropout_prob: Share of labels that training replaces by the null class, in [0, 1]. With 0 there is no null
             class, and so no classifier-free guidance.
-        mlp_ratio: Width of the MLP over `hidden_size`.
-        block_type: How the blocks are conditioned: "in_context", "cross_attention", "adaln" or "adaln_zero".
-        timestep_freq_shift: The timestep frequencies are 10000^(-i / (128 - shift)): 0 in the original, 1 in diffusers.
-        mlp_norm_eps: Epsilon of the LayerNorm before each MLP: 1e-6 in the original, 1e-5 in diffusers.
-        **kwargs: Fields of `transformers.PreTrainedConfig`; any other name is refused.
+        mlp_ratio: Ratio of the feed-forward's width to `hidden_size`.
+        block_type: Block design, by which the conditioning enters: "in_context", "cross_attention", "adaln" or
+            "adaln_zero".
+        timestep_freq_shift: Shift in the timestep's frequencies, 10000^(-i / (128 - shift)): 0 in the original, 1 in
+            diffusers.
+        mlp_norm_eps: Epsilon of the LayerNorm before each feed-forward: 1e-6 in the original, 1e-5 in diffusers.
+        **kwargs: Fields of `transformers.PreTrainedConfig`.
 
     Raises:
-        ValueError: If a value is outside its limits or a name is unknown.
+        ValueError: If a value is outside its limits, or a name is unknown. `from_dict` keeps unknown names.
 
     Source: Peebles & Xie 2022, section 3.2.
     """
@@ -99,8 +107,7 @@ class DiTConfig(PreTrainedConfig):
         mlp_norm_eps: float = 1e-6,
         **kwargs: Any,
     ) -> None:
-        base = PreTrainedConfig()
-        unknown = [k for k in kwargs if not (k.startswith("_") or hasattr(base, k) or k in TRANSFORMERS_FIELDS)]
+        unknown = next((name for name in kwargs if not _is_field(name)), None)
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
@@ -116,8 +123,11 @@ class DiTConfig(PreTrainedConfig):
         self.mlp_norm_eps = mlp_norm_eps
         if "num_labels" in kwargs and not _is_int(kwargs["num_labels"], at_least=0, at_most=MAX_LABELS):
             raise ValueError(f"num_labels={kwargs['num_labels']!r}: leave it out, DiT's classes are num_classes")
-        if unknown:
-            raise ValueError(f"unknown field {unknown[0]!r}: the fields of DiTConfig are {', '.join(vars(self))}")
+        if unknown is not None:
+            raise ValueError(
+                f"unknown field {unknown!r}: {_closest(unknown)} The fields of DiTConfig are {', '.join(DIT_FIELDS)}. "
+                "DiTConfig.from_dict takes the content of a file, with fields of other libraries"
+            )
         self.check()
         # A pair travels as JSON's list; a square one is an int, which is what diffusers' pipelines read.
         height, width = self.sample_height_width
@@ -126,10 +136,10 @@ class DiTConfig(PreTrainedConfig):
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "DiTConfig":
-        """The configuration of one of the paper's sizes, such as "DiT-XL/2".
+        """Make the configuration of one of the paper's sizes, such as "DiT-XL/2".
 
         Args:
-            name: A key of `PAPER_SIZES`.
+            name: Key of `PAPER_SIZES`.
             **overrides: Fields that differ from the paper's, for example `sample_size=64` for 512 px.
 
         Raises:
@@ -143,15 +153,18 @@ class DiTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build a configuration from a file's content, as transformers does.
+        """Build a configuration from the content of a file, as transformers does.
+
+        Fields that neither DiT nor the installed transformers knows are kept with a warning, and written back by
+        `save_pretrained`: transformers' `Trainer` adds `use_cache`, for example, and later versions add more.
 
         Args:
-            config_dict: The content.
-            **kwargs: Fields that differ from it.
+            config_dict: Content of the file.
+            **kwargs: Fields that replace those of the content.
 
         Raises:
-            ValueError: As the constructor, or if a file names an attention that would be fetched from the Hub and run,
-                or gives one of transformers' fields a value that it cannot read.
+            ValueError: As the constructor; if an argument's name resembles a field's; if the content names an attention
+                that would be fetched from the Hub and run; or if transformers cannot read the value of a field.
         """
         if not isinstance(config_dict, dict):
             raise ValueError(f"the configuration is a {type(config_dict).__name__}, not an object of names and values")
@@ -161,29 +174,47 @@ class DiTConfig(PreTrainedConfig):
                     f"the configuration asks for {name}={config_dict[name]!r}, none of {', '.join(ATTENTIONS)}: take "
                     "it out of config.json, and pass attn_implementation=... if you want that code"
                 )
-        if isinstance(config_dict.get("dtype"), (int, float, list)):  # transformers fails on it when it saves
+        if isinstance(config_dict.get("dtype"), (int, float, list)):  # transformers fails on such a value when it saves
             raise ValueError(f"the configuration has dtype={config_dict['dtype']!r}: it is a name, such as 'float32'")
+        for name in kwargs:
+            if not _is_field(name) and name not in config_dict and (close := _closest(name, cutoff=0.8)):
+                raise ValueError(f"unknown field {name!r}: {close}")
+        foreign = {name: kwargs.pop(name, value) for name, value in config_dict.items() if not _is_field(name)}
+        known = {name: value for name, value in config_dict.items() if name not in foreign}
+        for name in foreign:
+            if callable(getattr(cls, name, None)):
+                raise ValueError(f"the configuration sets {name!r}, a method of DiTConfig: take it out of config.json")
         try:
-            return super().from_dict(config_dict, **kwargs)
+            built = super().from_dict(known, **kwargs)
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"the configuration has a field that transformers cannot read: {error}") from error
+        if foreign:
+            config_logger.warning(f"The configuration keeps fields that a DiT does not use: {', '.join(foreign)}.")
+            config: DiTConfig = built[0] if isinstance(built, tuple) else built
+            config.__dict__.update(foreign)
+        return built
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        """Build a configuration from a file, as `from_dict` does from its content."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> Any:
         with open(json_file, encoding="utf-8") as file:
-            if not isinstance(json.load(file), dict):  # of which transformers would ask for keys
+            if not isinstance(json.load(file), dict):  # transformers takes a dictionary for granted
                 raise ValueError(f"{json_file} holds no object of names and values: fetch config.json again")
         return super()._dict_from_json_file(json_file)
 
     @property
     def paper_size(self) -> str | None:
-        """Name of the paper's size that has these layers, width, heads and patches, whatever else differs."""
-        mine = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.patch_size)
-        return next((name for name, size in PAPER_SIZES.items() if size[:4] == mine), None)
+        """Name of the paper's size with the same layers, width, heads and patches; None if there is none."""
+        fields = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.patch_size)
+        return next((name for name, size in PAPER_SIZES.items() if size[:4] == fields), None)
 
     @property
     def out_channels(self) -> int:
-        """Channels of the model's output: eps, and the variance's where it is learned."""
+        """Number of channels of the model's output: C for eps, and C more if the variance is learned."""
         return 2 * self.in_channels if self.learn_sigma else self.in_channels
 
     @property
@@ -208,7 +239,7 @@ class DiTConfig(PreTrainedConfig):
         """The label that stands for "no class".
 
         Raises:
-            ValueError: If the model has none, being unconditional or trained without label dropout.
+            ValueError: If there is no such label, in an unconditional model or without label dropout.
         """
         if not self.has_null_class:
             raise ValueError(
@@ -218,10 +249,10 @@ class DiTConfig(PreTrainedConfig):
         return self.num_classes
 
     def check(self) -> None:
-        """Refuse values outside their limits; the model checks again, as fields can be set after construction.
+        """Refuse values outside their limits. The model calls this again, as fields can be set after construction.
 
         Raises:
-            ValueError: With the field, its value, the limit and what to set.
+            ValueError: If a value is outside its limits, with the field, the value, the limit and what to set.
         """
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "in_channels"):
             self._require(name, _is_int(getattr(self, name), at_least=1), "a whole number of at least 1")
@@ -256,3 +287,20 @@ def _is_int(value: Any, at_least: int, at_most: float = math.inf) -> bool:
 
 def _is_number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+DIT_FIELDS = tuple(inspect.signature(DiTConfig).parameters)[:-1]  # without **kwargs
+
+
+def _is_field(name: str) -> bool:
+    """Return whether DiT or the installed transformers declares a field. A private one begins with "_"."""
+    if name.startswith("_") or name in DIT_FIELDS or name in TRANSFORMERS_FIELDS:
+        return True
+    base = PreTrainedConfig()
+    return hasattr(base, name) and not callable(getattr(base, name))
+
+
+def _closest(name: str, cutoff: float = 0.62) -> str:
+    """Return a question for the field whose name resembles a wrong one most, or nothing."""
+    close = get_close_matches(name, DIT_FIELDS, n=1, cutoff=cutoff)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -4,18 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 from .configuration_dit import DiTConfig
-
-# Modules that torch.compile, data parallelism, activation checkpointing and FSDP put around another one.
-WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-
-
-def strip_wrappers(key: str) -> str:
-    """Take the names of wrappers out of a weight's key: "blocks.0._orig_mod.attn.qkv.bias" has one in the middle."""
-    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+from .weight_files import refuse_two_forms, replaced_whole, strip_wrappers
 
 
 class DiTPreTrainedModel(PreTrainedModel):
@@ -43,8 +37,8 @@ class DiTPreTrainedModel(PreTrainedModel):
             ValueError: If the weights do not make the model whole or are whole numbers, naming file and key.
         """
         folder = Path(source or ".", kwargs.get("subfolder") or "")
-        if folder.is_dir() and source and "config" not in kwargs and not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} has no config.json, and the default one would be a guess: pass config=...")
+        if source:
+            cls._check_folder(folder, "config" in kwargs, kwargs.get("variant"))
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
         model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
@@ -68,12 +62,24 @@ class DiTPreTrainedModel(PreTrainedModel):
                     )
         return (model, info) if output_loading_info else model
 
+    @classmethod
+    def _check_folder(cls, folder: Path, has_config: bool, variant: str | None) -> None:
+        if not folder.is_dir():
+            return
+        if not has_config and not (folder / "config.json").is_file():
+            if (folder / "model_index.json").is_file():
+                raise ValueError(f'{folder} is a pipeline: pass subfolder="transformer", or load it with DiTPipeline')
+            raise ValueError(f"{folder} has no config.json, and the default one would be a guess: pass config=...")
+        refuse_two_forms(folder, variant)
+
     @staticmethod
     def _load_pretrained_model(
         model: "DiTPreTrainedModel", state_dict: Any, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
     ) -> Any:
         """Refuse files that are damaged or hold whole numbers, which transformers would cast without a warning."""
-        for file in checkpoint_files or ():
+        files = checkpoint_files or ()
+        keys = set(state_dict or ())
+        for file in files:
             try:
                 weights = load_state_dict(file, map_location="meta")  # types and shapes only
             except SafetensorError as error:
@@ -81,8 +87,43 @@ class DiTPreTrainedModel(PreTrainedModel):
             whole = sorted(key for key, weight in weights.items() if not weight.is_floating_point())
             if whole and getattr(model.config, "quantization_config", None) is None:
                 raise ValueError(f"{file}: {whole[0]} is {weights[whole[0]].dtype}, weights are floating point numbers")
-        model._read_from = [Path(file).name for file in checkpoint_files or ()]
+            keys |= weights.keys()
+        if any(strip_wrappers(key) != key for key in keys):
+            loaded = [state_dict] if state_dict is not None else [load_state_dict(file) for file in files]
+            state_dict = {strip_wrappers(key): weight for part in loaded for key, weight in part.items()}
+        model._read_from = [Path(file).name for file in files]
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save a model as `transformers.PreTrainedModel.save_pretrained` does, without names of wrappers in its keys.
+
+        New files replace those of an earlier save, single file or shards, once they are complete.
+
+        Args:
+            save_directory: Folder to write.
+            is_main_process: As in transformers.
+            state_dict: As in transformers.
+            push_to_hub: Refused if True; see `push_to_hub`.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: If push_to_hub=True.
+        """
+        if push_to_hub:
+            raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
+        if kwargs.get("distributed_checkpoint"):  # every process writes its part to one folder
+            return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        state_dict = {strip_wrappers(key): weight for key, weight in state_dict.items()}
+        with replaced_whole(Path(save_directory)) as folder:
+            super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
         """Push the model alone as transformers does; a new repository is private by default."""

@@ -13,7 +13,7 @@ from dit_hf.analysis.figures import FIGURES, draw_all
 from dit_hf.analysis.figures.compute import compute_and_distance
 from dit_hf.analysis.figures.sampling import sample_grid, sampling_compute
 from dit_hf.analysis.figures.style import BLOCK_STYLES, block_styles, describe_rows
-from dit_hf.analysis.figures.training import blocks
+from dit_hf.analysis.figures.training import blocks, training_compute
 from dit_hf.analysis.results import REAL
 from dit_hf.analysis.selection import MODELS, log_correlation
 
@@ -112,6 +112,13 @@ def test_model_that_no_figure_has_a_place_for_is_named_in_a_warning(rows, tmp_pa
     append_rows(tmp_path / "strange.csv", [stranger])
     with pytest.raises(ValueError, match="holds no measurement of a model"):
         draw_all(tmp_path / "strange.csv", tmp_path)
+
+
+def test_figure_9_names_every_line_at_its_end(rows):
+    axis = training_compute(rows, quoted=False).axes[0]
+    ends = {line.get_label(): tuple(line.get_xydata()[-1]) for line in axis.lines if line.get_label() in MODELS}
+    assert len(ends) == 12
+    assert {text.get_text(): tuple(text.xy) for text in axis.texts if text.get_text() in MODELS} == ends
 
 
 def test_figure_10_leaves_out_models_with_a_single_number_of_steps(rows):

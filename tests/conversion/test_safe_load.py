@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
-import time
+import tracemalloc
 import zipfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -218,10 +218,11 @@ def test_corpus_has_sixty_files():
 def test_hostile_file_is_refused_and_nothing_runs(attack, message, tmp_path):
     canary = tmp_path / "canary"
     (tmp_path / "w.pt").write_bytes(attack(canary))
-    started = time.process_time()
+    tracemalloc.start()
     with pytest.raises(CheckpointError, match=message) as error:
         from_original(tmp_path / "w.pt", num_attention_heads=1)
-    assert time.process_time() - started < 5
+    assert tracemalloc.get_traced_memory()[1] < 2**25  # nothing was unpacked before it was refused
+    tracemalloc.stop()
     assert "\n" not in str(error.value)
     assert "False" not in str(error.value)  # nobody is told to load it with weights_only=False
     assert not canary.exists()
@@ -405,7 +406,7 @@ def test_converting_takes_about_one_copy_of_the_weights(form, tiny, tmp_path):
     kind = "diffusers" if form == "diffusers" else "original"
     command = [sys.executable, "-c", code, path, tmp_path / "tiny", kind]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     copies, size = map(float, result.stdout.split())
     print(f"{form}: {copies:.2f} copies of {size / 2**20:.0f} MiB")

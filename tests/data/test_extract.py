@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,16 +128,21 @@ def contents(folder: Path) -> dict[str, list]:
 
 
 SMALL_SHARDS = f"""
-import os, sys, time
+import os, signal, sys
 sys.path.insert(0, {str(EXAMPLE.parent)!r})
 import extract_latents as example
 from dit_hf.data import extract
+from dit_hf.files import watched
+
+def die_before_the_second_shard_has_its_name(operation, path):
+    shards = list(path.parent.glob("*.parquet"))
+    if "KILLED" in os.environ and operation == "rename" and shards:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 extract.extract_latents.__kwdefaults__["rows_of_a_shard"] = 8
-rename = extract._rename
-extract._rename = lambda *paths: (time.sleep(float(os.environ.get("PAUSE", 0))), rename(*paths))
 (settings,) = example.HfArgumentParser(example.ExtractSettings).parse_args_into_dataclasses()
-example.run(settings)
+with watched(die_before_the_second_shard_has_its_name):
+    example.run(settings)
 """
 
 
@@ -155,18 +159,13 @@ def test_two_processes_killed_and_started_again_make_what_one_makes(colours, vae
     }
     flags = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    slowly = {**environment, "PAUSE": "1"}  # between what is written and its renaming
-    alone = subprocess.Popen([sys.executable, str(script), *flags], env=slowly, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "out" / "data").glob("*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(alone.pid, signal.SIGKILL)
-    alone.wait()
+    alone = subprocess.run([sys.executable, str(script), *flags], env={**environment, "KILLED": "1"}, timeout=600)
+    assert alone.returncode == -signal.SIGKILL
     left = contents(tmp_path / "out")
-    assert 0 < len(left) < 3
+    assert len(left) == 1
     launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command = [sys.executable, "-m", *launch, "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script)]
-    subprocess.run([*command, *flags], env=environment, check=True, timeout=200, capture_output=True)
+    subprocess.run([*command, *flags], env=environment, check=True, timeout=600, capture_output=True)
     made = contents(tmp_path / "out")
     assert {name: made[name] for name in left} == left
     assert made.keys() == contents(latents).keys()

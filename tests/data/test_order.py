@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dit_hf.data import streaming
+from dit_hf.data import samples as samples_module
 from dit_hf.data.order import EpochOrder
 from dit_hf.data.rows import Rows
-from dit_hf.data.streaming import BEGINNING, ImageStream, Position, _Ordered, _Parts
+from dit_hf.data.samples import OrderedSamples
+from dit_hf.data.streaming import BEGINNING, ImageStream, Position, _Shares
 
 SIZES = np.array([7, 3, 5, 8, 1, 6, 4, 9, 2, 5, 7, 3])  # 60 rows in 12 groups
 
@@ -110,7 +111,7 @@ class CountingSource:
 def parts(stream: ImageStream, num_workers: int):
     """The parts of every worker, without images: (samples, next_position)."""
 
-    class Light(_Parts):
+    class Light(_Shares):
         def _prepare(self, part, next_position):
             return [(position, rows.numbers[row]) for position, rows, row in part], next_position
 
@@ -147,7 +148,7 @@ def test_a_thousand_schedules_of_stops_and_world_sizes_give_the_batches_of_one_u
 
     # an order is a function of its arguments (tested above): all processes may ask one, which saves most of the time
     shared = lru_cache(lambda epoch, **options: EpochOrder(sizes, epoch=epoch, **options))
-    monkeypatch.setattr(streaming, "EpochOrder", lambda sizes, **options: shared(**options))
+    monkeypatch.setattr(samples_module, "EpochOrder", lambda sizes, **options: shared(**options))
 
     def source() -> CountingSource:
         return CountingSource(sizes, num_streams=6, window=100)
@@ -209,11 +210,11 @@ def test_a_resumed_run_reads_the_row_groups_it_needs_and_none_before():
 
 def test_groups_are_let_go_when_their_window_is_done():
     source = CountingSource(np.full(120, 10))
-    samples = _Ordered(ImageStream(source, batch_size=1, resolution=8))
+    ordered = OrderedSamples(source, BEGINNING, seed=0, num_streams=source.num_streams, window=source.window)
     held = []
     for n in range(2400):
-        samples.take(n)
-        held.append(len(samples._alive))
+        ordered.take(n)
+        held.append(len(ordered._alive))
     assert max(held) <= 3 * source.num_streams
 
 

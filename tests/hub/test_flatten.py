@@ -91,7 +91,7 @@ def test_what_one_file_cannot_say_is_refused(changes: dict[str, str], message: s
         flatten(write(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("name", ["modeling_dit.py", "pipeline_dit.py"])
+@pytest.mark.parametrize("name", ["modeling_dit.py", "image_pipelines.py"])
 def test_readers_of_single_files_find_other_packages_only(name: str, tmp_path: Path):
     file = tmp_path / name
     file.write_text(flatten(PACKAGE / name))

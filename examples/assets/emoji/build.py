@@ -27,7 +27,7 @@ LEFT_OUT = {"skin-tone", "country-flag", "subdivision-flag"}
 
 
 def read_emoji(package: Path) -> list[dict]:
-    """The entries of `emoji.json` that both vendors draw, in Unicode's order."""
+    """Return the entries of `emoji.json` that both vendors draw, in Unicode's order."""
     entries = json.loads((package / "emoji.json").read_text())
     kept = [entry for entry in entries if entry["subcategory"] not in LEFT_OUT]
     kept = [entry for entry in kept if all(entry[f"has_img_{vendor}"] for vendor in VENDORS)]
@@ -49,7 +49,7 @@ def on_white_webp(path: Path) -> bytes:
 
 
 def is_held_out(name: str, trained_classes: set[str]) -> bool:
-    """One in ten of the names that no shipped model is trained on, chosen by a hash of the name."""
+    """Return True for one in ten of the names that no shipped model is trained on, chosen by a hash of the name."""
     return name not in trained_classes and hashlib.sha256(name.encode()).digest()[0] % 10 == 0
 
 

@@ -1,1 +1,1 @@
-"""Real images for training: preparation, streaming and latents."""
+"""Images for training: opening data sets, their order, preparation, streaming, and latents."""

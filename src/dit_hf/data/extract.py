@@ -1,7 +1,9 @@
-"""Latents of a whole data set, made beforehand on any number of processes, as parquet shards.
+"""Extraction: the latents of a whole data set, encoded on any number of processes and written as parquet shards.
 
-Which rows go into which shard depends on the source alone. A shard is written beside and renamed, so that a run that
-was killed makes the missing ones only.
+The rows of each shard depend on the source alone. A shard is either whole or not there, so that a run that was killed
+and is started again makes the missing shards only.
+
+Legend: B batch, S side of an image, C latent channels, h, w sides of a latent.
 """
 
 import json
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from ..files import remove_leftovers, write_bytes, written_whole
 from ..images import BadImage, decode_image
+from .bad_images import check_bad_images
 from .moments import COLUMNS, METADATA_KEY, LatentsInfo, pack, unpack
 from .preparation import image_to_tensor, resize_and_crop
 from .rows import Rows
@@ -38,7 +41,12 @@ ROWS_OF_A_SHARD = 8192
 
 
 def plan_shards(source: ImageSource, rows_of_a_shard: int = ROWS_OF_A_SHARD) -> list[range]:
-    """The parts of the source that each shard holds."""
+    """Plan which parts of a source each shard holds.
+
+    Args:
+        source: Images, from `open_images`.
+        rows_of_a_shard: Number of rows that a shard should have; a part of the source is not divided.
+    """
     if isinstance(source, SequentialSource):
         return [range(part, part + 1) for part in range(source.num_parts)]
     mean = source.group_sizes.sum() / source.num_parts
@@ -62,23 +70,23 @@ def extract_latents(
     """Encode every image of a source and its mirror image, and write `folder/data/SPLIT-*.parquet` and `latents.json`.
 
     Args:
-        source: from `open_images`.
-        vae: on the accelerator's device.
-        info: stored with the latents.
-        folder: of the data set; one that holds other latents is refused.
-        accelerator: whose processes share the shards that are missing.
-        split: what the shards are called.
-        batch_size: images that are encoded together, and as many mirror images.
-        num_workers: threads that prepare images, in each process.
-        max_bad_images: share of images that may be skipped; one always may, unless this is 0.
-        rows_of_a_shard: images of a shard, about.
+        source: Images, from `open_images`.
+        vae: VAE on the accelerator's device.
+        info: Record that is stored with the latents.
+        folder: Folder of the data set. A folder that holds other latents is refused.
+        accelerator: Accelerator whose processes divide the missing shards among them.
+        split: Split that the shards are named after.
+        batch_size: Number of images that are encoded together, and as many mirror images.
+        num_workers: Number of threads of each process that prepare images.
+        max_bad_images: Share of the images that may be skipped, see `allowed_bad_images`.
+        rows_of_a_shard: Number of images that a shard should have.
 
     Returns:
-        The report: number of images, what was skipped, and the error of storing.
+        Report with the number of images, the skipped images, and the error that storing causes.
 
     Raises:
-        ValueError: if the folder holds other latents, or too many images cannot be decoded.
-        SourceError: if a shard of the source cannot be read.
+        ValueError: If the folder holds other latents, or if too many images cannot be decoded.
+        SourceError: If a shard of the source cannot be read.
     """
     plan = plan_shards(source, rows_of_a_shard)
     paths = [folder / "data" / f"{split}-{k:05d}-of-{len(plan):05d}.parquet" for k in range(len(plan))]
@@ -86,7 +94,7 @@ def extract_latents(
         _begin(folder, info, paths)
     accelerator.wait_for_everyone()
     missing = [k for k, path in enumerate(paths) if not path.exists()]
-    accelerator.wait_for_everyone()  # all have seen the same
+    accelerator.wait_for_everyone()  # all processes have seen the same shards before one of them writes
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
         for k in missing[accelerator.process_index :: accelerator.num_processes]:
             rows = (rows for part in plan[k] for rows in source.read_part(part))
@@ -103,6 +111,7 @@ def extract_latents(
 
 
 def _begin(folder: Path, info: LatentsInfo, paths: Sequence[Path]) -> None:
+    """Make the folder, or check that what it holds is an earlier part of this run."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     if (folder / INFO_FILE).exists():
         before = json.loads((folder / INFO_FILE).read_text())
@@ -111,8 +120,8 @@ def _begin(folder: Path, info: LatentsInfo, paths: Sequence[Path]) -> None:
             f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in now if before.get(name) != now[name]
         ]:
             raise ValueError(f"{folder} holds other latents: {'; '.join(changed)}. Choose another folder")
-    if strange := {path.name for path in (folder / "data").glob("*.parquet")} - {path.name for path in paths}:
-        raise ValueError(f"{folder}/data holds {min(strange)}, which this run would not make: choose another folder")
+    if unexpected := {path.name for path in (folder / "data").glob("*.parquet")} - {path.name for path in paths}:
+        raise ValueError(f"{folder}/data holds {min(unexpected)}, which this run would not make: choose another folder")
     remove_leftovers(folder / "data")
     if not (folder / INFO_FILE).exists():
         write_bytes(folder / INFO_FILE, info.to_json().encode())
@@ -124,7 +133,7 @@ Prepared = tuple[str, int, Tensor | BadImage]  # key, class, image (3, S, S)
 def _prepared(
     groups: Iterator[Rows], resolution: int, batch_size: int, pool: ThreadPoolExecutor
 ) -> Iterator[list[Prepared]]:
-    """Batches of images, each prepared by the threads while the one before it is encoded."""
+    """Yield batches of images; threads prepare a batch while the batch before it is encoded."""
 
     def prepare(row: tuple[Rows, int]) -> Prepared:
         rows, k = row
@@ -135,11 +144,11 @@ def _prepared(
         return rows.key(k), rows.labels[k], image
 
     rows = ((group, k) for group in groups for k in range(len(group)))
-    begun = [pool.submit(prepare, row) for row in islice(rows, batch_size)]
-    while begun:
-        following = [pool.submit(prepare, row) for row in islice(rows, batch_size)]
-        yield [future.result() for future in begun]
-        begun = following
+    batch = [pool.submit(prepare, row) for row in islice(rows, batch_size)]
+    while batch:
+        next_batch = [pool.submit(prepare, row) for row in islice(rows, batch_size)]
+        yield [future.result() for future in batch]
+        batch = next_batch
 
 
 def _write_shard(
@@ -153,11 +162,11 @@ def _write_shard(
         {**(features.arrow_schema.metadata or {}), METADATA_KEY: info.to_json().encode()}
     )
     skipped: list[str] = []
-    errors = [0.0, 0.0, 0.0]  # greatest, sum of squares, count
+    errors = [0.0, 0.0, 0.0]  # largest, sum of squares, count
     held: list[dict[str, Any]] = []
-    # random bits do not compress
     with (
         written_whole(path) as partial,
+        # without compression, because latents are close to random bits
         pq.ParquetWriter(partial, schema, compression="none", use_dictionary=False) as writer,
     ):
         for batch in batches:
@@ -182,12 +191,12 @@ def _encode(
     columns: Sequence[str],
     errors: list[float],
 ) -> list[dict[str, Any]]:
-    """Rows of a shard; `errors` is brought up to date."""
+    """Return the rows of a shard for some images, and add to `errors` what storing them changes."""
     if not images:
         return []
     x = torch.stack([image for _, _, image in images]).to(vae.device, vae.dtype)  # (B, 3, S, S)
     both = [x, x.flip(-1)][: len(columns)]
-    moments = [vae.encode(each).latent_dist.parameters.float().cpu().numpy() for each in both]  # of (B, 2C, h, w)
+    moments = [vae.encode(each).latent_dist.parameters.float().cpu().numpy() for each in both]  # each (B, 2C, h, w)
     rows = []
     for k, (key, label, _) in enumerate(images):
         packed = {name: pack(each[k], info.dtype) for name, each in zip(columns, moments, strict=True)}
@@ -211,23 +220,18 @@ def _report(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _check_skipped(paths: Sequence[Path], max_bad_images: float) -> None:
-    """Stop when more was skipped, in all shards together, than is allowed."""
+    """Raise a ValueError if more images were skipped, in all finished shards together, than `max_bad_images` allows."""
     reports = list(map(_report, paths))
     skipped = [key for _, report in reports for key in report["skipped"]]
-    images = sum(rows for rows, _ in reports) + len(skipped)
-    if len(skipped) > (max(max_bad_images * images, 1) if max_bad_images else 0):
-        raise ValueError(
-            f"{len(skipped)} of {images} images cannot be decoded, more than max_bad_images={max_bad_images} allows: "
-            f"{'; '.join(skipped[:5])}. Mend or remove them, or allow more"
-        )
+    check_bad_images(skipped, max_bad_images, sum(rows for rows, _ in reports) + len(skipped))
 
 
 def _sum_up(paths: Sequence[Path]) -> dict[str, Any]:
     reports = list(map(_report, paths))
-    greatest, squares, counts = zip(*(report["errors"] for _, report in reports), strict=True)
+    largest, squares, counts = zip(*(report["errors"] for _, report in reports), strict=True)
     return {
         "num_images": sum(rows for rows, _ in reports),
         "skipped": [key for _, report in reports for key in report["skipped"]],
-        "latent_error_max": max(greatest),  # of the scaled mean, by storing
+        "latent_error_max": max(largest),  # how far storing moves the scaled mean, at most
         "latent_error_rms": (sum(squares) / max(sum(counts), 1)) ** 0.5,
     }

@@ -1,6 +1,6 @@
-"""Images to the latents that DiT is trained on: a VAE's posterior, sampled anew each time (section 3.1).
+"""From images to the latents that DiT is trained on: samples of a VAE's posterior, drawn anew each time (section 3.1).
 
-Legend: B batch, C latent channels, h, w sides of a latent.
+Legend: B batch, M images that are not cached, S side of an image, C latent channels, h, w sides of a latent.
 """
 
 from itertools import islice
@@ -12,18 +12,18 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from ..vae import scale_latents
-from .streaming import ImageBatch
+from .batches import ImageBatch
 
-ENCODED_TOGETHER = 64  # images; bounds the memory of the VAE
+ENCODED_TOGETHER = 64  # number of images, which bounds the memory of the VAE
 
 
 class LatentEncoder:
     """Encode batches of images with a frozen VAE.
 
     Args:
-        vae: an `AutoencoderKL`; its `scaling_factor` brings latents to unit scale.
-        seed: of the draws from the posterior, which are keyed by (seed, epoch, position).
-        cache_images: number of images whose moments are kept; mirrored and jittered versions count as images.
+        vae: `AutoencoderKL` whose configuration says how latents are scaled to unit deviation.
+        seed: Seed of the draws from the posterior, which are keyed by (seed, epoch, offset).
+        cache_images: Number of images whose moments are kept. Mirrored and jittered versions count as images.
     """
 
     def __init__(self, vae: AutoencoderKL, seed: int = 0, cache_images: int = 0) -> None:
@@ -34,7 +34,7 @@ class LatentEncoder:
 
     @torch.no_grad()
     def __call__(self, batch: ImageBatch) -> Tensor:
-        """Latents (B, C, h, w) of the batch's images, scaled."""
+        """Return scaled latents (B, C, h, w) of the images of a batch."""
         moments = self._moments(batch)  # (B, 2C, h, w)
         posterior = DiagonalGaussianDistribution(moments)
         noise = np.stack([self._draw(position, posterior.mean.shape[1:]) for position in batch.positions])
@@ -45,6 +45,7 @@ class LatentEncoder:
         return np.random.default_rng([self.seed, 2, *position]).standard_normal(tuple(shape), dtype=np.float32)
 
     def _moments(self, batch: ImageBatch) -> Tensor:
+        """Return mean and log-variance of the posterior of each image, (B, 2C, h, w)."""
         if batch.are_moments:
             return batch.images.to(self.vae.device)
         known = {identity: self._cache[identity] for identity in batch.identities if identity in self._cache}

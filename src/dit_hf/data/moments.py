@@ -1,10 +1,9 @@
-"""How latents made beforehand are stored: the VAE's mean and log-variance of an image as bytes, and what made them.
+"""How extracted latents are stored: mean and log-variance of a VAE's posterior as bytes, and how they were made.
 
-Each row holds the moments of the image and, unless left out, of its mirror image. The ends of the parquet shards say
-which VAE made them, from which images, prepared how (`LatentsInfo`); the posterior is sampled in training, anew each
-time.
+A row holds these moments of an image and, by default, of its mirror image. The footers of the parquet shards record
+the VAE, the images and their preparation (`LatentsInfo`). Training samples the posterior anew in each epoch.
 
-Legend: C latent channels, h, w sides of a latent.
+Legend: C latent channels, h, w sides of a latent, S side of an image.
 """
 
 import dataclasses
@@ -24,22 +23,23 @@ from ..images import BadImage
 METADATA_KEY = b"dit_hf.latents"
 COLUMNS = ("moments", "moments_mirrored")
 DTYPES = ("float16", "int8")
+# Compared with what existing shards record, so the name of a module that has moved since stays as it was.
 PREPARATION = "short side to S by box halving, then bicubic; centre square; RGB in [-1, 1] (dit_hf.data.images)"
-LOG_VARIANCE_RANGE = (-30.0, 20.0)  # to which diffusers clips it
+LOG_VARIANCE_RANGE = (-30.0, 20.0)  # diffusers clips the log-variance to it
 
 
 @dataclass(frozen=True)
 class LatentsInfo:
-    """What a set of latents was made of, and how it is stored."""
+    """How a set of latents was made, and how it is stored."""
 
-    vae: str  # name on the Hub, or "local"
-    vae_sha256: str  # of configuration and weights
+    vae: str  # id on the Hub, or "local"
+    vae_sha256: str  # hash of configuration and weights
     scaling_factor: float
     shape: tuple[int, int, int]  # (2C, h, w)
     resolution: int  # S, in pixels
     dtype: str  # one of DTYPES
-    mirrored: bool  # whether the mirror images are there
-    source: str  # name on the Hub, or "local"
+    mirrored: bool  # whether the moments of the mirror images are stored too
+    source: str  # id on the Hub, or "local"
     source_revision: str
     preparation: str = PREPARATION
 
@@ -48,7 +48,7 @@ class LatentsInfo:
 
     @classmethod
     def from_footer(cls, metadata: Mapping[bytes, bytes] | None) -> "LatentsInfo | None":
-        """Read it from the end of a parquet file; None where the file holds something else."""
+        """Read the record from the footer of a parquet file; None if the file holds no latents."""
         if not metadata or METADATA_KEY not in metadata:
             return None
         values = json.loads(metadata[METADATA_KEY])
@@ -56,7 +56,7 @@ class LatentsInfo:
 
 
 def hash_vae(vae: AutoencoderKL) -> str:
-    """SHA-256 of what makes a VAE: its configuration, without where it came from, and its weights as float32."""
+    """Return the SHA-256 of a VAE's configuration, except where it was loaded from, and of its weights in float32."""
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, weight in sorted(vae.state_dict().items()):
@@ -68,22 +68,30 @@ def hash_vae(vae: AutoencoderKL) -> str:
 def check_latents(
     info: LatentsInfo, vae: AutoencoderKL, *, resolution: int, random_flip: bool, num_jitters: int
 ) -> None:
-    """Refuse latents that are not what a training would make of the images.
+    """Check that a training would make the same latents from the images.
+
+    Args:
+        info: Record of the latents.
+        vae: VAE of the training.
+        resolution: Resolution of the training, in pixels.
+        random_flip: Whether the training mirrors images.
+        num_jitters: Number of jittered variants of each image in the training.
 
     Raises:
-        ValueError: for another VAE or resolution, for flips without mirror images, and for jitters.
+        ValueError: If the VAE or the resolution is another one, if flips are asked for and the mirror images are not
+            stored, or if jitters are asked for.
     """
     if hash_vae(vae) != info.vae_sha256:
         raise ValueError(
             f"the latents were made by the VAE {info.vae} (SHA-256 {info.vae_sha256[:12]}), not by this one "
-            f"({hash_vae(vae)[:12]}): set --vae_name_or_path, or extract them anew"
+            f"({hash_vae(vae)[:12]}): set --vae_name_or_path, or extract the latents anew"
         )
     if info.resolution != resolution:
         raise ValueError(
             f"the latents are of {info.resolution} px, not {resolution}: set --resolution {info.resolution}"
         )
     if random_flip and not info.mirrored:
-        raise ValueError("the latents have no mirror images: set --random_flip false, or extract them anew")
+        raise ValueError("the latents have no mirror images: set --random_flip false, or extract the latents anew")
     if num_jitters:
         raise ValueError(
             f"latents cannot be jittered: set --num_jitters 0 instead of {num_jitters}, or train on images"
@@ -91,7 +99,12 @@ def check_latents(
 
 
 def pack(moments: NDArray[np.float32], dtype: str) -> bytes:
-    """Moments (2C, h, w) as bytes: of float16, or of 8 bits a number between the least and greatest of each channel."""
+    """Store moments (2C, h, w) as bytes.
+
+    Args:
+        moments: Mean and log-variance, (2C, h, w).
+        dtype: "float16"; or "int8": 255 steps between the lowest and the highest value of each channel.
+    """
     mean, log_variance = np.split(moments, 2)
     moments = np.concatenate([mean, log_variance.clip(*LOG_VARIANCE_RANGE)])
     if dtype == "float16":
@@ -103,10 +116,10 @@ def pack(moments: NDArray[np.float32], dtype: str) -> bytes:
 
 
 def unpack(data: bytes, info: LatentsInfo) -> Tensor:
-    """Moments (2C, h, w) in float32 from bytes that `pack` made.
+    """Return moments (2C, h, w) in float32 from the bytes that `pack` made.
 
     Raises:
-        BadImage: if they have another length.
+        BadImage: If the bytes have another length.
     """
     channels, count = info.shape[0], int(np.prod(info.shape))
     expected = 2 * count if info.dtype == "float16" else 8 * channels + count

@@ -1,9 +1,12 @@
-"""The row groups of parquet shards, local or remote, each read by itself."""
+"""The row groups of parquet shards, local or remote, each read by itself.
 
-import hashlib
+A parquet file holds its rows in row groups, and ends with a footer that says where each group begins and how many rows
+it has. Example: of a shard of 10,000 images in row groups of 100, a process that needs image 4,217 reads the footer
+and row group 42, which is a hundredth of the file.
+"""
+
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,48 +19,38 @@ import pyarrow.parquet as pq
 from .labels import Classes
 from .moments import LatentsInfo
 from .retries import SourceError, retried
+from .revision import HASHED_BYTES, find_revision, local_contents
 from .rows import Rows
 
 logger = logging.getLogger(__name__)
 
-COMMIT = re.compile(r"@([0-9a-f]{40})/")
 FOOTERS_TOGETHER = 16
-IN_MEMORY_BYTES = 256 * 2**20  # data sets up to this size are read once
+IN_MEMORY_BYTES = 256 * 2**20  # a data set up to this size is read once and kept
 NUM_STREAMS = 192  # 64 * 3: most numbers of processes x workers divide it
-STREAM_BYTES = 4 * 2**30  # of one row group of each stream, over all processes
-STREAM_ROWS = 64  # a stream is at least so long
+STREAM_BYTES = 4 * 2**30  # memory of one row group of each stream, over all processes
+STREAM_ROWS = 64  # least number of rows of a stream
 WINDOW = 16384  # rows that are shuffled together, over all streams
-
-
-def find_revision(files: Sequence[str], contents: Sequence[str]) -> str:
-    """The commit on the Hub that all addresses name, or "files-" and a hash of what the files are called and hold."""
-    commits = {found[1] if (found := COMMIT.search(file)) else None for file in files}
-    if len(commits) == 1 and (commit := commits.pop()):
-        return commit
-    root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
-    lines = [f"{os.path.relpath(file, root)} {content}" for file, content in zip(files, contents, strict=True)]
-    return f"files-{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:40]}"
 
 
 class _Group(NamedTuple):
     file: int
     row_group: int
-    first_row: int  # in the file
-    rows: np.ndarray | None  # the chosen ones, counted in the group; None for all
+    first_row: int  # number of its first row in the file
+    rows: np.ndarray | None  # chosen rows, counted in the group; None for all
 
 
 class ParquetSource:
     """Row groups of some columns of parquet files.
 
     Args:
-        files: paths or addresses that fsspec opens.
-        columns: of images, or of latents.
-        label_column: of classes.
-        classes: which rows are taken, and under which class.
+        files: Paths, or addresses that fsspec opens.
+        columns: Columns of images, or of latents.
+        label_column: Column of classes.
+        classes: Classes of the data set, which also say which rows are taken.
 
     Raises:
-        SourceError: if a file cannot be read, is no parquet, or lacks a column.
-        ValueError: if no row is left.
+        SourceError: If a file cannot be read, is no parquet file, or lacks a column.
+        ValueError: If no row is left.
     """
 
     def __init__(self, files: Sequence[str], columns: Sequence[str], label_column: str, classes: Classes) -> None:
@@ -79,23 +72,25 @@ class ParquetSource:
         sizes_in_file = [
             [footer.row_group(k).total_byte_size for k in range(footer.num_row_groups)] for footer in self._footers
         ]
-        self.revision = find_revision(
-            files, [f"{footer.num_rows} {sizes}" for footer, sizes in zip(self._footers, sizes_in_file, strict=True)]
-        )
+        contents = [f"{footer.num_rows} {sizes}" for footer, sizes in zip(self._footers, sizes_in_file, strict=True)]
+        if self.num_bytes <= HASHED_BYTES:  # a replaced image may have the size of the one before
+            contents = [f"{content} {whole}" for content, whole in zip(contents, local_contents(files), strict=True)]
+        self.revision = find_revision(files, contents)
+        self.description = f"{self.group_sizes.sum()} images of {len(classes.names)} classes in {len(files)} shards"
 
     @property
     def in_memory(self) -> bool:
-        """Whether the rows are few enough to be kept once they were read, and to be shuffled all together."""
+        """Whether the rows are few enough to be kept once they have been read, and to be shuffled all together."""
         return self.num_bytes <= IN_MEMORY_BYTES
 
     @property
     def window(self) -> int:
-        """Rows that are shuffled together."""
+        """Number of rows that are shuffled together."""
         return int(self.group_sizes.sum()) if self.in_memory else WINDOW
 
     @property
     def num_streams(self) -> int:
-        """Streams that the order is cut into: one for what fits in memory, else as many as memory allows."""
+        """Number of streams of the order: 1 if all rows fit in memory, otherwise as many as memory allows."""
         streams, group_bytes = NUM_STREAMS, self.num_bytes / len(self._groups)
         if self.in_memory:
             return 1
@@ -105,19 +100,19 @@ class ParquetSource:
 
     @property
     def num_parts(self) -> int:
-        """Parts that can be read each by itself: row groups, in the order of the files."""
+        """Number of parts, each of which can be read by itself: row groups, in the order of the files."""
         return len(self._groups)
 
     def read_part(self, part: int) -> Iterator[Rows]:
-        """The rows of a part."""
+        """Yield the rows of a part."""
         yield self.read(part)
 
     def read(self, group: int) -> Rows:
-        """Read a row group, again where the network fails.
+        """Read a row group, and try again if the network fails.
 
         Raises:
-            SourceError: if it cannot be read, or its file has changed; the message names the shard.
-            ValueError: if a label is none of the classes.
+            SourceError: If it cannot be read, or if its file has changed; the message names the shard.
+            ValueError: If a label is none of the classes.
         """
         file, row_group, first_row, chosen = self._groups[group]
         table = retried(lambda: self._read_table(file, row_group), f"row group {row_group} of {self.files[file]}")
@@ -125,8 +120,9 @@ class ParquetSource:
             table = table.take(pa.array(chosen))
         numbers = [(file, first_row + int(row)) for row in (range(len(table)) if chosen is None else chosen)]
         rows = Rows([table[column].combine_chunks() for column in self.columns], [], numbers, self.shard_names)
-        found = [self.classes.find(label, rows.key(k)) for k, label in enumerate(table[self.label_column].to_pylist())]
-        rows.labels = [label for label in found if label is not None]
+        stored = table[self.label_column].to_pylist()
+        labels = [self.classes.find(label, rows.key(k)) for k, label in enumerate(stored)]
+        rows.labels = [label for label in labels if label is not None]
         return rows
 
     def _read_table(self, file: int, row_group: int) -> pa.Table:
@@ -145,7 +141,7 @@ class ParquetSource:
         if "://" not in path:
             return open(path, "rb")
         system, path = fsspec.url_to_fs(path)
-        return system.open(path, "rb", cache_type="none")  # arrow asks for each range once: a cache would read more
+        return system.open(path, "rb", cache_type="none")  # arrow asks for each range once, and a cache reads more
 
     def _read_footer(self, file: int) -> pq.FileMetaData:
         def read() -> pq.FileMetaData:
@@ -162,13 +158,17 @@ class ParquetSource:
         return footer
 
     def _find_latents(self) -> LatentsInfo | None:
-        """What the latents in the files were made of; None for images."""
-        found = [LatentsInfo.from_footer(footer.metadata) for footer in self._footers]
-        if other := [file for file, info in zip(self.files, found, strict=True) if info != found[0]]:
-            raise SourceError(f"{other[0]} holds latents made otherwise than those of {self.files[0]}: keep them apart")
-        return found[0]
+        """Return how the latents in the files were extracted; None for images."""
+        infos = [LatentsInfo.from_footer(footer.metadata) for footer in self._footers]
+        if differing := [file for file, info in zip(self.files, infos, strict=True) if info != infos[0]]:
+            raise SourceError(
+                f"the latents of {differing[0]} were extracted in another way than those of {self.files[0]}: keep the "
+                "two data sets in different folders"
+            )
+        return infos[0]
 
     def _bytes(self, footer: pq.FileMetaData, group: int) -> int:
+        """Return the size of the columns of a row group, compressed."""
         row_group = footer.row_group(group)
         chunks = [row_group.column(k) for k in range(row_group.num_columns)]
         return sum(
@@ -176,6 +176,7 @@ class ParquetSource:
         )
 
     def _find_groups(self) -> list[_Group]:
+        """List the row groups of all files; for a choice of classes, with the rows of these classes."""
         groups = []
         for file, footer in enumerate(self._footers):
             first_row = 0
@@ -190,7 +191,7 @@ class ParquetSource:
         return [group._replace(rows=rows) for group, rows in zip(groups, labels, strict=True)]
 
     def _read_labels(self, file: int) -> list[np.ndarray]:
-        """The chosen rows of each row group of a file."""
+        """Return the chosen rows of each row group of a file."""
 
         def read() -> list[Any]:
             with self._open(file) as opened:
@@ -198,22 +199,23 @@ class ParquetSource:
                     pq.ParquetFile(opened, pre_buffer=True).read([self.label_column], use_threads=False)[0].to_pylist()
                 )
 
-        wanted, footer = self.classes.numbers, self._footers[file]
+        footer = self._footers[file]
         labels = retried(read, f"the labels of {self.files[file]}")
         ends = np.cumsum([footer.row_group(k).num_rows for k in range(footer.num_row_groups)])
-        chosen = np.array([label in wanted for label in labels], dtype=bool)
-        return [np.flatnonzero(part) for part in np.split(chosen, ends[:-1])[: len(ends)]]  # a file may have no group
+        chosen = np.array([self.classes.get(label) is not None for label in labels], dtype=bool)
+        parts = np.split(chosen, ends[:-1])[: len(ends)]  # none for a file without row groups
+        return [np.flatnonzero(part) for part in parts]
 
     def _num_rows(self, group: _Group) -> int:
         whole = self._footers[group.file].row_group(group.row_group).num_rows
         return whole if group.rows is None else len(group.rows)
 
     def _local_size(self, path: str) -> tuple[int, int] | None:
-        """Size and time of change of a local file; of a remote one the address names the version."""
+        """Return size and time of change of a local file; None for a remote one, whose address names its version."""
         if "://" in path:
             return None
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except FileNotFoundError:
             return (-1, -1)
-        return found.st_size, found.st_mtime_ns
+        return status.st_size, status.st_mtime_ns

@@ -1,6 +1,6 @@
-"""Image preparation: from an RGB image to the tensor the VAE sees (Dhariwal & Nichol 2021, as DiT uses it).
+"""Image preparation: from an RGB image to the tensor that the VAE encodes (Dhariwal & Nichol 2021, as in DiT).
 
-Legend: S the side of the training resolution.
+Legend: S side of the training resolution.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ from torch import Tensor
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     """Resize the short side to `size` and crop the centre square.
 
-    The image is first halved with a box filter while its short side is at least `2 * size`, then resized bicubically:
-    how the ImageNet references of ADM and DiT were made.
+    The image is first halved with a box filter while its short side is at least `2 * size`, then resized bicubically.
+    The ImageNet references of ADM and DiT were made in this way.
 
     Args:
         image: RGB image of any size.
-        size: side of the square that is returned, in pixels.
+        size: Side of the square that is returned, in pixels.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -28,7 +28,7 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Turn, scale and shift a picture on white by a little: at most 8 degrees, 8 % and 3 % of its side."""
+    """Rotate, scale and shift a picture on white by a little: at most 8 degrees, 8 % and 3 % of its side."""
     angle, scale = np.deg2rad(rng.uniform(-8, 8)), np.exp(rng.uniform(-0.08, 0.08))
     shift = rng.uniform(-0.03, 0.03, size=2) * image.width
     centre = np.array(image.size) / 2
@@ -41,6 +41,6 @@ def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
-    """RGB image to float32 in [-1, 1]."""
+    """Convert an RGB image to a tensor of float32 in [-1, 1]."""
     array = np.array(image, dtype=np.float32)  # (S, S, 3)
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()  # (3, S, S)

@@ -1,124 +1,25 @@
-"""Opening a data set of labelled images, or of latents made beforehand, by any name or path that `datasets` knows."""
+"""Opening a data set of labelled images, or of extracted latents: a local folder, files, or a name on the Hub."""
 
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from datasets import DatasetBuilder, Image, IterableDataset, Value, load_dataset_builder
-from huggingface_hub.errors import HTTPError
+from datasets import ClassLabel, DatasetBuilder, Image, IterableDataset, Value
 
+from .image_files import FilesSource
 from .labels import Classes, resolve_classes
+from .local_folders import find_image_folder
 from .moments import COLUMNS
-from .parquet import ParquetSource, find_revision
-from .retries import retried
-from .rows import Rows
+from .names import find_builder
+from .parquet import ParquetSource
+from .retries import SourceError, retried
+from .revision import LOCAL_PREFIX
+from .sequential import DAMAGE, SequentialSource
+from .tars import stream_tars
 
-logger = logging.getLogger(__name__)
+__all__ = ["FilesSource", "ImageSource", "ParquetSource", "SequentialSource", "open_images"]
 
 BINARY = {"binary", "large_binary"}
-FILES_OF_A_PART = 256
-PLAIN_FILES = {".parquet": "parquet", ".tar": "webdataset"}  # suffix -> the reader of `datasets`
-
-
-class FilesSource:
-    """Single image files, each read when it is needed: all are shuffled together.
-
-    Args:
-        rows: (path or address, class) of each.
-        classes: of the set.
-    """
-
-    num_streams, in_memory, latents = 1, True, None
-
-    def __init__(self, rows: Sequence[tuple[str, int]], classes: Classes) -> None:
-        self.classes = classes
-        self.paths, labels = [path for path, _ in rows], [label for _, label in rows]
-        if not rows:
-            raise ValueError(f"the data set has no row of the {len(classes.names)} classes asked for")
-        values = [{"bytes": None, "path": path} for path in self.paths]
-        self._rows = Rows([values], labels, [(k, 0) for k in range(len(rows))], self.paths)
-        self.group_sizes, self.window = np.array([len(rows)], dtype=np.int64), len(rows)
-        self.revision = find_revision(self.paths, [""] * len(rows))
-
-    @property
-    def num_parts(self) -> int:
-        """Parts that can be read each by itself, in the order of the files."""
-        return -(-len(self._rows) // FILES_OF_A_PART)
-
-    def read(self, group: int) -> Rows:
-        """All rows; their bytes are read when asked for."""
-        return self._rows
-
-    def read_part(self, part: int) -> Iterator[Rows]:
-        """The rows of a part."""
-        yield self._rows.cut(part * FILES_OF_A_PART, (part + 1) * FILES_OF_A_PART)
-
-
-class SequentialSource:
-    """Rows that can only be read one after another, from the beginning of a shard: webdataset tars and the like.
-
-    Args:
-        dataset: with the columns "image", not decoded, and "label".
-        shard_names: what each shard is called.
-        classes: which rows are taken, and under which class.
-    """
-
-    num_streams, window, latents = 1, 2048, None
-
-    def __init__(self, dataset: IterableDataset, shard_names: Sequence[str], classes: Classes) -> None:
-        self.dataset, self.classes = dataset, classes
-        self.num_shards = self.num_parts = dataset.num_shards
-        self.shard_names = (
-            list(shard_names) if len(shard_names) == self.num_shards else ["the data set"] * self.num_shards
-        )
-        self.revision = find_revision(shard_names, [""] * len(shard_names))
-        logger.warning(
-            "this data set has no row groups: every process and worker reads all of its bytes, and a resumed run reads "
-            "the epoch again up to where it stopped; as parquet it does neither"
-        )
-
-    def read_part(self, part: int) -> Iterator[Rows]:
-        """The rows of a shard, some at a time."""
-        rows = self.rows(part)
-        while held := list(islice(rows, FILES_OF_A_PART)):
-            yield self.group(held)
-
-    def group(self, held: Sequence[tuple[Any, int, tuple[int, int]]]) -> Rows:
-        """What `rows` gave, together."""
-        values, labels, numbers = zip(*held, strict=True)
-        return Rows([values], labels, numbers, self.shard_names)
-
-    def rows(self, shard: int) -> Iterator[tuple[Any, int, tuple[int, int]]]:
-        """(image, class, (shard, row)) of the chosen rows of a shard; goes on where the network interrupts it."""
-        source = self.dataset.shard(num_shards=self.num_shards, index=shard)
-        number = 0
-        examples: Iterator[tuple[Any, Any]] | None = None  # from row `number` on; None after an interruption
-
-        def begin() -> Iterator[tuple[Any, Any]]:
-            # `iter` where `__iter__` would split the shard over workers, each of which follows the whole order
-            pairs = (pair for chunk in source.iter(64) for pair in zip(chunk["image"], chunk["label"], strict=True))
-            return islice(pairs, number, None)
-
-        def read() -> tuple[Any, Any] | None:
-            nonlocal examples
-            try:
-                examples = examples or begin()
-                return next(examples, None)
-            except (HTTPError, OSError):
-                examples = None  # an iterator that failed has ended, and would pass for the shard's end
-                raise
-
-        while pair := retried(read, self.shard_names[shard]):
-            image, label = pair
-            found = self.classes.find(label, f"row {number} of {self.shard_names[shard]}")
-            if found is not None:
-                yield image, found, (shard, number)
-            number += 1
-
-
 ImageSource = ParquetSource | FilesSource | SequentialSource
 
 
@@ -133,78 +34,108 @@ def open_images(
     class_names: Sequence[str] | None = None,
     label_map: Mapping[str, str] | None = None,
 ) -> ImageSource:
-    """Open a data set of labelled images; nothing is decoded, and of parquet shards only the ends are read.
+    """Open a data set of labelled images. No image is decoded, and of parquet shards only the footers are read.
+
+    A local folder with class folders of images is read file by file, see `find_image_folder`. Everything else is opened
+    by `datasets`.
 
     Args:
-        name: id on the Hub, a folder, or a pattern of files such as `shards/*.parquet` or `shards/*.tar`.
-        split: for example "train".
-        image_column: a `datasets.Image`, or the bytes of image files.
-        label_column: a `datasets.ClassLabel`, whole numbers or texts.
-        config_name: of a data set that has several.
-        revision: branch, tag or commit on the Hub; of local shards what `revision` of the source was, to check them.
-        class_names: the classes to learn, see `resolve_classes`.
-        label_map: name in the data set -> name here, see `resolve_classes`.
+        name: Folder, file, pattern of files such as `shards/*.parquet`, or id on the Hub.
+        split: Split of the data set, such as "train".
+        image_column: Column that holds the images: a `datasets.Image`, or the bytes of image files.
+        label_column: Column that holds the classes: a `datasets.ClassLabel`, whole numbers or texts.
+        config_name: Configuration of a data set that has several.
+        revision: Branch, tag or commit on the Hub. For local files, the `revision` of the source as it was opened
+            before: the files are compared with it.
+        class_names: Names of the classes to learn, see `resolve_classes`.
+        label_map: Name in the data set -> name of the class, see `resolve_classes`.
 
     Raises:
-        ValueError: if a column is missing or of another type (the message lists those there are), a class is unknown,
-            or local shards are not those of `revision`.
-        SourceError: if a shard cannot be read.
+        ValueError: If a column is missing or of another type (the message lists the columns), if a class is unknown, if
+            a folder cannot be understood, or if local files are not those of `revision`.
+        SourceError: If a file is not there or cannot be read.
     """
-    builder = _find_builder(name, config_name, revision)
-    dataset = retried(lambda: builder.as_streaming_dataset(split=split), f"the data set {name}")
-    if dataset.features is None:
-        dataset = dataset._resolve_features()
-    features = dataset.features
-    columns = [column for column in COLUMNS if column in features] or [image_column]
-    if columns == [image_column]:
-        _check_columns(name, features, image_column, label_column)
-    else:
-        label_column = "label"
-    classes = resolve_classes(features[label_column], label_column, class_names, label_map)
-    files = [str(path) for path in (builder.config.data_files or {}).get(split, [])]
+    name = os.path.expanduser(name)
+    has_images = config_name is None and image_column == "image"
+    folder = find_image_folder(name, split, label_column) if has_images else None
     source: ImageSource
-    if builder.name == "parquet" and files:
-        source = ParquetSource(files, columns, label_column, classes)
+    if folder is not None:
+        feature = ClassLabel(names=folder.class_names)
+        source = FilesSource.of_folder(folder, resolve_classes(feature, "label", class_names, label_map))
     else:
-        dataset = _two_columns(dataset, image_column, label_column)
-        listed = _list_files(dataset, classes) if builder.name == "imagefolder" else None
-        source = listed or SequentialSource(dataset, files, classes)
-    if revision and revision.startswith("files-") and revision != source.revision:
-        raise ValueError(f"{name} has changed: it was {revision} and is {source.revision}; put the files back")
+        columns = (image_column, label_column)
+        source = _open_with_datasets(name, split, columns, config_name, revision, (class_names, label_map))
+    if revision and revision.startswith(LOCAL_PREFIX) and revision != source.revision:
+        raise ValueError(
+            f"{name} has changed: it was {revision} and is {source.revision}; put the files back, or leave out "
+            "--dataset_revision"
+        )
     return source
 
 
-def _find_builder(name: str, config_name: str | None, revision: str | None) -> DatasetBuilder:
-    reader = PLAIN_FILES.get(os.path.splitext(name)[1])
-    if reader:
-        return load_dataset_builder(reader, config_name, data_files=name)
-    commit = None if revision and revision.startswith("files-") else revision
-    return retried(lambda: load_dataset_builder(name, config_name, revision=commit), f"the data set {name}")
+def _open_with_datasets(
+    name: str,
+    split: str,
+    columns: tuple[str, str],
+    config_name: str | None,
+    revision: str | None,
+    choice: tuple[Sequence[str] | None, Mapping[str, str] | None],
+) -> ImageSource:
+    builder = find_builder(name, config_name, revision)
+    dataset = _open_split(name, builder, split)
+    features, (image_column, label_column) = dataset.features, columns
+    if latent_columns := [column for column in COLUMNS if column in features]:
+        label_column = "label"
+    else:
+        _check_columns(name, features, image_column, label_column)
+    classes = resolve_classes(features[label_column], label_column, *choice)
+    files = [str(path) for path in (builder.config.data_files or {}).get(split, [])]
+    if builder.name == "parquet" and files:
+        return ParquetSource(files, latent_columns or [image_column], label_column, classes)
+    if builder.name == "webdataset" and files:
+        dataset = stream_tars(builder, files, features)
+    dataset = _two_columns(dataset, image_column, label_column)
+    listed = _list_files(dataset, classes) if builder.name == "imagefolder" else None
+    return listed or SequentialSource(dataset, files, classes)
+
+
+def _open_split(name: str, builder: DatasetBuilder, split: str) -> IterableDataset:
+    """Open a split, whose first rows may be read to learn its columns."""
+    try:
+        dataset = retried(lambda: builder.as_streaming_dataset(split=split), f"the data set {name}")
+        return dataset if dataset.features is not None else dataset._resolve_features()
+    except DAMAGE as error:
+        if isinstance(error, ValueError) and "split" in str(error):  # one that the data set does not have
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        first = next(iter((builder.config.data_files or {}).get(split, [])), name)
+        raise SourceError(f"the first rows of {first} cannot be read: {reason}") from error
 
 
 def _check_columns(name: str, features: Any, image_column: str, label_column: str) -> None:
-    found = {
+    types = {
         column: feature.dtype if isinstance(feature, Value) else type(feature).__name__
         for column, feature in features.items()
     }
     image = features.get(image_column)
-    stored = isinstance(image, dict) and set(image) == {"bytes", "path"}  # parquet without the note of `datasets`
-    if not (isinstance(image, Image) or stored or found.get(image_column) in BINARY):
+    is_stored_image = isinstance(image, dict) and set(image) == {"bytes", "path"}  # parquet that others wrote
+    if not (isinstance(image, Image) or is_stored_image or types.get(image_column) in BINARY):
         raise ValueError(
-            f"{name} has no column {image_column!r} of type Image; its columns are {found}: set --image_column"
+            f"{name} has no column {image_column!r} of type Image; its columns are {types}: set --image_column"
         )
     if label_column not in features:
-        raise ValueError(f"{name} has no column {label_column!r}; its columns are {found}: set --label_column")
+        raise ValueError(f"{name} has no column {label_column!r}; its columns are {types}: set --label_column")
 
 
 def _two_columns(dataset: IterableDataset, image_column: str, label_column: str) -> IterableDataset:
+    """Keep the images, not decoded, and the labels, under the names "image" and "label"."""
     dataset = dataset.select_columns([image_column, label_column]).cast_column(image_column, Image(decode=False))
     renamed = {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
     return dataset.rename_columns(renamed) if renamed else dataset
 
 
 def _list_files(dataset: IterableDataset, classes: Classes) -> FilesSource | None:
-    """The files of a folder of images; None where `datasets` hands out their bytes only."""
+    """Return the files of a folder of images; None if `datasets` hands over their bytes only."""
     rows = []
     for row in dataset:
         path = row["image"]["path"]

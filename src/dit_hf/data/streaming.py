@@ -1,17 +1,19 @@
-"""Endless batches of prepared samples, whose order depends on (seed, epoch, offset) alone.
+"""Endless batches of prepared samples, whose content depends on (seed, epoch, offset) alone.
 
-Every process and every worker prepares its own part of each batch: with W processes of K workers the n-th sample goes
-to process n % W, worker n // W % K, which follows the same streams of the order all the time. Batches run across the
-end of an epoch: nothing is dropped, and no process runs dry first.
+Every process, and each of its workers, prepares its own share of each batch: with W processes of K workers, sample n
+goes to process n % W and there to worker n // W % K, which therefore follows the same streams of the order all the
+time. Example: 2 processes of 2 workers and a global batch of 8:
+
+    process 0, worker 0: samples 0, 4     process 1, worker 0: samples 1, 5
+    process 0, worker 1: samples 2, 6     process 1, worker 1: samples 3, 7
+
+Batches continue across the end of an epoch, so that nothing is dropped and all processes take the same number of steps.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from math import gcd
-from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -19,69 +21,44 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..images import BadImage, decode_image
+from .bad_images import check_bad_images
+from .batches import BEGINNING, ImageBatch, Position, Skipped, merge_parts
 from .moments import unpack
-from .order import EpochOrder, SampleLocation
 from .preparation import image_to_tensor, jitter, resize_and_crop
 from .rows import Rows
+from .samples import open_samples
 from .sources import ImageSource, SequentialSource
 
+__all__ = ["BEGINNING", "ImageBatch", "ImageStream", "Position", "Skipped"]
+
 logger = logging.getLogger(__name__)
-
-
-class Position(NamedTuple):
-    """A place in the endless order of samples: the `offset`-th of an epoch."""
-
-    epoch: int
-    offset: int
-
-
-BEGINNING = Position(0, 0)
-
-
-class Skipped(NamedTuple):
-    """An image that could not be decoded, and in whose place another stands."""
-
-    key: str  # its row and shard
-    reason: str
-
-
-@dataclass
-class ImageBatch:
-    """Prepared samples of one process, and what their randomness is keyed by."""
-
-    images: Tensor  # (B, 3, S, S) in [-1, 1]; with `are_moments` the VAE's, (B, 2C, h, w)
-    class_labels: Tensor  # (B,)
-    positions: list[Position]  # of each sample
-    identities: list[tuple[int, ...]]  # (shard, row, mirrored, variant): equal identities are equal images
-    next_position: Position  # where the next batch begins, over all processes
-    skipped: list[Skipped] = field(default_factory=list)  # on this process
-    are_moments: bool = False
 
 
 class ImageStream:
     """Endless batches of prepared samples of one process.
 
-    What a global batch holds depends on the source, `seed`, `batch_size * world_size` and `start` alone. An image that
-    cannot be decoded is skipped: in its place stands the next good one of its group of rows, with its own label, so
-    that neither workers nor restarts change it; the batch names it in `skipped`.
+    The content of a global batch depends on the source, `seed`, `batch_size * world_size` and `start` alone. An image
+    that cannot be decoded is skipped: the next good image of its group of rows stands in for it, with its own label, so
+    that neither workers nor restarts change a batch. If a group has no good image, the first good one of the data set
+    stands in. The batch lists the image in `skipped`.
 
     Args:
-        source: from `open_images`.
-        batch_size: samples of a batch on one process.
-        resolution: side S of the prepared image, in pixels.
-        random_flip: whether to mirror half of the images, drawn anew each epoch.
-        num_jitters: number of jittered variants that each image has; 0 for the image as it is.
-        seed: of the order and of the augmentation.
-        rank: index of this process.
-        world_size: number of processes.
-        start: where to begin.
-        images_seen: before `start`, by all processes.
-        bad_images: that were skipped before `start`, by all processes, with the reason of each.
-        num_workers: processes that prepare samples, beside this one.
-        max_bad_images: share of images that may be skipped; one image always may, unless this is 0.
-        worker_init: called in each of these processes as it starts, with its number.
-        num_streams: that the order is cut into; what the source finds right unless given.
-        window: rows that are shuffled together; likewise.
+        source: Images, from `open_images`.
+        batch_size: Number of samples of a batch on one process.
+        resolution: Side S of the prepared images, in pixels.
+        random_flip: Whether to mirror half of the images, drawn anew in each epoch.
+        num_jitters: Number of jittered variants that each image has; 0 for the image as it is.
+        seed: Seed of the order and of the augmentation.
+        rank: Index of this process.
+        world_size: Number of processes.
+        start: Position of the first sample.
+        images_seen: Number of images that all processes together have trained on before `start`.
+        bad_images: Images that any process skipped before `start`, each with the reason.
+        num_workers: Number of processes that prepare samples beside this one; 0 to prepare them here.
+        max_bad_images: Share of the images that may be skipped, see `allowed_bad_images`.
+        worker_init: Function that each worker calls with its index when it starts.
+        num_streams: Number of streams that the order is cut into. Default: `source.num_streams`.
+        window: Number of rows that are shuffled together. Default: `source.window`.
     """
 
     def __init__(
@@ -112,15 +89,15 @@ class ImageStream:
         self.worker_init = worker_init
         self.num_streams, self.window = num_streams or source.num_streams, window or source.window
         self.images_seen = images_seen
-        self.bad_images = dict(bad_images or {})  # key -> reason; of this process, and what it was told of others
-        self._parts = _Parts(self)
+        self.bad_images = dict(bad_images or {})  # key -> reason; the caller adds those of other processes
+        self._shares = _Shares(self)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        """Yield this process's part of each global batch.
+        """Yield this process's share of each global batch.
 
         Raises:
-            ValueError: for a label outside the classes, and, on a single process, for too many bad images.
-            SourceError: if a shard cannot be read.
+            ValueError: If a label is outside the classes, or, on a single process, if too many images are bad.
+            SourceError: If a shard cannot be read.
         """
         stride = self.world_size * max(self.num_workers, 1)
         times = stride // gcd(stride, self.num_streams)
@@ -141,54 +118,49 @@ class ImageStream:
 
     def _batches(self) -> Iterator[ImageBatch]:
         if not self.num_workers:
-            yield from self._parts.batches(0, 1)
+            yield from self._shares.batches(0, 1)
             return
-        # The loader has a random generator of its own, as it would draw from the global one.
         loader = DataLoader(
-            self._parts,
+            self._shares,
             batch_size=None,
             num_workers=self.num_workers,
-            generator=torch.Generator(),
+            generator=torch.Generator(),  # its own, because a loader without one draws from the global generator
             worker_init_fn=self.worker_init,
         )
-        parts = iter(loader)
+        shares = iter(loader)
         while True:
             batch = []
             for _ in range(self.num_workers):
-                part = next(parts)
-                if isinstance(part, Exception):
-                    raise part
-                batch.append(part)
-            yield _merge(batch)
+                share = next(shares)
+                if isinstance(share, Exception):
+                    raise share
+                batch.append(share)
+            yield merge_parts(batch)
 
     def check_bad_images(self) -> None:
-        """Judge how many are bad; of several processes, all do at once, when they have told each other.
+        """Judge whether too many images are bad.
+
+        If there are several processes, all of them call this method after `bad_images` has been shared.
 
         Raises:
-            ValueError: if they are too many.
+            ValueError: If more images were skipped than `max_bad_images` allows.
         """
-        if isinstance(self.source, SequentialSource):  # nobody knows how many there are
+        if isinstance(self.source, SequentialSource):  # whose number of images is not known
             images = max(self.images_seen, 1000)
         else:
-            images = self.source.group_sizes.sum()
-        share = self.max_bad_images * images
-        if len(self.bad_images) > (max(share, 1) if self.max_bad_images else 0):
-            listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad_images.items())[:5])
-            raise ValueError(
-                f"{len(self.bad_images)} images cannot be decoded, more than max_bad_images={self.max_bad_images} "
-                f"allows: {listed}. Mend or remove them, or allow more"
-            )
+            images = int(self.source.group_sizes.sum())
+        check_bad_images([f"{key}: {reason}" for key, reason in self.bad_images.items()], self.max_bad_images, images)
 
 
-class _Parts(IterableDataset):
-    """What one worker, or the process itself, prepares of each batch."""
+class _Shares(IterableDataset):
+    """The share of each batch that one worker prepares, or the process itself if it has no workers."""
 
     def __init__(self, stream: ImageStream) -> None:
         super().__init__()
         self.stream = stream
 
     def __iter__(self) -> Iterator[ImageBatch | Exception]:
-        """In a worker: errors are handed over whole, as the loader would bury them in a traceback."""
+        """Yield the shares of a worker; an error is yielded too, because the loader would wrap it in a traceback."""
         worker = get_worker_info()
         assert worker is not None
         try:
@@ -197,30 +169,31 @@ class _Parts(IterableDataset):
             yield error
 
     def batches(self, worker: int, num_workers: int) -> Iterator[ImageBatch]:
-        """Yield a part of every batch, in order."""
+        """Yield a worker's share of every batch, in order."""
         stream = self.stream
         residue, stride = stream.rank + stream.world_size * worker, stream.world_size * num_workers
-        samples = (_Sequence if isinstance(stream.source, SequentialSource) else _Ordered)(stream)
+        options = {"seed": stream.seed, "num_streams": stream.num_streams, "window": stream.window}
+        samples = open_samples(stream.source, stream.start, **options)
         size = stream.batch_size * stream.world_size
         for first in count(step=size):
-            mine = range(first + (residue - first) % stride, first + size, stride)
-            part = [samples.take(n) for n in mine]
-            yield self._prepare(part, samples.position_after(first + size - 1))
+            numbers = range(first + (residue - first) % stride, first + size, stride)
+            share = [samples.take(n) for n in numbers]
+            yield self._prepare(share, samples.position_after(first + size - 1))
 
-    def _prepare(self, part: list[tuple[Position, Rows, int]], next_position: Position) -> ImageBatch:
+    def _prepare(self, share: list[tuple[Position, Rows, int]], next_position: Position) -> ImageBatch:
         samples, labels = [], []
         identities: list[tuple[int, ...]] = []
         skipped: list[Skipped] = []
-        for position, rows, row in part:
+        for position, rows, row in share:
             mirrored, variant = self._draw_augmentation(position)
-            sample, row = self._load_next_good(rows, row, mirrored, variant, skipped)
+            sample, rows, row = self._load_next_good(rows, row, mirrored, variant, skipped)
             samples.append(sample)
             labels.append(rows.labels[row])
             identities.append((*rows.numbers[row], mirrored, variant))
         return ImageBatch(
             images=torch.stack(samples) if samples else torch.empty(0),
             class_labels=torch.tensor(labels, dtype=torch.long),
-            positions=[position for position, _, _ in part],
+            positions=[position for position, _, _ in share],
             identities=identities,
             next_position=next_position,
             skipped=skipped,
@@ -228,20 +201,30 @@ class _Parts(IterableDataset):
         )
 
     def _draw_augmentation(self, position: Position) -> tuple[bool, int]:
+        """Return whether the sample at a position is mirrored, and which jittered variant of its image is taken."""
         rng = np.random.default_rng([self.stream.seed, 1, *position])
         mirrored = bool(self.stream.random_flip and rng.random() < 0.5)
         return mirrored, int(rng.integers(self.stream.num_jitters)) if self.stream.num_jitters else 0
 
     def _load_next_good(
         self, rows: Rows, row: int, mirrored: bool, variant: int, skipped: list[Skipped]
-    ) -> tuple[Tensor, int]:
-        """The sample of a row, or of the next one that can be decoded among its group's."""
-        for candidate in ((row + k) % len(rows) for k in range(len(rows))):
+    ) -> tuple[Tensor, Rows, int]:
+        """Load the sample of a row, or of the image that stands in for it; return where that image is, too."""
+        for group, candidate in self._stand_ins(rows, row):
             try:
-                return self._load(rows, candidate, mirrored, variant), candidate
+                return self._load(group, candidate, mirrored, variant), group, candidate
             except BadImage as error:
-                skipped.append(Skipped(rows.key(candidate), str(error)))
+                skipped.append(Skipped(group.key(candidate), str(error)))
         raise ValueError(f"none of the {len(rows)} images beside {skipped[0].key} can be decoded: {skipped[0].reason}")
+
+    def _stand_ins(self, rows: Rows, row: int) -> Iterator[tuple[Rows, int]]:
+        """Yield a row and the rows after it in its group, then those at the beginning of the data set.
+
+        A last group may hold a single image, and that one may be bad.
+        """
+        yield from ((rows, (row + k) % len(rows)) for k in range(len(rows)))
+        first = next(self.stream.source.read_part(0))
+        yield from ((first, k) for k in range(len(first)))
 
     def _load(self, rows: Rows, row: int, mirrored: bool, variant: int) -> Tensor:
         latents = self.stream.source.latents
@@ -252,105 +235,3 @@ class _Parts(IterableDataset):
             image = jitter(image, np.random.default_rng([self.stream.seed, 4, *rows.numbers[row], variant]))
         tensor = image_to_tensor(image)  # (3, S, S)
         return tensor.flip(-1) if mirrored else tensor
-
-
-class _Ordered:
-    """The samples from the start of a stream on, found by their number; only what is taken is read.
-
-    Row groups are kept for as long as a stream of the order uses them.
-    """
-
-    def __init__(self, stream: ImageStream) -> None:
-        assert not isinstance(stream.source, SequentialSource)
-        self.source, self.start = stream.source, stream.start
-        self._options = {"seed": stream.seed, "num_streams": stream.num_streams, "window": stream.window}
-        self._order = self._of_epoch(stream.start.epoch)
-        self._alive: WeakValueDictionary[int, Rows] = WeakValueDictionary()
-        self._in_use: dict[int, tuple[tuple[int, int], dict[int, Rows]]] = {}  # stream -> (epoch, window), its groups
-
-    def take(self, n: int) -> tuple[Position, Rows, int]:
-        """The n-th sample, and its row among those of its group."""
-        epochs, offset = divmod(self.start.offset + n, self._order.total)
-        position = Position(self.start.epoch + epochs, offset)
-        if position.epoch != self._order.epoch:
-            self._order = self._of_epoch(position.epoch)
-        place = self._order.locate(offset)
-        return position, self._rows(place), place.row
-
-    def position_after(self, n: int) -> Position:
-        """Where a stream goes on that ends with the n-th sample."""
-        epochs, offset = divmod(self.start.offset + n, self._order.total)
-        return Position(self.start.epoch + epochs, offset + 1)
-
-    def _of_epoch(self, epoch: int) -> EpochOrder:
-        return EpochOrder(self.source.group_sizes, epoch=epoch, **self._options)
-
-    def _rows(self, place: SampleLocation) -> Rows:
-        if self.source.in_memory:
-            groups = self._in_use.setdefault(0, ((0, 0), {}))[1]
-        else:
-            window, groups = self._in_use.get(place.stream, (None, {}))
-            if window != (self._order.epoch, place.window):
-                groups = {}
-                self._in_use[place.stream] = (self._order.epoch, place.window), groups
-        if place.group not in groups:
-            rows = self._alive.get(place.group)
-            groups[place.group] = self._alive[place.group] = rows if rows is not None else self.source.read(place.group)
-        return groups[place.group]
-
-
-class _Sequence:
-    """The same where rows can only be read one after another: shards in random order, rows shuffled within a window."""
-
-    def __init__(self, stream: ImageStream) -> None:
-        assert isinstance(stream.source, SequentialSource)
-        self.source, self.window, self.seed = stream.source, stream.window, stream.seed
-        self._taken = -1
-        self._samples = self._walk(stream.start)
-        self._last = BEGINNING
-
-    def take(self, n: int) -> tuple[Position, Rows, int]:
-        """The n-th sample; numbers must rise."""
-        for sample in self._samples:
-            self._taken, self._last = self._taken + 1, sample[0]
-            if self._taken == n:
-                return sample
-        raise AssertionError("the walk is endless")
-
-    def position_after(self, n: int) -> Position:
-        """Where a stream goes on that ends with the n-th sample."""
-        if self._taken < n:
-            self.take(n)
-        return Position(self._last.epoch, self._last.offset + 1)
-
-    def _walk(self, start: Position) -> Iterator[tuple[Position, Rows, int]]:
-        for epoch in count(start.epoch):
-            offset = -1
-            for offset, found in enumerate(self._shuffled(np.random.default_rng([self.seed, 0, epoch]))):
-                if (epoch, offset) >= start:
-                    yield Position(epoch, offset), *found
-            if offset < 0:
-                raise ValueError(f"the data set has no row of the {len(self.source.classes.names)} classes asked for")
-
-    def _shuffled(self, rng: np.random.Generator) -> Iterator[tuple[Rows, int]]:
-        rows = (row for shard in rng.permutation(self.source.num_shards).tolist() for row in self.source.rows(shard))
-        while held := list(islice(rows, self.window)):
-            group = self.source.group(held)
-            yield from ((group, k) for k in rng.permutation(len(held)).tolist())
-
-
-def _merge(parts: list[ImageBatch]) -> ImageBatch:
-    """Put the workers' parts of a batch together, in the order of positions."""
-    filled = [part for part in parts if part.positions]
-    positions = [position for part in filled for position in part.positions]
-    identities = [identity for part in filled for identity in part.identities]
-    order = sorted(range(len(positions)), key=positions.__getitem__)
-    return ImageBatch(
-        images=torch.cat([part.images for part in filled])[order],
-        class_labels=torch.cat([part.class_labels for part in filled])[order],
-        positions=[positions[k] for k in order],
-        identities=[identities[k] for k in order],
-        next_position=parts[0].next_position,
-        skipped=[skip for part in parts for skip in part.skipped],
-        are_moments=parts[0].are_moments,
-    )

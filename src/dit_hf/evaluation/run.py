@@ -22,15 +22,19 @@ from ..data.sources import open_images
 from ..distributed import start_inference_accelerator
 from ..generation.batches import iterate_batches
 from ..generation.from_pipeline import choose_labels, pipeline_sampler, pipeline_settings
-from ..images import decode_image
+from ..image_folder import list_images
+from ..images import BadImage, decode_image
 from ..pipeline_dit import DiTPipeline
 from .evaluate import evaluate
 from .features.adm import npz_batches
 from .features.extractors import DINOV2, DINOv2Extractor, Extractor, InceptionExtractor
-from .features.images import BATCH_SIZE, SUFFIXES, Batch, ImageBatches, check_batch, folder_batches, row_batches
+from .features.folder import folder_batches
+from .features.images import BATCH_SIZE, Batch, ImageBatches, check_batch, row_batches
 from .features.reference import Reference, load_reference, make_reference
 from .metric_table import MetricSettings, check_metrics
 from .result import Evaluation, average
+
+DATA_SET_SUFFIXES = {".parquet", ".arrow", ".tar"}
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,16 @@ def open_source(source: str, options: SourceOptions | None = None) -> Iterable[B
         if resolution is not None and (size := check_batch(batches[0])[0].shape[1:3]) != (resolution, resolution):
             raise ValueError(f"{source} holds images of {size}, which are not cropped: leave out {resolution=}")
         return batches
-    if Path(source).is_dir() and any(path.suffix.lower() in SUFFIXES for path in Path(source).rglob("*")):
+    if Path(source).is_dir() and _is_folder_of_images(source):
         return folder_batches(source, options.batch_size, prepare)
     rows = _decode_rows(source, options)
     return row_batches(rows, batch_size=options.batch_size, prepare=prepare, label_column="label")
+
+
+def _is_folder_of_images(folder: str) -> bool:
+    """Return whether a folder holds image files, and no files that hold images of a data set."""
+    listed = list_images(folder)
+    return bool(listed.names) and not any(suffix in DATA_SET_SUFFIXES for suffix in listed.left_out)
 
 
 def _decode_rows(source: str, options: SourceOptions) -> Iterator[Mapping[str, Any]]:
@@ -132,7 +142,10 @@ def _decode_rows(source: str, options: SourceOptions) -> Iterator[Mapping[str, A
     for part in range(data.num_parts):
         for rows in data.read_part(part):
             for row, label in enumerate(rows.labels):
-                yield {"image": decode_image(rows.read(row)), "label": label}
+                try:
+                    yield {"image": decode_image(rows.read(row)), "label": label}
+                except BadImage as error:
+                    raise BadImage(f"{rows.key(row)}: {error}") from error
 
 
 def model_batches(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..modeling_dit import DiTModel, LabelEmbedder
-from ..pipeline_dit import names_to_ids
+from ..sampling.class_names import names_to_ids
 
 
 def match_classes(known: Mapping[int, str], names: Sequence[str]) -> list[int | None]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -24,8 +25,8 @@ from ..cards.adapter import make_adapter_card
 from ..cards.metadata import hub_id
 from ..cards.page import CARD
 from ..modeling_dit import DiTModel
-from ..pipeline_dit import DiTPipeline, names_to_ids
-from ..pretrained import strip_wrappers
+from ..sampling.class_names import names_to_ids
+from ..weight_files import strip_wrappers
 from .classes import carry_classes
 
 LABELS = "y_embedder"
@@ -36,7 +37,7 @@ ADAPTER = "default"
 
 def _require_peft() -> None:
     if not is_peft_available():
-        raise ImportError("LoRA needs PEFT: pip install 'dit-hf[lora]'")
+        raise ImportError("LoRA needs PEFT: run `pip install peft`")
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -217,7 +218,7 @@ def merge_lora(model: DiTModel, scale: float = 1.0) -> None:
     model.__dict__.pop("_before_lora", None)
 
 
-def merged(pipeline: DiTPipeline) -> DiTPipeline:
+def merged(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     """Return a pipeline whose adapter is merged into a copy of the model; without an adapter, the pipeline itself."""
     if not has_adapter(pipeline.transformer):
         return pipeline

@@ -1,8 +1,10 @@
-"""The images of a study, in memory, and the latents that its models see.
+"""The images of a study, in memory, and the latents that its models are trained on.
 
-The latents are the pixels, rearranged without loss: each 2 x 2 of them becomes the channels of one latent pixel, so
-that 32 x 32 grey pixels are a 16 x 16 x 4 latent, on which the paper's patches of 8, 4 and 2 give 4, 16 and 64 tokens.
-Legend: N images, C channels, S the side.
+The latents are the pixels, rearranged without loss: each square of 2 x 2 pixels becomes the channels of one latent
+pixel. Example: 32 x 32 grey pixels are a latent of 16 x 16 x 4, which the paper's patch sizes 8, 4 and 2 divide into
+4, 16 and 64 tokens.
+
+Legend: N images, C channels, S side of an image.
 """
 
 import gzip
@@ -21,7 +23,7 @@ from ..data.preparation import resize_and_crop
 from ..data.rows import encoded_bytes
 from ..images import decode_image
 
-IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> how the files of MNIST and its kin begin
+IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> first part of the names of MNIST's files
 
 
 @dataclass
@@ -34,16 +36,16 @@ class LabelledImages:
 
 
 def load_images(source: str, split: str, side: int) -> LabelledImages:
-    """Read a split from a folder of IDX files, or from a data set with the columns image and label.
+    """Read a split from a folder of IDX files, as MNIST has them, or from a data set with the columns image and label.
 
     Args:
-        source: a folder with `train-images-idx3-ubyte.gz` and its kin; else a folder or an id that
-            `datasets.load_dataset` takes. Larger images are resized and cropped, smaller ones surrounded with black.
-        split: "train" or "test", or how the source calls it.
-        side: of the square images that come out, in pixels.
+        source: Folder with files such as `train-images-idx3-ubyte.gz`, or a folder or an id on the Hub that
+            `datasets.load_dataset` takes. Larger images are resized and cropped, smaller ones get a black margin.
+        split: Split of the data set, such as "train" or "test".
+        side: Side of the square images that are returned, in pixels.
 
     Raises:
-        ValueError: if the source is neither.
+        ValueError: If the source is neither, or if the images of IDX files are larger than `side`.
     """
     prefix = Path(source) / IDX_NAMES.get(split, split)
     if Path(f"{prefix}-images-idx3-ubyte.gz").is_file():
@@ -68,6 +70,7 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
 
 
 def _fit(image: PILImage.Image, side: int) -> PILImage.Image:
+    """Make an image square: shrink and crop a larger one, and centre a smaller one on black."""
     if max(image.size) > side:
         return resize_and_crop(image, side)
     canvas = PILImage.new("RGB", (side, side))
@@ -76,6 +79,7 @@ def _fit(image: PILImage.Image, side: int) -> PILImage.Image:
 
 
 def _read_idx(path: Path) -> np.ndarray:
+    """Read an array in MNIST's format: its number of dimensions, its shape, and its bytes."""
     content = gzip.decompress(path.read_bytes())
     num_dims = content[3]
     shape = np.frombuffer(content, ">i4", count=num_dims, offset=4)
@@ -84,11 +88,11 @@ def _read_idx(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PixelLatents:
-    """Pixels, brought to zero mean and unit deviation and rearranged, and the way back.
+    """From pixels to latents of zero mean and unit deviation, and back.
 
     Args:
-        mean: of the training set's pixels in [-1, 1].
-        std: likewise.
+        mean: Mean of the pixels of the training set, which are in [-1, 1].
+        std: Standard deviation of the pixels of the training set.
     """
 
     mean: float
@@ -96,22 +100,22 @@ class PixelLatents:
 
     @classmethod
     def of(cls, images: Tensor) -> "PixelLatents":
-        """Measure mean and deviation of (N, C, S, S) uint8."""
+        """Measure mean and standard deviation of images (N, C, S, S) in uint8."""
         counts = torch.bincount(images.flatten(), minlength=256).double()
         values = to_unit(torch.arange(256)).double()
         mean = (counts @ values / counts.sum()).item()
         return cls(mean, math.sqrt((counts @ (values - mean) ** 2 / counts.sum()).item()))
 
     def encode(self, images: Tensor) -> Tensor:
-        """(N, C, S, S) uint8 to latents (N, 4C, S/2, S/2)."""
+        """Convert images (N, C, S, S) in uint8 to latents (N, 4C, S/2, S/2)."""
         return F.pixel_unshuffle((to_unit(images) - self.mean) / self.std, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (N, 4C, S/2, S/2) to (N, C, S, S) uint8."""
+        """Convert latents (N, 4C, S/2, S/2) to images (N, C, S, S) in uint8."""
         unit = F.pixel_shuffle(latents, 2) * self.std + self.mean
         return (unit * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Pixels 0..255 to [-1, 1]."""
+    """Scale pixels from 0..255 to [-1, 1]."""
     return images.float() / 127.5 - 1

@@ -207,7 +207,7 @@ def test_two_processes_give_what_one_gives(extractor, pictures, whole, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(tmp_path / "pass.py")]
     command += [conftest, str(tmp_path / "pictures.npz"), str(tmp_path)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
     for number in (0, 1):
         ranks = [dict(np.load(tmp_path / f"{number}-{rank}.npz")) for rank in (0, 1)]
         assert sorted(int(rank["seen"]) for rank in ranks) in ([105, 125], [102, 128])  # each image once

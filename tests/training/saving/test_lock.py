@@ -1,9 +1,10 @@
 """One run a folder: the second is refused, and a lock whose owner is gone is not."""
 
+import errno
 import json
 import multiprocessing
 import os
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_second_run_in_a_folder_is_refused_by_host_and_process(tmp_path: Path):
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path: Path):
-    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    process = multiprocessing.get_context("fork").Process(target=signal.pause)
     process.start()
     with FolderLock(tmp_path) as held:
         owner = json.loads(held.path.read_text())
@@ -30,10 +31,8 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path: Path):
     (tmp_path / "lock.json").write_text(json.dumps(left))
     with pytest.raises(ValueError, match=f"process {process.pid}"):
         FolderLock(tmp_path).__enter__()
-    process.kill()  # a zombie until it is waited for
-    deadline = time.monotonic() + 10
-    while process_start(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now, in the process table still
     with FolderLock(tmp_path):
         pass
     process.join()
@@ -54,18 +53,35 @@ def test_torn_lock_does_not_lock(tmp_path: Path, text: str):
         pass
 
 
-@pytest.mark.parametrize("beats", [True, False])
-def test_owner_on_another_machine_is_watched(tmp_path: Path, monkeypatch, beats: bool):
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(lock, "WATCH_SECONDS", 0.6)
+def test_owner_on_another_machine_is_alive_as_soon_as_its_heart_beats(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 3600)  # a beat ends the watch, whenever it comes
     monkeypatch.setattr(lock.socket, "gethostname", lambda: "far")
-    with FolderLock(tmp_path) as held:
-        left = held.path.read_text()
+    with FolderLock(tmp_path):
         monkeypatch.setattr(lock.socket, "gethostname", lambda: "here")
-        if beats:
-            with pytest.raises(ValueError, match="on far|on here"):
-                FolderLock(tmp_path).__enter__()
-    if not beats:
-        held.path.write_text(left)
-        with FolderLock(tmp_path):
-            assert json.loads(held.path.read_text())["host"] == "here"
+        with pytest.raises(ValueError, match="on far|on here"):
+            FolderLock(tmp_path).__enter__()
+
+
+def test_owner_on_another_machine_whose_heart_has_stopped_is_gone(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 0.05)
+    left = {"host": "far", "pid": os.getpid(), "started": process_start(os.getpid()), "beat": 7}
+    (tmp_path / "lock.json").write_text(json.dumps(left))
+    with FolderLock(tmp_path) as held:
+        assert json.loads(held.path.read_text())["host"] == lock.socket.gethostname() != "far"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF], ids=errno.errorcode.get)
+def test_file_system_without_flock_keeps_the_lock_file_and_is_warned_of(tmp_path: Path, monkeypatch, number: int):
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match=rf"{tmp_path.name} has no flock \({os.strerror(number)}\)"):
+        held = FolderLock(tmp_path).__enter__()
+    with pytest.warns(UserWarning, match="no flock"), pytest.raises(ValueError, match=f"alive: process {os.getpid()}"):
+        FolderLock(tmp_path).__enter__()
+    held.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []

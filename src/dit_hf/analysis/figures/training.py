@@ -28,7 +28,7 @@ from .style import (
     new_figure,
     size_and_patch,
     start_at_zero,
-    use_logarithmic_distances,
+    use_logarithmic_axis,
 )
 
 
@@ -54,7 +54,7 @@ def blocks(rows: Sequence[Row], quoted: bool) -> Figure | None:
         axis.set_xticks(sorted({row.images_seen for row in group}))
         axis.minorticks_off()
         label_in_thousands(axis)
-        use_logarithmic_distances(axis)
+        use_logarithmic_axis(axis)
         axis.legend(frameon=False)
     if quoted:
         _draw_quoted_blocks(axes[-1])
@@ -87,7 +87,7 @@ def training_curves(rows: Sequence[Row], quoted: bool) -> Figure | None:
             axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel(DISTANCE)
     axes[4].set_ylabel(DISTANCE)
-    use_logarithmic_distances(axes[0])
+    use_logarithmic_axis(axes[0])
     figure.suptitle(describe_rows(chosen))
     return figure
 
@@ -104,6 +104,9 @@ def training_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         factor = TRAINING_FACTOR * group[0].gmacs
         means = [point._replace(x=point.x * factor) for point in points(group, "images_seen")]
         draw_line(axis, means, model, PATCH_COLOURS[patch], MARKERS[size])
+        end = (means[-1].x, means[-1].y)
+        offset = (10, 4) if patch == min(PATCHES) else (0, -11)  # of equal compute: S/2 above B/4
+        axis.annotate(model, end, offset, textcoords="offset points", ha="center", fontsize=7)
     axis.set(
         title=describe_rows(chosen),
         xscale="log",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .adm import IMAGES, MOMENTS, npz_batches, npz_moments, npz_names
+from .adm import IMAGES, MOMENTS, npz_batches, npz_moments, npz_names, read_arrays
 from .extract import extract
 from .extractors import FID_NAME, Extractor
 from .features import Features
@@ -88,9 +88,8 @@ def load_reference(path: str | Path, extractor: Extractor, work_dir: str | Path 
 
 def _load_saved(path: str | Path, extractor: Extractor) -> Reference:
     """Read what `Reference.save` wrote."""
-    with np.load(path) as arrays:
-        settings = json.loads(str(arrays[SETTINGS]))
-        rows, labels = (arrays[name] if name in arrays else None for name in (ROWS, LABELS))
+    text, rows, labels = read_arrays(path, SETTINGS, ROWS, LABELS)
+    settings = json.loads(str(text))
     identity = {"name": extractor.name, **extractor.settings}
     if settings["extractor"] != json.loads(json.dumps(identity)):
         raise ValueError(f"{path} was made with {settings['extractor']}, the extractor is {identity}: make it anew")

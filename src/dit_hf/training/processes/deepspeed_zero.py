@@ -1,7 +1,7 @@
-"""ZeRO-2 and ZeRO-3 by DeepSpeed: how its engine is set up, and its optimiser's state by the model's names.
+"""ZeRO-2 and ZeRO-3 by DeepSpeed: the engine's configuration, and its weights and optimiser as torch names them.
 
-The engine clips and steps by itself, and passes over a step whose gradient is not finite. Weights stay float32, as
-elsewhere in training: bfloat16 is an autocast, DeepSpeed's own.
+DeepSpeed's engine clips gradients and takes the steps by itself, and skips a step whose gradient is not finite. Weights
+stay float32, as everywhere in this package: bfloat16 is an autocast of DeepSpeed.
 """
 
 import os
@@ -15,21 +15,21 @@ from torch import Tensor
 from ..settings import TrainSettings
 from .shards import cut_part, local_part, make_whole
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, in the names of torch
 
 
 def is_asked_for() -> bool:
-    """Whether the launcher was told to use DeepSpeed."""
+    """Return whether the launcher asks for DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def uses_zero(accelerator: Accelerator) -> bool:
-    """Whether DeepSpeed's engine takes the steps."""
+    """Return whether DeepSpeed's engine takes the steps."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
 def configure(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Tell DeepSpeed what the settings say, before Accelerate makes the engine."""
+    """Copy batch size, clipping and precision from the settings to DeepSpeed, before Accelerate makes the engine."""
     config = accelerator.deepspeed_plugin.deepspeed_config
     config["train_micro_batch_size_per_gpu"] = settings.train_batch_size
     config["gradient_clipping"] = settings.max_grad_norm or 0.0
@@ -39,12 +39,12 @@ def configure(settings: TrainSettings, accelerator: Accelerator) -> None:
 
 
 def poison(loss: Tensor) -> Tensor:
-    """The same loss; if it is not finite, with a gradient that is not finite either, for which no step is taken."""
+    """Return the loss, with a gradient that is not finite if the loss is not: DeepSpeed then skips the step."""
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
 
 def gather_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Whole weights on the CPU; every process has to ask for them."""
+    """Return the whole weights, on the CPU. Every process has to call this."""
     return {
         name: make_whole(parameter, local_part(parameter)).detach().cpu()
         for name, parameter in model.named_parameters()
@@ -53,24 +53,29 @@ def gather_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def set_weights(engine: Any, whole: dict[str, Tensor]) -> None:
-    """Overwrite the weights with those that every process holds whole."""
+    """Overwrite the weights.
+
+    Args:
+        engine: Engine of DeepSpeed.
+        whole: Whole weights by name, on every process.
+    """
     for name, parameter in engine.module.named_parameters():
         value = whole[name].to(parameter.device)
         local_part(parameter).copy_(cut_part(parameter, value))
-        if parameter.numel():  # small ones are whole beside being split
+        if parameter.numel():  # DeepSpeed keeps small parameters whole, besides their parts
             parameter.copy_(value)
     engine.optimizer.refresh_fp32_params()
 
 
 def gather_optimizer(engine: Any) -> dict[str, Any]:
-    """The optimiser's state as torch has it for a model that is not split; every process has to ask for it."""
+    """Return the optimiser's state in the form that torch has for a whole model. Every process has to call this."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     steps = begin_optimizer(engine)
     state = {
         name: {"step": steps[0].cpu().clone()}
         | {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS}
-        for name, parameter in trained(engine)
+        for name, parameter in trained_parameters(engine)
     }
     groups = [{**group, "params": list(state)} for group in engine.optimizer.optimizer.param_groups]
     return {"state": state, "param_groups": groups}
@@ -78,29 +83,34 @@ def gather_optimizer(engine: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def set_optimizer(engine: Any, whole: dict[str, Tensor]) -> None:
-    """Overwrite the optimiser's state with one that every process holds whole, as `name/key` of `gather_optimizer`."""
+    """Overwrite the optimiser's state.
+
+    Args:
+        engine: Engine of DeepSpeed.
+        whole: Whole tensors by `name/key`, where `gather_optimizer` has `state[name][key]`, on every process.
+    """
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     steps = begin_optimizer(engine)
-    for name, parameter in trained(engine):
+    for name, parameter in trained_parameters(engine):
         for key in MOMENTS:
             value = whole[f"{name}/{key}"].to(parameter.device)
             if hasattr(parameter, "ds_tensor"):
                 safe_set_local_optimizer_state(parameter, cut_part(parameter, value), key)
             else:
                 safe_set_full_optimizer_state(parameter, value, key)
-    first, _ = trained(engine)[0]
+    first, _ = trained_parameters(engine)[0]
     for step in steps:
         step.copy_(whole[f"{first}/step"])
 
 
-def trained(engine: Any) -> list[tuple[str, Tensor]]:
-    """Names and parameters that the optimiser has."""
+def trained_parameters(engine: Any) -> list[tuple[str, Tensor]]:
+    """Return names and tensors of the parameters that are trained."""
     return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
 
 
 def begin_optimizer(engine: Any) -> list[Tensor]:
-    """Give AdamW the state that it otherwise makes in its first step; its counts of steps, which are all equal."""
+    """Give AdamW the state that it otherwise makes in its first step, and return its counts of steps, all equal."""
     zero = engine.optimizer
     is_split = engine.zero_optimization_partition_weights()
     flats = zero.fp32_partitioned_groups_flat if is_split else zero.single_partition_of_fp32_groups

@@ -1,4 +1,4 @@
-"""Starting: every process and core that was asked for, what the processes agree on, and what one does for all."""
+"""How the processes of a training start, agree with each other, and let one of them work for all."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedType,
     FullyShardedDataParallelPlugin,
+    LoggerType,
     ProjectConfiguration,
     broadcast_object_list,
     is_deepspeed_available,
@@ -37,23 +38,25 @@ DISTRIBUTED_TYPES = (
 
 
 def start_training_accelerator(settings: TrainSettings) -> Accelerator:
-    """Start Accelerate with every process and every core that was asked for.
+    """Start Accelerate on this process, with the threads that are its share of the cores.
 
     Raises:
-        ValueError: if the launcher was asked for more processes than started, or DeepSpeed or the tracker is not
-            installed.
+        ValueError: If the launcher was asked for more processes than have started, if DeepSpeed or the tracker is not
+            installed, or as in `check_accelerator`.
     """
     if deepspeed_zero.is_asked_for() and not is_deepspeed_available():
         raise ValueError(
-            "DeepSpeed is not installed: install it, or launch with --config_file "
+            "DeepSpeed is not installed: run `pip install deepspeed`, or launch with --config_file "
             "examples/accelerate/fsdp2_keep_weights.yaml, which splits what ZeRO-2 does, or fsdp2.yaml, which splits "
             "what ZeRO-3 does"
         )
     available = ["none", *(tracker.value for tracker in get_available_trackers())]
     if settings.report_to not in available:
-        raise ValueError(
-            f"report_to={settings.report_to!r} is not installed: choose one of {', '.join(available)}, or install it"
+        known = {tracker.value for tracker in LoggerType} - {"all"}
+        fault = (
+            f"not installed: run `pip install {settings.report_to}`, or" if settings.report_to in known else "unknown:"
         )
+        raise ValueError(f"report_to={settings.report_to!r} is {fault} choose one of {', '.join(available)}")
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         mixed_precision=settings.mixed_precision,
@@ -61,8 +64,8 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_config=ProjectConfiguration(settings.output_dir, logging_dir=str(Path(settings.output_dir) / "logs")),
     )
-    # torchrun says how many it starts. `accelerate launch --num_processes 2` on a machine without GPU names a master
-    # and then starts a single process without a rank.
+    # torchrun sets WORLD_SIZE. `accelerate launch --num_processes 2` on a machine without GPU sets MASTER_ADDR, and
+    # then starts a single process without a rank.
     by_accelerate = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
     asked = int(os.environ.get("WORLD_SIZE", 2 if by_accelerate else 1))
     if accelerator.num_processes < asked:
@@ -92,10 +95,10 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
 
 
 def check_accelerator(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Refuse what the launcher's configuration would change behind the settings' back.
+    """Refuse a launcher's configuration that contradicts the settings, or that this package does not support.
 
     Raises:
-        ValueError: for a way of sharding that is not known, and for another number of accumulation steps.
+        ValueError: If the kind of parallelism is not supported, or the number of accumulation steps is another.
     """
     if accelerator.distributed_type not in DISTRIBUTED_TYPES:
         raise ValueError(
@@ -112,20 +115,21 @@ def check_accelerator(settings: TrainSettings, accelerator: Accelerator) -> None
 
 
 def global_batch_size(settings: TrainSettings, accelerator: Accelerator) -> int:
-    """Images of one optimiser step, over all processes."""
+    """Return the number of images of one optimiser step, over all processes."""
     return settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
-    """Let Accelerate split the model by FSDP2 on CPUs too: torch does over gloo, and Accelerate asks for GPUs first."""
+    """Let Accelerate split the model by FSDP2 on CPUs too, as torch can over gloo; Accelerate looks for GPUs first."""
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
-    use(accelerator, DistributedType.FSDP)
+    set_distributed_type(accelerator, DistributedType.FSDP)
 
 
 def keep_float32_between_blocks(accelerator: Accelerator) -> None:
-    """Let FSDP2 compute in half precision with weights alone: Accelerate would have it round what it hands on, too.
+    """Let FSDP2 cast the weights alone to half precision.
 
-    That is the residual stream, the timesteps of flow matching, and the sums of gradients.
+    Accelerate would have FSDP2 cast the inputs of each block as well (the residual stream and the timesteps of flow
+    matching), and reduce the gradients in half precision.
     """
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     if accelerator.mixed_precision in dtypes:
@@ -134,24 +138,24 @@ def keep_float32_between_blocks(accelerator: Accelerator) -> None:
         )
 
 
-def use(accelerator: Accelerator, kind: DistributedType) -> None:
-    """Let Accelerate prepare models for a way of sharding, wherever it looks."""
+def set_distributed_type(accelerator: Accelerator, kind: DistributedType) -> None:
+    """Let Accelerate prepare models for a kind of parallelism, in both places where it keeps the kind."""
     accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = kind
 
 
 def start_zero(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Let Accelerate use DeepSpeed on CPUs too, and refuse what would change a training's steps unseen.
+    """Let Accelerate use DeepSpeed on CPUs too, and refuse a configuration that changes the steps or was never tried.
 
     Raises:
-        ValueError: if the launcher's configuration says what the settings say otherwise, or what was never tried.
+        ValueError: If the launcher's configuration contradicts the settings, or is not supported.
     """
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         plugin = DeepSpeedPlugin()  # from the launcher's environment
         plugin.set_mixed_precision(accelerator.mixed_precision)
         plugin.select(_from_accelerator_state=True)
         accelerator.state.deepspeed_plugins = plugin
-        use(accelerator, DistributedType.DEEPSPEED)
-    unset_hf_deepspeed_config()  # else transformers would split every model that it loads, the finished one too
+        set_distributed_type(accelerator, DistributedType.DEEPSPEED)
+    unset_hf_deepspeed_config()  # with it, transformers would split every model that it loads
     plugin = accelerator.deepspeed_plugin
     refused = {
         f"zero_stage={plugin.zero_stage}": plugin.zero_stage not in (2, 3),
@@ -169,14 +173,14 @@ def start_zero(settings: TrainSettings, accelerator: Accelerator) -> None:
 
 
 def splits_weights(accelerator: Accelerator) -> bool:
-    """Whether a prepared model is split over the processes."""
+    """Return whether Accelerate splits a model over the processes."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return accelerator.deepspeed_plugin.zero_stage == 3
     return accelerator.distributed_type == DistributedType.FSDP
 
 
 def any_process(accelerator: Accelerator, flags: Sequence[bool]) -> list[bool]:
-    """Which of the flags are set on any process, agreed by all."""
+    """Return for each flag whether it is set on any process. Every process has to call this."""
     if accelerator.num_processes == 1:
         return list(flags)
     sums = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device), "sum")
@@ -184,11 +188,11 @@ def any_process(accelerator: Accelerator, flags: Sequence[bool]) -> list[bool]:
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """The result of a function that the main process alone runs; what a user did wrong is raised on all.
+    """Call a function on the main process alone, and return its result on every process.
 
     Raises:
-        ValueError: if the function does.
-        OSError: if the function does.
+        ValueError: If the function raises it; on every process, so that none waits for another.
+        OSError: If the function raises it; on every process.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:

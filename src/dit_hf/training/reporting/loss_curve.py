@@ -10,11 +10,11 @@ def plot_losses(metrics: Path, picture: Path) -> None:
     """Draw loss, mse and vb (where there is one) against the step, on a logarithmic axis.
 
     Args:
-        metrics: the run's `metrics.jsonl`.
-        picture: a PNG to write.
+        metrics: File `metrics.jsonl` of the run.
+        picture: PNG file to write.
     """
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    rows = [row for row in rows if row["loss"] is not None]  # of steps that were passed over
+    rows = [row for row in rows if row["loss"] is not None]  # the others are of skipped steps
     if not rows:
         return
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,9 +1,9 @@
-"""How much of a device's peak a training uses: operations counted by torch, over operations the vendor promises."""
+"""Utilisation: the operations that a training needs, counted by torch, over the operations that its devices promise."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense TFLOP/s of (bf16 or fp16, TF32), from the vendors' data sheets; the first name within the device's counts.
+# Dense TFLOP/s in (bf16 or fp16, TF32), from the vendors' data sheets. The first name found in the device's counts.
 PEAK_TFLOPS: dict[str, tuple[float, float]] = {
     "B200": (2250, 1125),
     "H200": (989, 495),
@@ -20,19 +20,19 @@ PEAK_TFLOPS: dict[str, tuple[float, float]] = {
 
 
 def device_peak(device_name: str, mixed_precision: str) -> float | None:
-    """FLOP/s that a device promises in the precision of the products, or None for one that is not in the table."""
+    """Return the FLOP/s that a device promises in a precision, or None if the table does not have the device."""
     column = 0 if mixed_precision in ("bf16", "fp16") else 1
     return next((peaks[column] * 1e12 for name, peaks in PEAK_TFLOPS.items() if name in device_name), None)
 
 
 def count_training_flops(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
-    """Operations of one image's step: three forwards' worth, as the backward has twice the products.
+    """Return the operations of one image's step: three times those of a forward, as the backward has twice as many.
 
-    A recomputed forward is not counted, as it is no progress.
+    The forward that gradient checkpointing repeats is not counted, as it makes no progress.
 
     Args:
-        model: on the meta device, so that nothing is computed.
-        inputs: of one image, on the meta device.
+        model: Model on the meta device, so that nothing is computed.
+        inputs: Inputs of one image, on the meta device.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)

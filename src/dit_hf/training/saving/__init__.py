@@ -1,1 +1,1 @@
-"""What survives a kill: checkpoints, the state that they hold, resuming, and the lock of a folder."""
+"""What survives a kill: checkpoints and the state that they hold, resuming from one, and the lock of a folder."""

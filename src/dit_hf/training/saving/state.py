@@ -1,7 +1,7 @@
-"""All that a training changes, as one object that checkpoints take and give back, whatever the processes share.
+"""All that a training changes, as one object that checkpoints are taken from and restored to.
 
-Tensors are gathered to the main process, which alone writes and reads files, and handed out again from there; so a
-checkpoint does not depend on the number of processes, nor on whether FSDP2 or DeepSpeed had split the model.
+The main process alone writes and reads files: it gathers whole tensors from all processes, and sends them back. So a
+checkpoint depends neither on the number of processes nor on whether FSDP2 or DeepSpeed had split the model.
 """
 
 import warnings
@@ -41,17 +41,17 @@ class TrainingState:
 
     @property
     def engine(self) -> Any:
-        """DeepSpeed's, which has the weights and the optimiser then; None without DeepSpeed."""
+        """Engine of DeepSpeed, which holds the weights and the optimiser; None without DeepSpeed."""
         return self.accelerator.deepspeed_engine_wrapped.engine if deepspeed_zero.uses_zero(self.accelerator) else None
 
     @property
     def average_files(self) -> dict[float, str]:
-        """Decay -> file of its average; the first decay's is the pipeline's."""
-        first, *others = self.ema.averages
-        return {first: AVERAGE, **{decay: f"ema_{decay}.safetensors" for decay in others}}
+        """File name of each average, by its decay; the first is the one that the pipeline gets."""
+        first, *further = self.ema.averages
+        return {first: AVERAGE, **{decay: f"ema_{decay}.safetensors" for decay in further}}
 
     def snapshot(self) -> Snapshot:
-        """Everything, on the CPU of the main process; every process has to ask for it."""
+        """Return everything, whole and on the CPU of the main process. Every process has to call this."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights: dict[str, Any] = {
             MODEL: deepspeed_zero.gather_weights(self.model)
@@ -60,26 +60,27 @@ class TrainingState:
         }
         for decay, file in self.average_files.items():
             weights[file] = self.ema.gather(decay, self.model)
-        rest = {
+        optimizer = {
             "optimizer": deepspeed_zero.gather_optimizer(self.engine)
             if self.engine
             else get_optimizer_state_dict(self.model, self.optimizer, options=options),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
-        return Snapshot(weights, rest)
+        return Snapshot(weights, optimizer)
 
     def restore(self, path: Path | None, *, may_start_averages: bool = False) -> None:
-        """Take everything from a checkpoint; every process has to ask for it.
+        """Overwrite everything with what a checkpoint holds. Every process has to call this.
 
-        What the settings say of the optimiser wins over the checkpoint: it differs only where a change was allowed.
+        The optimiser's settings stay those of this run: they differ from the checkpoint's only where a change was
+        allowed.
 
         Args:
-            path: a whole checkpoint, on the main process; None on the others.
-            may_start_averages: whether an average that the checkpoint lacks may start as a copy of its weights.
+            path: Folder of a whole checkpoint, on the main process; None on the other processes.
+            may_start_averages: Whether an average that the checkpoint lacks may start as a copy of its weights.
 
         Raises:
-            ValueError: if the checkpoint lacks an average.
+            ValueError: If the checkpoint lacks an average, and it may not start as a copy.
         """
         missing = [file for file in self.average_files.values() if path and not (path / file).is_file()]
         missing = self._share(missing)
@@ -99,9 +100,9 @@ class TrainingState:
                 warnings.warn(f"{file} is missing: this average starts from the checkpoint's weights", stacklevel=2)
             tensors = load_file(path / (MODEL if file in missing else file)) if path else {}
             self.ema.set(decay, self.model, self._share_tensors(tensors))
-        rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True) if path else {}
-        self._restore_optimizer(rest.get("optimizer", {}), options)
-        small = self._share({name: rest.get(name) for name in ("lr_scheduler", "scaler")})
+        saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True) if path else {}
+        self._restore_optimizer(saved.get("optimizer", {}), options)
+        small = self._share({name: saved.get(name) for name in ("lr_scheduler", "scaler")})
         self._restore_learning_rate(small["lr_scheduler"])
         if self.accelerator.scaler and small["scaler"]:
             self.accelerator.scaler.load_state_dict(small["scaler"])
@@ -130,7 +131,7 @@ class TrainingState:
         return broadcast_object_list([value])[0] if self.accelerator.num_processes > 1 else value
 
     def _share_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Hand tensors of the main process to all, one at a time, as they may be as large as the model."""
+        """Send tensors of the main process to all, one at a time, as together they may be as large as the model."""
         if self.accelerator.num_processes == 1:
             return tensors
         kinds = self._share({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})

@@ -1,6 +1,8 @@
 """The settings of a training: one table, one row each."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -275,16 +277,24 @@ class TrainSettings:
     )
 
     def __post_init__(self) -> None:
-        if True:  # interim
-            self._fill_in({name: rules.default for name, rules in rows(self).items() if rules.from_origin})
+        self._check()
+        if self.init_from is None:
+            self.fill_in({})
+
+    def fill_in(self, values: Mapping[str, Any]) -> None:
+        """Give a value to each setting that the user has left to `init_from`, and check all settings again.
+
+        Args:
+            values: Values by name; a setting that is missing there takes its default.
+        """
+        for name, rules in rows(self).items():
+            if rules.from_origin and getattr(self, name) is None:
+                setattr(self, name, values.get(name, rules.default))
+        self._check()
+
+    def _check(self) -> None:
         check(self)
         self._check_combinations()
-
-    def _fill_in(self, values: dict[str, Any]) -> None:
-        """Give each setting that the user has left out its value."""
-        for name, value in values.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
 
     def _check_combinations(self) -> None:
         """Check what several settings decide together.
@@ -306,9 +316,10 @@ class TrainSettings:
                 f"checkpoints_milestone_steps={self.checkpoints_milestone_steps} is no multiple of checkpointing_steps="
                 f"{self.checkpointing_steps}, and so names steps without a checkpoint: make it one"
             )
+        _ = self.config_overrides  # raises if it is no JSON object
         if self.validation_labels == []:
             raise ValueError("validation_labels=[] names no class: leave it out, or name some")
-        if self.objective is not None:
+        if self.objective is not None and self.num_train_timesteps is not None:  # none of both is left to init_from
             self._check_objective()
 
     def _check_objective(self) -> None:
@@ -334,6 +345,21 @@ class TrainSettings:
         in_use = OBJECTIVES[self.objective].fields_in_use(self.beta_schedule)
         given = {name: getattr(self, name) for name in rows(self).keys() & in_use}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def config_overrides(self) -> dict[str, Any]:
+        """Fields of `DiTConfig` in `model_overrides`.
+
+        Raises:
+            ValueError: If the setting is no JSON object.
+        """
+        try:
+            overrides = json.loads(self.model_overrides)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"model_overrides={self.model_overrides!r} is no JSON object: {error}") from error
+        if not isinstance(overrides, dict):
+            raise ValueError(f"model_overrides={self.model_overrides!r} is no JSON object: pass names and values")
+        return overrides
 
     @property
     def ema_decays(self) -> list[float]:

@@ -3,7 +3,7 @@
 A latent's pixels are independent draws, its C channels one vector x_0. With x_t = a x_0 + b noise, everything a model
 could predict has a closed form, and for a Gaussian N(m, S) so has the path of the probability flow ODE:
     x_t - a m = (a^2 S + b^2 I)^(1/2) (A^2 S + B^2 I)^(-1/2) (x_T - A m),   A, B at the first timestep T.
-`python tests/test_schedulers.py` prints the tables of docs/schedulers.md.
+`python tests/sampling/test_schedulers.py` prints the tables of docs/schedulers.md.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.modeling_dit import DiTConditioning
-from dit_hf.pipeline_dit import SCHEDULERS
+from dit_hf.sampling.schedulers import SCHEDULERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # DEIS, with numpy 2
 
@@ -216,7 +216,7 @@ def unchecked(case: Case, num_steps: int, monkeypatch: pytest.MonkeyPatch) -> tu
     """What a refused scheduler would do."""
     with monkeypatch.context() as patch:
         for name in ("_check_spacing", "_check_solver"):
-            patch.setattr(f"dit_hf.pipeline_dit.{name}", lambda *_: None)
+            patch.setattr(f"dit_hf.sampling.schedulers.{name}", lambda *_: None)
         return ode_errors(case, num_steps)
 
 

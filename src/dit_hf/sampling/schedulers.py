@@ -1,0 +1,224 @@
+"""Schedulers: which of diffusers' schedulers sample a DiT, what each of them needs, and the timesteps of a call.
+
+A scheduler's class says less than sampling has to know: whether it can use a learned variance, whether its `step`
+follows its own timesteps, which settings make it fail. `SCHEDULERS` and the checks below hold these facts; each of them
+is tested against an exact denoiser, whose samples are known in closed form (tests/sampling/test_schedulers.py).
+"""
+
+import inspect
+import math
+import operator
+from numbers import Real
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from diffusers import DDIMInverseScheduler, SchedulerMixin
+from torch import Tensor
+
+from .limits import check_count, falling_numbers
+
+
+class SchedulerTraits(NamedTuple):
+    """What sampling has to know of a scheduler beyond its interface."""
+
+    num_steps: int  # usual number of steps
+    learned_variance: Literal["used", "ignored", "refused"]  # with variance_type "learned" or "learned_range"
+    steps_by_ratio: bool = False  # its `step` goes from t to t - T // num_steps, whatever its timesteps are
+    flow: bool = False  # flow matching: no betas, and no field prediction_type
+    starts_midway: bool = True  # can start from an image with some noise on it
+
+
+SCHEDULERS: dict[str, SchedulerTraits] = {
+    "DDPMScheduler": SchedulerTraits(250, "used"),
+    "DDIMScheduler": SchedulerTraits(50, "ignored", steps_by_ratio=True),
+    "PNDMScheduler": SchedulerTraits(50, "ignored", steps_by_ratio=True, starts_midway=False),  # it counts its calls
+    "EulerDiscreteScheduler": SchedulerTraits(50, "ignored"),
+    "EulerAncestralDiscreteScheduler": SchedulerTraits(50, "ignored"),
+    "HeunDiscreteScheduler": SchedulerTraits(50, "ignored"),
+    "DPMSolverMultistepScheduler": SchedulerTraits(25, "refused"),
+    "DPMSolverSinglestepScheduler": SchedulerTraits(25, "refused"),
+    "UniPCMultistepScheduler": SchedulerTraits(25, "ignored"),
+    "DEISMultistepScheduler": SchedulerTraits(25, "ignored"),
+    "SASolverScheduler": SchedulerTraits(25, "refused"),
+    "FlowMatchEulerDiscreteScheduler": SchedulerTraits(50, "ignored", flow=True),
+    "FlowMatchHeunDiscreteScheduler": SchedulerTraits(50, "ignored", flow=True),
+}
+
+
+def traits_of(scheduler: SchedulerMixin) -> SchedulerTraits:
+    """Return the row of `SCHEDULERS` for a scheduler; a subclass samples as its parent does.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if isinstance(scheduler, DDIMInverseScheduler):  # used by DiTImg2ImgPipeline.invert only
+        return SchedulerTraits(50, "ignored", steps_by_ratio=True, starts_midway=False)
+    for cls in type(scheduler).__mro__:
+        if cls.__name__ in SCHEDULERS:
+            return SCHEDULERS[cls.__name__]
+    raise ValueError(f"{type(scheduler).__name__} is not supported: choose from {', '.join(SCHEDULERS)}")
+
+
+def check_scheduler(scheduler: SchedulerMixin, prediction_type: str | None, learn_sigma: bool) -> str:
+    """Refuse a scheduler that cannot sample a model, and return what the model predicts.
+
+    Args:
+        scheduler: Scheduler with its settings.
+        prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction"; None for what the scheduler reads.
+        learn_sigma: Whether the model predicts a variance.
+
+    Raises:
+        ValueError: If the scheduler is unknown, reads another prediction, needs a variance that is not there, or has
+            settings with which it fails.
+    """
+    predicted = _check_prediction(scheduler, prediction_type)
+    takes_variance(scheduler, learn_sigma)
+    _check_solver(scheduler)
+    return predicted
+
+
+def _check_prediction(scheduler: SchedulerMixin, prediction_type: str | None) -> str:
+    """Return what the model predicts, and refuse a scheduler that would read its answer as something else."""
+    name, config, flow = type(scheduler).__name__, scheduler.config, traits_of(scheduler).flow
+    expected = "flow_prediction" if flow else config.prediction_type
+    if flow and prediction_type is None:
+        raise ValueError(f"{name} needs a model trained by flow matching: if it was, pass prediction_type='{expected}'")
+    if prediction_type not in (None, expected):
+        fix = "a scheduler with betas, such as DDIMScheduler" if flow else f"prediction_type={prediction_type!r} in it"
+        fix = "FlowMatchEulerDiscreteScheduler" if prediction_type == "flow_prediction" else fix
+        raise ValueError(f"{name} samples {expected!r}, the model was trained with {prediction_type!r}: use {fix}")
+    if expected == "flow_prediction" and not flow and not config.get("use_flow_sigmas"):
+        raise ValueError(f"{name} has prediction_type='flow_prediction': it needs use_flow_sigmas=True beside it")
+    return expected
+
+
+def takes_variance(scheduler: SchedulerMixin, learn_sigma: bool) -> bool:
+    """Return whether the scheduler's `step` takes 2C channels, epsilon and the learned variance.
+
+    Raises:
+        ValueError: If the scheduler wants a variance that the model does not predict, or fails on 2C channels.
+    """
+    name, treatment = type(scheduler).__name__, traits_of(scheduler).learned_variance
+    variance_type = scheduler.config.get("variance_type")
+    if variance_type not in ("learned", "learned_range") or treatment == "ignored":
+        return False
+    if treatment == "refused" or not learn_sigma:
+        why = "it keeps three channels only" if treatment == "refused" else "the model has learn_sigma=False"
+        fix = None if treatment == "refused" else "fixed_small"
+        raise ValueError(
+            f"{name} cannot use variance_type={variance_type!r}, {why}: build it with "
+            f"{name}.from_config(config, variance_type={fix!r})"
+        )
+    return True
+
+
+def _check_spacing(scheduler: SchedulerMixin, num_steps: int) -> None:
+    """Refuse timesteps that the scheduler's own `step` does not follow."""
+    name, spacing = type(scheduler).__name__, scheduler.config.get("timestep_spacing")
+    if not traits_of(scheduler).steps_by_ratio or spacing == "leading":
+        return
+    if spacing == "linspace" or scheduler.config.num_train_timesteps % num_steps:
+        raise ValueError(
+            f"{name} always steps by {scheduler.config.num_train_timesteps} // {num_steps}, not as timestep_spacing="
+            f"{spacing!r} says: build it with {name}.from_config(config, timestep_spacing='leading')"
+        )
+
+
+def _check_solver(scheduler: SchedulerMixin) -> None:
+    """Refuse settings of a solver with which it fails on the exact denoiser of a Gaussian."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "DEISMultistepScheduler" and config.solver_order > 2:
+        why, fix = "loses its digits, and errs the more the more steps it takes", "solver_order=2"
+        raise ValueError(f"{name} with solver_order={config.solver_order} {why}: use {fix}")
+    if name == "UniPCMultistepScheduler" and config.solver_type == "bh1" and config.final_sigmas_type == "zero":
+        why, fix = "multiplies infinity by zero in its last step", "solver_type='bh2' or final_sigmas_type='sigma_min'"
+        raise ValueError(f"{name} with solver_type='bh1' {why}: use {fix}")
+
+
+def set_timesteps(scheduler: SchedulerMixin, num_steps: int | None, timesteps: Any, sigmas: Any) -> Tensor:
+    """Set a scheduler to the steps of a call, and return the timestep of each evaluation of the model (N,).
+
+    The timesteps stay in host memory: schedulers branch on them and index with them, for which a loop on a GPU would
+    stop and wait. At most one of the three arguments is given; none of them is the scheduler's usual number of steps.
+
+    Args:
+        scheduler: Scheduler, whose state changes.
+        num_steps: Number of steps in 1..T.
+        timesteps: Falling whole numbers in 0..T - 1, if the scheduler takes them.
+        sigmas: Falling noise levels in the scheduler's own terms, if it takes them.
+
+    Raises:
+        ValueError: If a value is outside its limits, or the scheduler does not take it.
+    """
+    name, num_train = type(scheduler).__name__, scheduler.config.num_train_timesteps
+    own = {"num_inference_steps": num_steps, "timesteps": timesteps, "sigmas": sigmas}
+    given = {argument: value for argument, value in own.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} each say which steps to take: pass one of them")
+    for argument in given.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
+        raise ValueError(f"{name} takes no {argument}: pass num_inference_steps, or another scheduler")
+    if timesteps is not None:
+        given["timesteps"] = falling_numbers("timesteps", timesteps, operator.index, 0, num_train - 1)
+    elif sigmas is not None:
+        given["sigmas"] = falling_numbers("sigmas", sigmas, float, 0.0, math.inf)
+    else:
+        num_steps = min(traits_of(scheduler).num_steps, num_train) if num_steps is None else num_steps
+        check_count("num_inference_steps", num_steps, num_train)
+        _check_spacing(scheduler, num_steps)
+        given["num_inference_steps"] = num_steps
+    scheduler.set_timesteps(**given, device="cpu")
+    return scheduler.timesteps
+
+
+def start_midway(scheduler: SchedulerMixin, strength: float) -> Tensor:
+    """Let a scheduler whose timesteps are set begin at a part of them, and return those that are left (N',).
+
+    Args:
+        scheduler: Scheduler, whose state changes.
+        strength: Share of the steps to take, in (0, 1].
+
+    Raises:
+        ValueError: If the scheduler cannot do so, or the strength leaves no step.
+    """
+    name = type(scheduler).__name__
+    if not traits_of(scheduler).starts_midway:
+        raise ValueError(f"{name} cannot start from an image: use DDIMScheduler or DPMSolverMultistepScheduler")
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
+        raise ValueError(f"strength={strength!r}: pass a number in (0, 1], 1 for all of the noise")
+    total = math.ceil(len(scheduler.timesteps) / scheduler.order)
+    if round(total * strength) == 0:
+        raise ValueError(f"strength={strength} of {total} steps is none: pass more of either")
+    begin = (total - round(total * strength)) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return scheduler.timesteps[begin:]
+
+
+def step_arguments(scheduler: SchedulerMixin, generator: Any, eta: float) -> dict[str, Any]:
+    """Return the arguments beyond the usual three that a scheduler's `step` takes in a call.
+
+    Raises:
+        ValueError: If eta is outside [0, 1], or the scheduler has none.
+    """
+    parameters = inspect.signature(scheduler.step).parameters
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta} is outside [0, 1]: 0 is deterministic, 1 draws as much noise as DDPM")
+    if eta and "eta" not in parameters:
+        raise ValueError(f"eta={eta}: {type(scheduler).__name__} has none, leave it at 0 or use DDIMScheduler")
+    return {name: value for name, value in {"generator": generator, "eta": eta}.items() if name in parameters}
+
+
+def noise_levels(scheduler: SchedulerMixin, timesteps: Tensor) -> np.ndarray:
+    """Return b / a of x_t = a x_0 + b noise at each timestep (N,); in flow matching b, where a = 1 - b."""
+    if traits_of(scheduler).flow or scheduler.config.prediction_type == "flow_prediction":
+        return timesteps.numpy() / scheduler.config.num_train_timesteps
+    log_alpha_bar = scheduler.alphas_cumprod.double().log().cpu().numpy()
+    return np.sqrt(np.expm1(-np.interp(timesteps.numpy(), np.arange(len(log_alpha_bar)), log_alpha_bar)))
+
+
+def add_noise(scheduler: SchedulerMixin, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """Bring clean latents (B or 1, C, H, W) to the noise level of one timestep (1,), in the scheduler's scaling."""
+    latents = latents.expand_as(noise)  # (B, C, H, W)
+    if traits_of(scheduler).flow:
+        return scheduler.scale_noise(latents, timestep, noise)
+    return scheduler.add_noise(latents, noise, timestep.expand(len(latents)))
