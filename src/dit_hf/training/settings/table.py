@@ -16,6 +16,10 @@ from ..techniques import TECHNIQUES
 LR_SCHEDULERS = [each.value for each in SchedulerType if each is not SchedulerType.PIECEWISE_CONSTANT]
 
 
+def _all_off() -> dict[str, Any]:
+    return {name: technique.Settings() for name, technique in TECHNIQUES.items()}
+
+
 @dataclass
 class TrainSettings:
     """The settings of a training; the defaults are the paper's recipe for DiT-XL/2 at 256 px (section 4).
@@ -278,7 +282,7 @@ class TrainSettings:
     )
 
     # Settings of each technique, by its name in TECHNIQUES; not a flag itself
-    techniques: dict[str, Any] = dataclasses.field(default_factory=dict)
+    techniques: dict[str, Any] = dataclasses.field(default_factory=_all_off)
 
     def __post_init__(self) -> None:
         self._check()
