@@ -282,8 +282,8 @@ def dangerous_calls(source: Source) -> Iterator[str]:
 # Rooms and files whose prose is held to the rules below: the docstrings' style, and no shorthand.
 PLAIN_ROOMS = (
     "analysis.figures", "analysis.quoted", "analysis.results", "analysis.selection", "cli", "files", "provenance",
-    "cards", "conversion", "hub", "network", "redaction",
-    "study.classifier", "study.planner", "study.recipe", "study.run", "study.score", "study.train",
+    "cards", "conversion", "data", "hub", "image_folder", "images", "network", "redaction",
+    "study.classifier", "study.images", "study.planner", "study.recipe", "study.run", "study.score", "study.train",
 )  # fmt: skip
 
 # Words that stand for a sentence that only its author knows.
