@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": set(),
     "generation": set(),
     "evaluation": set(),
+    "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit", "layers", "blocks"},
     "conversion": {"configuration_dit", "modeling_dit", "cards"},
