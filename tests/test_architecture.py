@@ -28,8 +28,9 @@ MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  #
 
 ROOMS = GROUND | MODEL | {
     "modeling_dit", "pipeline_dit", "image_pipelines", "saved_code", "sampling", "caches", "diffusion", "data",
-    "generation", "evaluation", "evaluation.run", "analysis", "conversion", "finetuning", "training", "training.run",
-    "training.origin", "training.start", "training.batches", "training.finish", "cards", "hub", "study",
+    "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
+    "training", "training.run", "training.origin", "training.start", "training.batches", "training.finish", "cards",
+    "hub", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -283,7 +284,7 @@ def dangerous_calls(source: Source) -> Iterator[str]:
 # Rooms and files whose prose is held to the rules below: the docstrings' style, and no shorthand.
 PLAIN_ROOMS = (
     "analysis.figures", "analysis.quoted", "analysis.results", "analysis.selection", "cli", "files", "provenance",
-    "cards", "conversion", "hub", "network", "redaction",
+    "cards", "conversion", "distributed", "evaluation", "generation", "hub", "network", "redaction",
     "study.classifier", "study.planner", "study.recipe", "study.run", "study.score", "study.train",
 )  # fmt: skip
 
