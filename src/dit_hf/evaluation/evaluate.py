@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from ..distributed import start_inference_accelerator
 from ..provenance import environment
 from .comparability import warn_of_class_order, warn_of_other_sizes
-from .features.extract import extract
+from .features.extract import check_num_images, extract
 from .features.extractors import FID_NAME, Extractor
 from .features.features import Features
 from .features.images import Batch
@@ -134,6 +134,7 @@ def evaluate(
         ValueError: If an argument does not fit, before any work if that can be known.
     """
     check_metrics(metrics)
+    check_num_images(images, num_images)
     settings = settings or MetricSettings()
     work_dirs = {name: None if work_dir is None else Path(work_dir) / name for name in ("reference", "samples")}
     if isinstance(reference, str | Path):

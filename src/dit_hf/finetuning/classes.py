@@ -39,13 +39,13 @@ def match_classes(known: Mapping[int, str], names: Sequence[str]) -> list[int | 
     by_label = [_by_label(position, name, whole.get(_normal(name), [])) for position, name in enumerate(names)]
     synonyms, taken = _synonyms(known), {class_id for class_id in by_label if class_id is not None}
     for position, name in enumerate(names):
-        class_id = synonyms.get(_normal(name))
-        if by_label[position] is None and class_id is not None:
-            if class_id in taken:
-                logger.warning(f"class {name!r} starts anew: another class of the data continues {known[class_id]!r}")
+        synonym = synonyms.get(_normal(name))
+        if by_label[position] is None and synonym is not None:
+            if synonym in taken:
+                logger.warning(f"class {name!r} starts anew: another class of the data continues {known[synonym]!r}")
                 continue
-            taken.add(class_id)
-            by_label[position] = class_id
+            taken.add(synonym)
+            by_label[position] = synonym
     return by_label
 
 

@@ -102,6 +102,22 @@ def _empty_group(extractor: Extractor, split_size: int) -> GroupStatistics:
     return GroupStatistics(gaussians, InceptionScoreSums(split_size) if LOGITS in extractor.taps else None)
 
 
+def check_num_images(images: Iterable[Batch], num_images: int | None) -> int | None:
+    """Return the number of images that there are, if it is known.
+
+    Args:
+        images: Batches of images.
+        num_images: Number of images to take, or None.
+
+    Raises:
+        ValueError: If there are fewer images than `num_images`.
+    """
+    num_available = images.num_images if isinstance(images, ImageBatches) else None
+    if num_images is not None and (num_images < 1 or (num_available is not None and num_images > num_available)):
+        raise ValueError(f"num_images={num_images} is outside 1..{num_available or 'the number of images'}")
+    return num_available
+
+
 def extract(
     images: Iterable[Batch],
     extractor: Extractor,
@@ -130,9 +146,7 @@ def extract(
         ValueError: If there are fewer images than `num_images`, if they have another form, or if `work_dir` holds the
             features of another pass.
     """
-    num_available = images.num_images if isinstance(images, ImageBatches) else None
-    if num_images is not None and (num_images < 1 or (num_available is not None and num_images > num_available)):
-        raise ValueError(f"num_images={num_images} is outside 1..{num_available or 'the number of images'}")
+    num_available = check_num_images(images, num_images)
     if num_images is not None and isinstance(images, ImageBatches) and images.labels is not None:
         warn_of_missing_classes(images.labels, num_images)
     accelerator = start_inference_accelerator()
