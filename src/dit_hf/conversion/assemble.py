@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel
-from ..pretrained import WRAPPERS, strip_wrappers
+from ..weight_files import WRAPPERS, strip_wrappers
 from .stored import CheckpointError, StoredTensor
 
 

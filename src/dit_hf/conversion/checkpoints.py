@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..pretrained import strip_wrappers
+from ..weight_files import strip_wrappers
 from .stored import CheckpointError, StoredTensor, stored
 
 FIRST_LAYER = "x_embedder.proj.weight"
