@@ -29,7 +29,7 @@ MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  #
 ROOMS = GROUND | MODEL | {
     "modeling_dit", "pipeline_dit", "image_pipelines", "saved_code", "sampling", "caches", "diffusion", "data",
     "generation", "evaluation", "evaluation.run", "analysis", "conversion", "finetuning", "training", "training.run",
-    "training.start", "cards", "hub", "study",
+    "training.origin", "training.start", "training.batches", "training.finish", "cards", "hub", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -56,7 +56,10 @@ ALLOWED: dict[str, set[str]] = {
     "conversion": {"configuration_dit", "modeling_dit", "cards"},
     "finetuning": {"configuration_dit", "modeling_dit", "sampling", "conversion", "cards"},
     "training": {"diffusion"},
-    "training.start": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion", "finetuning"},
+    "training.origin": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
+    "training.start": {"diffusion", "configuration_dit", "modeling_dit", "finetuning"},
+    "training.batches": {"data"},
+    "training.finish": {"finetuning", "pipeline_dit", "cards", "hub"},
     "training.run": ROOMS | {PACKAGE},
     "cards": {"configuration_dit", "analysis"},
     "hub": {"cards"},

@@ -140,7 +140,7 @@ def test_snippets_run_as_printed(hub, pipeline, hub_environment, tmp_path):
     code = tmp_path / "snippets.py"
     code.write_text(with_package + forget + without)
     result = subprocess.run(
-        [sys.executable, code], cwd=tmp_path, env=hub_environment, capture_output=True, text=True, timeout=300
+        [sys.executable, code], cwd=tmp_path, env=hub_environment, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (np.asarray(Image.open(tmp_path / name)) for name in ("first.png", "sample.png"))

@@ -4,8 +4,6 @@ A row without a message must end well, whatever happened on the way. Nothing han
 training's own stream has such a table in `data/test_hub_stream.py`.
 """
 
-import time
-
 import pytest
 import torch
 from datasets import load_dataset
@@ -122,12 +120,13 @@ def test_fault_ends_well_or_in_one_line(what, fault, message, hub, saved, reques
     push_folder(saved, "user/dit")
     before = hub.repository("user/dit").files()
     fault(hub, monkeypatch)
-    started, said = time.monotonic(), ""
+    said = ""
     try:
         what(saved)
     except (OSError, ValueError) as error:  # what the command line says in one line
         said = str(error)
-    assert time.monotonic() - started < 20  # seconds; waits between tries are shortened
+    if "never" in request.node.name:
+        assert hub.ends_of_stalls.get(timeout=hub.STALL_SECONDS)  # the client did not wait for ever
     close_session()
     assert (message in said) if message else not said, said
     assert "\n" not in said

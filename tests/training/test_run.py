@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the module by its name
+
+import trainer
 
 from dit_hf import DiTPipeline
 from dit_hf.training.loop import StepRecord
@@ -235,15 +238,9 @@ def launch(tiny: Path, output_dir: Path, *launcher: str, flags: tuple[str, ...] 
     return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=600, env=environment)
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
 @pytest.mark.long
 def test_two_processes_train_on_the_batches_of_one(tiny: Path, tmp_path: Path, finished: Path):
-    torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port())
+    torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(trainer.free_port()))
     result = launch(tiny, tmp_path, *torchrun, flags=("--train_batch_size", "3"))
     assert result.returncode == 0, result.stderr
     assert "2 processes on cpu" in result.stderr + result.stdout

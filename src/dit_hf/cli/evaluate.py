@@ -37,6 +37,14 @@ PrecisionRecall = Annotated[
     ),
 ]
 KidSubsetSize = Annotated[int, typer.Option(min=2, help="Number of images in each subset of KID.")]
+InceptionScoreSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Seed of a permutation of the samples before they are split for the Inception score.",
+        show_default="the order of the samples, as in published numbers",
+    ),
+]
 NumGroups = Annotated[int, typer.Option(min=1, help="Number of groups for jackknife standard errors; 1 computes none.")]
 Output = Annotated[Path | None, typer.Option(help="JSON file for the result and all settings.")]
 Card = Annotated[Path | None, typer.Option(help="Model card that the result is written into.")]
@@ -109,6 +117,7 @@ def evaluate(
     metrics: Metrics = None,
     precision_recall: PrecisionRecall = None,
     kid_subset_size: KidSubsetSize = 1000,
+    inception_score_seed: InceptionScoreSeed = None,
     num_groups: NumGroups = 1,
     output: Output = None,
     card: Card = None,
@@ -152,7 +161,11 @@ def evaluate(
         PartialState().print(f"wrote {save_reference}")  # once for all processes
         return
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    settings = MetricSettings(precision_recall_mode=precision_recall, kid_subset_size=kid_subset_size)
+    settings = MetricSettings(
+        precision_recall_mode=precision_recall,
+        kid_subset_size=kid_subset_size,
+        inception_score_seed=inception_score_seed,
+    )
     compared = (str(reference), network, settings, options)
     if model is None:
         result = run.evaluate_source(str(samples), *compared, metrics=names, num_groups=num_groups, **limits)

@@ -83,11 +83,20 @@ def read_weights(folder: Path, variant: str | None, use_safetensors: bool | None
 
 
 def weight_files(folder: Path, variant: str | None, use_safetensors: bool | None) -> list[Path]:
-    """Return the files of the weights: the variant's if it has some, safetensors before others, one file or shards."""
+    """Return the files of the weights: the variant's if it has some, safetensors before others, one file or shards.
+
+    Raises:
+        CheckpointError: If there are both one file and shards: one of them is of an older save, and nothing says which.
+    """
     suffixes = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]
     for mark in dict.fromkeys([f".{variant}" if variant else "", ""]):
         for suffix in suffixes:
             whole, index = folder / f"{WEIGHTS}{mark}.{suffix}", folder / f"{WEIGHTS}.{suffix}.index{mark}.json"
+            if whole.is_file() and index.is_file():
+                raise CheckpointError(
+                    f"{folder.name} holds both {whole.name} and the shards of {index.name}: one of them is of an older "
+                    "save. Delete that one, or save the model again to a new folder"
+                )
             if whole.is_file():
                 return [whole]
             if index.is_file():

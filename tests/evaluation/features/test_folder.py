@@ -164,7 +164,7 @@ def test_labels_are_those_of_datasets_whatever_else_lies_about(tmp_path, picture
 
 def test_images_that_are_left_out_are_warned_of(tmp_path, pictures, joined):
     save_all(tmp_path, pictures, "cat/0.png", "dog/0.png", "cover.png")
-    with pytest.warns(UserWarning, match="2 images of 2 classes: cat 1, dog 1\nleft out: 1 images outside the class"):
+    with pytest.warns(UserWarning, match="2 images of 2 classes: cat 1, dog 1\nleft out: 1 outside the class"):
         batches = folder_batches(tmp_path)
     assert joined(batches)[1].tolist() == [0, 1]
 

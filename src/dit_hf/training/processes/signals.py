@@ -1,8 +1,8 @@
 """How a run is asked to stop: a scheduler (SIGTERM, SIGUSR1), Ctrl-C (SIGINT), or a closed terminal (SIGHUP).
 
-A signal sets a flag and nothing else, so that it does no harm at any moment. Every loop looks at the flag; the run saves
-a checkpoint at the end of the step and ends with the exit code of `EXIT_CODES`. After the first signal, Ctrl-C and
-SIGHUP do again what they did before the run: the second one ends it at once, without a checkpoint.
+A signal sets a flag and nothing else, so that it does no harm at any moment. Every loop looks at the flag; the run
+saves a checkpoint at the end of the step and ends with the exit code of `EXIT_CODES`. After the first signal, Ctrl-C
+and SIGHUP do again what they did before the run: the second one ends it at once, without a checkpoint.
 """
 
 import contextlib
