@@ -397,7 +397,7 @@ GOOD_TREE = {
     "cli.py": "import typer\nimport dit_hf.hub",
     "cli/help.py": '"""One.\n\nArgs:\n    a: A of\n        b: c.\n\nNote:\n    d: e.\n"""',
     "analysis/macs.py": "x = 1\n" * 450,
-    "analysis/plots.py": 'def f():\n    """One\n\n    two.\n    """\n' + "    x = 1\n" * 79,
+    "analysis/plots.py": 'def f():\n    """One.\n\n    two.\n    """\n' + "    x = 1\n" * 79,
 }
 
 
