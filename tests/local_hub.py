@@ -13,9 +13,12 @@ It speaks the LFS protocol, not Xet: clients need HF_HUB_DISABLE_XET=1. What it 
 import base64
 import hashlib
 import json
+import queue
 import re
+import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +30,6 @@ import yaml
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz", ".parquet", ".arrow", ".png", ".jpg")
 NOW = "2026-01-01T00:00:00.000Z"
 CHUNK = 4096
-STALL_SECONDS = 15
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class Cut(Exception):
 class LocalHub:
     """The server, its repositories, its users, and what tests do to it."""
 
+    STALL_SECONDS = 600  # after which a client that waits for ever is cut off
+
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.users: dict[str, dict[str, str]] = {}  # token -> name and role
@@ -153,6 +157,7 @@ class LocalHub:
         self.faults: list[Fault] = []
         self.signature = ""  # of the addresses that large files are sent to and fetched from, as those of the real Hub
         self.lock, self.closing = threading.Lock(), threading.Event()
+        self.ends_of_stalls: queue.Queue[bool] = queue.Queue()  # whether the client hung up, for each stalled request
         hub = self
 
         class BoundHandler(Handler):
@@ -191,7 +196,7 @@ class LocalHub:
         self.faults.append(Fault(method, path, times, after=after))
 
     def stall(self, method: str, path: str, times: int = 1) -> None:
-        """Take the next requests and answer nothing, for `STALL_SECONDS` at most."""
+        """Take the next requests and answer nothing until the client hangs up, as `ends_of_stalls` tells."""
         self.faults.append(Fault(method, path, times, stalls=True))
 
     def take_fault(self, method: str, path: str) -> Fault | None:
@@ -457,7 +462,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.body = b"".join(self.read_body())
             if self.fault and self.fault.stalls:
-                self.hub.closing.wait(STALL_SECONDS)
+                self.hub.ends_of_stalls.put(self.wait_for_hang_up())
                 raise Cut
             if self.fault and self.fault.status:
                 raise Refusal(self.fault.status, "injected", **self.fault.headers)
@@ -468,6 +473,15 @@ class Handler(BaseHTTPRequestHandler):
         except (Cut, ConnectionError):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+
+    def wait_for_hang_up(self) -> bool:
+        """Whether the client gave up by itself."""
+        deadline = time.monotonic() + self.hub.STALL_SECONDS
+        while time.monotonic() < deadline and not self.hub.closing.is_set():
+            readable, _, _ = select.select([self.connection], [], [], 0.05)
+            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                return True
+        return False
 
     def find_result(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         method = "GET" if self.command == "HEAD" else self.command

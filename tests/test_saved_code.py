@@ -2,21 +2,20 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
+from fresh_process import WITHOUT_PACKAGE, run_elsewhere
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 from safetensors.torch import load_file, save_file
-from sampling_parts import GOLDEN, ID2LABEL, ROOT, picture, seeded, tiny_model, tiny_pipeline, variant
+from sampling_parts import ID2LABEL, ROOT, picture, seeded, tiny_model, tiny_pipeline, variant
 
 from dit_hf import DiTImg2ImgPipeline, DiTInpaintPipeline, DiTModel, DiTPipeline
 from dit_hf.hub.flatten import flatten
+from dit_hf.saved_code import import_for
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +81,17 @@ def test_cached_repository_loads_offline_by_its_id(saved, tmp_path):
     np.testing.assert_array_equal(sample(pipe), np.load(saved.parent / "image.npy"))
 
 
-WITHOUT_PACKAGE = "import importlib.util; assert importlib.util.find_spec('dit_hf') is None\n"
-
-
 PIPELINE_IMAGE = """
 import numpy as np, torch
 pipe.set_progress_bar_config(disable=True)
-image = pipe(["tench", 7], num_inference_steps=5, generator=torch.Generator().manual_seed(5), output_type="np").images
+image = pipe(["tench", 7], num_inference_steps=5, generator=seeded(5), output_type="np").images
 np.testing.assert_allclose(image, np.load(FOLDER + "/../image.npy"), rtol=0, atol=1e-5)
 """
 
 
 MODEL_OUTPUT = """
 import numpy as np, torch
-golden = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN).items()}
+golden = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN + "/dit_p2_c4.npz").items()}
 with torch.no_grad():
     out = model.eval()(golden["x"], golden["t"], golden["y"]).sample
 torch.testing.assert_close(out, golden["out"], rtol=1e-5, atol=1e-5)
@@ -117,19 +113,6 @@ ROUTES = {
     + "assert type(model) is dit_hf.DiTModel"
     + MODEL_OUTPUT,
 }
-
-
-def run_elsewhere(code: str, folder: Path, tmp_path: Path) -> None:
-    """Run code in a fresh process that sees the folder, and the source only where it imports the package."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    # without `site` no .pth file is read, so the libraries are there and a package installed for development is not
-    without = WITHOUT_PACKAGE in code
-    environment["PYTHONPATH"] = sysconfig.get_path("purelib") if without else str(ROOT / "src")
-    header = f"FOLDER, GOLDEN = {str(folder)!r}, {str(GOLDEN / 'dit_p2_c4.npz')!r}\n"
-    command = [sys.executable, *(["-S"] if without else []), "-c", header + code]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -164,6 +147,51 @@ found = pipe(Image.open(FOLDER + "/../picture.png"), "tench", generator=generato
 np.testing.assert_allclose(found, np.load(FOLDER + "/../expected.npy"), rtol=0, atol=1e-5)
 """
     run_elsewhere(WITHOUT_PACKAGE + code, folder, tmp_path)
+
+
+DOORS = {
+    "enable_cache": "pipe.enable_cache(None)",
+    "load_lora_weights": "pipe.load_lora_weights('adapter')",
+    "fuse_lora": "pipe.fuse_lora()",
+    "unload_lora_weights": "pipe.unload_lora_weights()",
+    "push_to_hub": "pipe.push_to_hub('user/name')",
+    "format='diffusers'": "pipe.save_pretrained('folder', format='diffusers')",
+    "saving this code": "pipe.transformer = older; pipe.save_pretrained('folder')",
+}
+
+
+@pytest.mark.slow
+def test_what_needs_the_package_says_so_where_it_is_not_installed(saved, tmp_path):
+    calls = "".join(
+        f"""
+try:
+    {call}
+except ImportError as error:
+    assert str(error) == {f"{purpose} needs the package dit-hf: pip install dit-hf"!r}, error
+else:
+    raise AssertionError({purpose!r})
+pipe.transformer.peft_config = {{'default': None}} if {purpose!r} == 'fuse_lora' else {{}}
+"""
+        for purpose, call in DOORS.items()
+    )
+    load = """
+from diffusers import DiffusionPipeline
+from transformers import AutoModel
+older = GOLDEN + "/pipeline_0.1.0"
+older = AutoModel.from_pretrained(older, subfolder="transformer", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+"""
+    run_elsewhere(WITHOUT_PACKAGE + load + calls, saved, tmp_path)
+
+
+def test_what_the_package_itself_lacks_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dit_hf.caches", None)
+    with pytest.raises(ImportError, match="enable_cache needs the package dit-hf"):
+        import_for("enable_cache", "dit_hf.caches")
+    monkeypatch.delitem(sys.modules, "dit_hf.caches")
+    monkeypatch.setitem(sys.modules, "diffusers.hooks._helpers", None)
+    with pytest.raises(ImportError, match="diffusers.hooks"):
+        import_for("enable_cache", "dit_hf.caches")
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """What the tests of evaluation share: a tiny extractor with the taps of the Inception network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+from dit_hf.evaluation.features.images import check_batch
 
 
 class TinyExtractor:
@@ -33,6 +35,18 @@ def extractor() -> TinyExtractor:
 @pytest.fixture(scope="session")
 def make_extractor() -> type[TinyExtractor]:
     return TinyExtractor
+
+
+def join_batches(batches) -> tuple[np.ndarray, np.ndarray | None]:
+    """All images and labels of a set."""
+    parts = [check_batch(batch) for batch in batches]
+    labels = None if parts[0][1] is None else np.concatenate([labels for _, labels in parts])
+    return np.concatenate([images for images, _ in parts]), labels
+
+
+@pytest.fixture(scope="session")
+def joined() -> Callable[..., tuple[np.ndarray, np.ndarray | None]]:
+    return join_batches
 
 
 @pytest.fixture(scope="session")

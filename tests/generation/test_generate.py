@@ -371,7 +371,7 @@ def test_two_processes_write_the_files_of_one(tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *example, *few]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     output = ["--output", str(tmp_path / "two" / "images")]
-    result = subprocess.run([*command, *output], env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*command, *output], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("wrote") == 1
     arguments = {"labels": "random", "seed": 5, "batch_size": 2, "guidance_scale": 1.5, "num_inference_steps": 3}

@@ -76,6 +76,6 @@ def test_a_fine_tuning_starts_from_an_id_on_the_hub(hub, saved: Path, hub_enviro
         env=hub_environment | {"PYTHONPATH": str(source)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert result.stdout.split() == ["goldfish", "linear", "0.18215", "4"], result.stderr

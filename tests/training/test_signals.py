@@ -1,10 +1,12 @@
-"""SIGTERM and SIGUSR1 at any moment of a real trainer: a checkpoint, exit code 143, and the same command goes on."""
+"""A signal at any moment of a real trainer: a checkpoint, a documented exit code, and the same command goes on."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,19 @@ sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the 
 
 import trainer
 
+from dit_hf.training.loop import StepRecord
+from dit_hf.training.observer import Observer
+from dit_hf.training.processes import signals
+from dit_hf.training.processes.signals import Preempted, StopRequest
+from dit_hf.training.run import run
 from dit_hf.training.saving.lock import process_start
+from dit_hf.training.settings import parse_settings
 
 PHASES = ["start", "step", "save", "delete", "preview", "finish"]
 LAUNCHERS = {
     "accelerate": ["accelerate.commands.launch", "--num_processes", "1", "--cpu"],
-    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2"],
+    # torchrun kills after 30 seconds, in which a busy machine may not save
+    "torchrun": ["torch.distributed.run", "--shutdown_timeout", str(trainer.HANG_SECONDS), "--nproc_per_node", "2"],
 }
 
 
@@ -55,6 +64,99 @@ def test_signal_in_a_phase_saves_and_ends_with_143_and_the_training_goes_on(tiny
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "finished"
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_first_ctrl_c_or_hangup_saves_and_ends_with_its_code(tiny: Path, tmp_path: Path, number: int, code: int):
+    journal = tmp_path / "journal"
+    process = trainer.start(journal, arguments(tiny, tmp_path), "step")
+    os.kill(trainer.wait_for("begin step", journal), number)
+    trainer.wait_for("asked in step", journal)
+    trainer.release(journal)
+    trainer.finish([process], journal, code=code)
+    check_status(tmp_path, signal.Signals(number).name, code)
+    assert (tmp_path / "out/checkpoints/step-00000001/manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGINT, signal.SIGINT, 130),
+        (signal.SIGTERM, signal.SIGINT, 130),
+        (signal.SIGINT, signal.SIGHUP, -signal.SIGHUP),
+    ],
+    ids=lambda number: getattr(number, "name", None),
+)
+def test_ctrl_c_or_hangup_after_a_first_signal_ends_at_once(
+    tiny: Path, tmp_path: Path, first: int, second: int, code: int
+):
+    journal = tmp_path / "journal"
+    process = trainer.start(journal, arguments(tiny, tmp_path), "step")
+    pid = trainer.wait_for("begin step", journal)
+    os.kill(pid, first)
+    trainer.wait_for("asked in step", journal)
+    os.kill(pid, second)
+    trainer.finish([process], journal, code=code)  # from within the step, which is not released
+    assert "end step 1" not in trainer.lines(journal)
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
+    trainer.finish([trainer.start(journal, arguments(tiny, tmp_path))], journal)
+
+
+def test_signals_that_were_ignored_before_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+            signal.raise_signal(signal.SIGUSR1)
+            assert stop
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_hangup_that_a_terminal_sends_twice_is_one(monkeypatch):
+    times = iter([10.0, 10.1, 20.0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(times))
+    ended: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: ended.append(number))
+    try:
+        with StopRequest():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert not ended
+            signal.raise_signal(signal.SIGHUP)
+            assert ended == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_run_in_a_thread_warns_trains_and_stops_when_its_request_says_so(tiny: Path, tmp_path: Path):
+    settings = parse_settings(arguments(tiny, tmp_path, "--dataloader_num_workers", "0"))
+    stop, ends, warned = StopRequest(), [], []
+
+    class StopAfterStep1(Observer):
+        def on_step(self, record: StepRecord) -> None:
+            stop.request()
+
+    def train() -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                run(settings, stop=stop, observer=StopAfterStep1())
+            except Preempted as error:
+                ends.append(str(error))
+        warned.extend(str(each.message) for each in caught)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join(trainer.HANG_SECONDS)
+    assert ends == ["asked to stop, the newest checkpoint is that of step 1"]
+    assert any("the run is not in the main thread" in text and "stop.request()" in text for text in warned)
+    assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "preempted"
+    assert run(settings) == tmp_path / "out" / "pipeline"
 
 
 @pytest.mark.slow

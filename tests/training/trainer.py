@@ -8,8 +8,10 @@ Its journal has a line for each event of the observer. A phase that a test waits
 signal or by `release`, so that no verdict depends on how fast anything is.
 """
 
+import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -186,9 +188,11 @@ def finish(processes: list[Any], journal: Path, code: int = 0) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port below those that the kernel gives to outgoing connections, so that nothing takes it in the meantime."""
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 30_000)))
+            return listener.getsockname()[1]
 
 
 if __name__ == "__main__":

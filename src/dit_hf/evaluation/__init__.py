@@ -8,7 +8,8 @@ from .features.adm import npz_batches
 from .features.extract import extract
 from .features.extractors import DINOv2Extractor, Extractor, InceptionExtractor
 from .features.features import Features
-from .features.images import ImageBatches, array_batches, folder_batches, row_batches
+from .features.folder import folder_batches
+from .features.images import ImageBatches, array_batches, row_batches
 from .features.reference import Reference, load_reference, make_reference
 from .features.statistics import GaussianStatistics, Moments
 from .metric_table import METRICS, MetricSettings

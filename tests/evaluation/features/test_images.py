@@ -1,22 +1,15 @@
-"""Folders, arrays, streams and ADM's files give the images they hold, in order, with their labels."""
+"""Arrays, streams and ADM's files give the images they hold, in order, with their labels."""
 
 import numpy as np
 import pytest
-from datasets import load_dataset
 from PIL import Image
 
-from dit_hf.evaluation import array_batches, folder_batches, npz_batches, row_batches
+from dit_hf.evaluation import array_batches, npz_batches, row_batches
 from dit_hf.evaluation.features.adm import ArrayInNpz, npz_moments
 from dit_hf.evaluation.features.images import check_batch
 
 
-def joined(batches) -> tuple[np.ndarray, np.ndarray | None]:
-    parts = [check_batch(batch) for batch in batches]
-    labels = None if parts[0][1] is None else np.concatenate([labels for _, labels in parts])
-    return np.concatenate([images for images, _ in parts]), labels
-
-
-def test_arrays_come_in_batches_by_number(pictures):
+def test_arrays_come_in_batches_by_number(pictures, joined):
     labels = np.arange(230)
     batches = array_batches(pictures, labels, batch_size=64)
     assert [len(batch[0]) for batch in batches] == [64, 64, 64, 38]
@@ -26,50 +19,7 @@ def test_arrays_come_in_batches_by_number(pictures):
         batches[4]
 
 
-def test_folder_is_read_in_the_order_of_paths_and_its_folders_are_classes(tmp_path, pictures):
-    for number, name in enumerate(["b/0.png", "a/1.png", "a/0.png", "b/x/1.png"]):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pictures[number]).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    images, labels = joined(folder_batches(tmp_path, batch_size=3))
-    np.testing.assert_array_equal(images, pictures[[2, 1, 0, 3]])
-    assert labels.tolist() == [0, 0, 1, 1]
-
-
-def test_flat_folder_has_no_labels_and_an_empty_one_is_refused(tmp_path, pictures):
-    Image.fromarray(pictures[0]).save(tmp_path / "0.png")
-    assert joined(folder_batches(tmp_path))[1] is None
-    with pytest.raises(ValueError, match="holds no image"):
-        folder_batches(tmp_path / "nowhere")
-
-
-def test_folder_that_was_generated_keeps_its_labels(tmp_path, pictures):
-    for number in (0, 1):
-        Image.fromarray(pictures[number]).save(tmp_path / f"{number}.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "label": 5}\n{"file_name": "0.png", "label": 7}\n')
-    images, labels = joined(folder_batches(tmp_path))
-    assert labels.tolist() == [7, 5]
-    theirs = load_dataset("imagefolder", data_dir=str(tmp_path), split="train")  # in the order of the rows
-    assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == {
-        np.asarray(row["image"]).tobytes(): row["label"] for row in theirs
-    }
-    Image.fromarray(pictures[2]).save(tmp_path / "2.png")
-    with pytest.raises(ValueError, match=r"no label for 2.png and 0 others: add them"):
-        folder_batches(tmp_path)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n')
-    assert joined(folder_batches(tmp_path))[1] is None
-
-
-def test_images_of_several_sizes_need_preparation(tmp_path, pictures):
-    Image.fromarray(pictures[0]).save(tmp_path / "0.png")
-    Image.fromarray(pictures[1]).resize((10, 12)).save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match=r"sizes \(8, 8\) and \(10, 12\): name a resolution"):
-        list(folder_batches(tmp_path))
-    images, _ = joined(folder_batches(tmp_path, prepare=lambda image: image.resize((4, 4))))
-    assert images.shape == (2, 4, 4, 3)
-
-
-def test_rows_of_a_stream_become_batches(pictures):
+def test_rows_of_a_stream_become_batches(pictures, joined):
     rows = ({"image": Image.fromarray(image), "label": number % 7} for number, image in enumerate(pictures[:10]))
     images, labels = joined(row_batches(rows, batch_size=4, label_column="label"))
     np.testing.assert_array_equal(images, pictures[:10])
@@ -77,7 +27,7 @@ def test_rows_of_a_stream_become_batches(pictures):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_is_read_in_parts(tmp_path, pictures, save):
+def test_npz_is_read_in_parts(tmp_path, pictures, joined, save):
     save(tmp_path / "samples.npz", pictures, np.arange(230))
     batches = npz_batches(tmp_path / "samples.npz", batch_size=50)
     images, labels = joined(batches)
@@ -99,13 +49,104 @@ def test_grey_pictures_of_a_stream_become_rgb(pictures):
     np.testing.assert_array_equal(images[0], np.asarray(grey)[..., None].repeat(3, 2))
 
 
+def test_rows_give_the_same_pixels_opened_or_as_bytes_or_by_their_path(pictures, tmp_path):
+    """Grey of 16 bits, which Pillow's own conversion turns white, and which lies on its side."""
+    grey = pictures[0, :, :, 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    Image.fromarray(np.rot90(grey).astype(np.uint16) * 257).save(tmp_path / "a.png", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    values = [Image.open(tmp_path / "a.png"), data, {"bytes": data, "path": None}]
+    values += [{"bytes": None, "path": str(tmp_path / "a.png")}]
+    [images] = row_batches([{"image": value} for value in values])
+    for image in images:
+        np.testing.assert_array_equal(image, grey[..., None].repeat(3, 2))
+
+
+def test_row_that_cannot_be_read_is_named(pictures, tmp_path):
+    Image.fromarray(pictures[0]).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(data[:-60])
+    rows = [{"image": data}] * 5
+    for value in (
+        data[:-60],
+        Image.open(tmp_path / "b.png"),
+        {"bytes": b"", "path": None},
+        {"bytes": None, "path": None},
+    ):
+        with pytest.raises(ValueError, match=r"row 5: .*no whole image|row 5: no bytes"):
+            list(row_batches([*rows, {"image": value}], batch_size=4))
+    for label in (None, True, 1.5, "cat", -1):
+        with pytest.raises(ValueError, match="row 1: label .* is no whole number from 0 on"):
+            list(row_batches([{"image": data, "label": 0}, {"image": data, "label": label}], label_column="label"))
+
+
 def test_arrays_that_cannot_be_read_in_parts_are_refused(tmp_path, pictures):
     np.savez(tmp_path / "samples.npz", pictures)
     with pytest.raises(ValueError, match=r"ends before row 231: the file is damaged"):
         ArrayInNpz(tmp_path / "samples.npz", "arr_0").read(228, 231)
     np.savez(tmp_path / "fortran.npz", np.asfortranarray(pictures))
-    with pytest.raises(ValueError, match="Fortran order"):
+    with pytest.raises(ValueError, match=r"Fortran order, whose rows do not lie together: save np\.ascontiguousarray"):
         npz_batches(tmp_path / "fortran.npz")
+    several_sizes = np.empty(2, dtype=object)
+    several_sizes[:] = [pictures[0], pictures[0, :4]]
+    np.savez(tmp_path / "objects.npz", several_sizes)
+    with pytest.raises(ValueError, match=r"arr_0 in .*objects\.npz holds Python objects"):
+        npz_batches(tmp_path / "objects.npz")
+
+
+def test_damage_in_an_npz_is_named(tmp_path, pictures):
+    np.savez(tmp_path / "whole.npz", arr_0=pictures, arr_1=np.arange(230), mu=np.zeros(3), sigma=np.eye(3))
+    whole = bytearray((tmp_path / "whole.npz").read_bytes())
+    (tmp_path / "short.npz").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"short\.npz is no npz file"):
+        npz_batches(tmp_path / "short.npz")
+    for name, read in (
+        ("arr_0", lambda path: list(npz_batches(path))),
+        ("arr_1", npz_batches),
+        ("sigma", npz_moments),
+    ):
+        array = ArrayInNpz(tmp_path / "whole.npz", name)
+        data = array.read(0, array.shape[0]).tobytes()
+        damaged = bytes(whole).replace(data, data[:-1] + bytes([data[-1] ^ 1]))
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name} in .*damaged\.npz cannot be read.*Bad CRC"):
+            read(tmp_path / "damaged.npz")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (np.array([3, 1, 3], dtype=">i4"), [3, 1, 3]),
+        (np.array([3.0, 1.0, 3.0], dtype=np.float32), [3, 1, 3]),
+        (np.array(["3", "1", "3"]), [3, 1, 3]),
+        (np.array(["dog", "cat", "dog"]), [1, 0, 1]),
+    ],
+    ids=["big-endian", "whole floats", "digits", "names"],
+)
+def test_labels_of_an_npz_are_whole_numbers_whatever_their_type(tmp_path, pictures, joined, labels, expected):
+    np.savez(tmp_path / "samples.npz", pictures[:3], labels)
+    batches = npz_batches(tmp_path / "samples.npz", batch_size=2)
+    assert joined(batches)[1].tolist() == batches.labels.tolist() == expected
+    assert batches.class_names == (["cat", "dog"] if labels.tolist() == ["dog", "cat", "dog"] else None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        (np.arange(2), r"arr_1 in .* has the shape \(2,\): it must be \(3,\)"),
+        (np.eye(3), r"has the shape \(3, 3\)"),
+        (np.array([0.5, 1, 2]), "labels of type float: give a whole number or a name"),
+        (np.array([np.nan, 1, 2]), "labels of type float"),
+        (np.array([True, False, True]), "labels of type bool"),
+        (np.array([0, -1, 1]), "label -1: classes are numbered from 0 on"),
+        (np.array([0, None, "cat"], dtype=object), r"arr_1 in .* cannot be read.*Object arrays"),
+    ],
+)
+def test_labels_of_an_npz_that_are_none_are_refused_at_once(tmp_path, pictures, labels, complaint):
+    np.savez(tmp_path / "samples.npz", pictures[:3], labels)
+    with pytest.raises(ValueError, match=complaint):
+        npz_batches(tmp_path / "samples.npz")
 
 
 def test_another_file_in_the_same_place_is_another_source(tmp_path, pictures):

@@ -1,26 +1,24 @@
-"""Images from arrays, folders and streams of rows, as batches of uint8 (B, H, W, 3), with or without labels (B,).
+"""Images from arrays and streams of rows, as batches of uint8 (B, H, W, 3), with or without labels (B,).
 
 Any iterable of such batches can be evaluated. `ImageBatches` can be read by number besides: each process then reads its
 own batches only, and a pass that goes on after a kill skips the batches it has.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...images import BadImage, decode_image, read_image, to_rgb
+
 Labelled = tuple[NDArray[np.uint8], NDArray[np.integer]]
 Batch = NDArray[np.uint8] | Labelled
 Prepare = Callable[[Image.Image], Image.Image]
 
 BATCH_SIZE = 64  # ADM's
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 class ImageBatches(Sequence[Batch]):
@@ -31,6 +29,8 @@ class ImageBatches(Sequence[Batch]):
         batch_size: Number of images of each batch; the last may have fewer.
         read: Function from `start, stop` to the images start..stop - 1, with or without labels.
         source: Text that differs from that of any other set of images. A pass that goes on after a kill compares it.
+        labels: Class of each image (N,), if it is known before the images are read. `read` gives the labels as well.
+        class_names: Name of each class, if the classes have names.
         is_costly: Whether a model draws the batches when they are asked for. A pass that goes on then compares `source`
             only; else it also reads the first batch and compares its pixels.
     """
@@ -41,10 +41,13 @@ class ImageBatches(Sequence[Batch]):
         batch_size: int,
         read: Callable[[int, int], Batch],
         source: str = "",
+        *,
+        labels: NDArray[np.integer] | None = None,
+        class_names: Sequence[str] | None = None,
         is_costly: bool = False,
     ) -> None:
         self.num_images, self.batch_size, self.read = num_images, batch_size, read
-        self.source, self.is_costly = source, is_costly
+        self.source, self.labels, self.class_names, self.is_costly = source, labels, class_names, is_costly
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -85,7 +88,7 @@ def array_batches(
     def read(start: int, stop: int) -> Batch:
         return images[start:stop] if labels is None else (images[start:stop], labels[start:stop])
 
-    return ImageBatches(len(images), batch_size, read)
+    return ImageBatches(len(images), batch_size, read, labels=labels)
 
 
 def stack_images(images: Sequence[Image.Image], prepare: Prepare | None = None) -> NDArray[np.uint8]:
@@ -105,58 +108,6 @@ def stack_images(images: Sequence[Image.Image], prepare: Prepare | None = None) 
     return np.stack([np.asarray(image.convert("RGB")) for image in prepared])
 
 
-def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Prepare | None = None) -> ImageBatches:
-    """Return the images of a folder in the order of their paths, with the labels that `datasets` would find.
-
-    The labels are in `metadata.jsonl`, as `generate` writes it. Without that file, the folders within are the classes,
-    numbered in the order of their names.
-
-    Args:
-        folder: Folder that is searched at any depth.
-        batch_size: Number of images of a batch.
-        prepare: Function that makes images of one size, for example by cropping.
-
-    Raises:
-        ValueError: If there is no image, or if some images have a label and some have none.
-    """
-    root = Path(folder)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"{folder} holds no image: these are known by {', '.join(sorted(SUFFIXES))}")
-    labels = _folder_labels(root, files)
-
-    def read(start: int, stop: int) -> Batch:
-        opened = []
-        for path in files[start:stop]:
-            with Image.open(path) as file:
-                opened.append(file.convert("RGB"))
-        images = stack_images(opened, prepare)
-        return images if labels is None else (images, np.array(labels[start:stop]))
-
-    listed = [f"{path.relative_to(root)} {(stat := path.stat()).st_size} {stat.st_mtime_ns}" for path in files]
-    digest = hashlib.sha256("\n".join([*listed, str(labels)]).encode()).hexdigest()
-    return ImageBatches(len(files), batch_size, read, source=f"{root.resolve()}, {len(files)} files, {digest}")
-
-
-def _folder_labels(root: Path, files: Sequence[Path]) -> list[int] | None:
-    names = [path.relative_to(root) for path in files]
-    metadata = root / "metadata.jsonl"
-    if metadata.is_file():
-        rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
-        labels = {row["file_name"]: row["label"] for row in rows if "label" in row}
-        missing = [name.as_posix() for name in names if name.as_posix() not in labels]
-        if labels and missing:
-            raise ValueError(
-                f"{metadata} has no label for {missing[0]} and {len(missing) - 1} others: add them, or remove the file"
-            )
-        if labels:
-            return [int(labels[name.as_posix()]) for name in names]
-    if any(len(name.parts) == 1 for name in names):
-        return None
-    classes = {name: label for label, name in enumerate(sorted({name.parts[0] for name in names}))}
-    return [classes[name.parts[0]] for name in names]
-
-
 def row_batches(
     rows: Iterable[Mapping[str, Any]],
     *,
@@ -165,16 +116,40 @@ def row_batches(
     image_column: str = "image",
     label_column: str | None = None,
 ) -> Iterator[Batch]:
-    """Yield the batches of a stream of rows, such as a data set of `datasets`, whose images are decoded.
+    """Yield the batches of a stream of rows, such as a data set of `datasets`.
 
     Args:
-        rows: Mappings that hold an image of Pillow each.
+        rows: Mappings that hold an image each: an image of Pillow, the bytes of an image file, or both a path and bytes
+            as `datasets.Image(decode=False)` gives them.
         batch_size: Number of images of a batch.
         prepare: Function that makes images of one size, for example by cropping.
         image_column: Key of the image.
         label_column: Key of the class; None reads no labels.
+
+    Raises:
+        ValueError: If an image cannot be decoded, or a label is no whole number from 0 on; the message names the row.
     """
-    rows = iter(rows)
-    while held := list(islice(rows, batch_size)):
-        images = stack_images([row[image_column] for row in held], prepare)
-        yield images if label_column is None else (images, np.array([int(row[label_column]) for row in held]))
+    numbered = enumerate(rows)
+    while held := list(islice(numbered, batch_size)):
+        images = stack_images([_open_value(row[image_column], number) for number, row in held], prepare)
+        if label_column is None:
+            yield images
+        else:
+            yield images, np.array([_check_label(row[label_column], number) for number, row in held])
+
+
+def _open_value(value: Any, number: int) -> Image.Image:
+    """Return the image of a row as an upright RGB image."""
+    data, path = (value["bytes"], value["path"]) if isinstance(value, Mapping) else (value, None)
+    try:
+        if data is None and path is not None:
+            return read_image(path)
+        return decode_image(data) if isinstance(data, bytes) else to_rgb(data)
+    except BadImage as error:
+        raise BadImage(f"row {number}: {error}") from error
+
+
+def _check_label(label: Any, number: int) -> int:
+    if isinstance(label, bool) or not isinstance(label, int | np.integer) or label < 0:
+        raise ValueError(f"row {number}: label {label!r} is no whole number from 0 on: mend it, or read no labels")
+    return int(label)
