@@ -130,7 +130,7 @@ class LabelEmbedder(nn.Module):
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(f"class_labels {labels.dtype} {tuple(labels.shape)}: pass a whole number per sample, (B,)")
         if drop is not None and (drop.shape != labels.shape or drop.dtype != torch.bool):
-            raise ValueError(f"drop_labels {drop.dtype} {tuple(drop.shape)}: pass a bool per label, {tuple(labels.shape)}")
+            raise ValueError(f"drop_labels {drop.dtype} {tuple(drop.shape)}: pass bool of shape {tuple(labels.shape)}")
         # Reading the values would stall a GPU, and a compiler cannot branch on them.
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             num_rows = self.config.num_classes + self.config.has_null_class  # an adapter may wrap the table
