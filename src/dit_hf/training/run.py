@@ -40,6 +40,7 @@ from .processes.launch import on_main_process, splits_weights, start_training_ac
 from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave
 from .reporting.distances import Distance
 from .reporting.metrics import Meter
+from .reporting.previews import MAX_IMAGES
 from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
@@ -147,7 +148,10 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
             prediction_type=objective.prediction_type,
         )
     trainer = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
+    folder.previews.labels = folder.previews.labels or start.class_indices[:MAX_IMAGES]  # those of the data
     folder.observer.on_end("start")
+    if settings.init_from and progress.step == 0:
+        trainer.draw_before()
     trainer.train(progress, records)
     trainer.refresh_pipeline()
     if pipeline is not None:

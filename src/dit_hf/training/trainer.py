@@ -67,6 +67,12 @@ class Trainer:
             if self.pipeline is not None:
                 self.pipeline.transformer.load_state_dict(average)
 
+    def draw_before(self) -> None:
+        """Draw a preview of the model that a fine-tuning starts from, to be compared with those of later steps."""
+        self.refresh_pipeline()
+        self.folder.preview(self.pipeline, 0, lambda: bool(self.stop))
+        self.meter.restart_clock()
+
     def train(self, progress: Progress, records: Iterator[StepRecord]) -> None:
         """Take steps from the loop, and write metrics, checkpoints and previews at their intervals.
 
