@@ -30,7 +30,7 @@ from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
 from ..data.sources import ImageSource, open_images
-from ..data.streaming import ImageStream, Position
+from ..data.streaming import ImageBatch, ImageStream, Position
 from ..diffusion import OBJECTIVES, Objective, Schedule
 from ..files import watched
 from ..finetuning import merged, save_lora
@@ -39,6 +39,7 @@ from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from ..vae import vae_shrink_factor
 from .assembly import Assembly, assemble
+from .feed import BatchFeed
 from .loop import KeyedDraws, LatentBatch, train_steps
 from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
@@ -142,6 +143,9 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
             id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
         )
+    class_indices = start.class_indices if model.config.num_classes else None
+    batches = latent_batches(stream.batches(stop.__bool__), encoder, accelerator.device, class_indices)
+    feed = BatchFeed(batches, settings.gradient_accumulation_steps)
     dropout = model.config.class_dropout_prob if model.config.has_null_class else 0
     records = train_steps(
         accelerator,
@@ -150,13 +154,13 @@ def assemble_and_train(settings: TrainSettings, accelerator: Accelerator, folder
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, start.class_indices if model.config.num_classes else None),
+        iter(feed),
         watched_draws(KeyedDraws(settings.seed, objective, dropout), folder.observer),
         first_step=progress.step,
         images_seen=progress.images_seen,
         max_grad_norm=settings.max_grad_norm,
     )
-    work = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
+    work = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream, feed)
     folder.observer.on_end("start")
     work.train(progress, records)
     work.refresh_pipeline()
@@ -326,10 +330,23 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, class_indices: list[int] | None
-) -> Iterator[LatentBatch]:
-    """Yield the latents of this process without end; `class_indices` maps a class of the data to the model's."""
-    for batch in stream:
+    batches: Iterator[ImageBatch | None],
+    encoder: LatentEncoder,
+    device: torch.device,
+    class_indices: list[int] | None,
+) -> Iterator[LatentBatch | None]:
+    """Yield the latents of this process without end; None if the run was asked to stop while it waited for a batch.
+
+    Args:
+        batches: Prepared images of this process, as `ImageStream.batches` yields them.
+        encoder: Encoder of images to latents.
+        device: Device of the latents.
+        class_indices: Class of the model for each class of the data; None for an unconditional model.
+    """
+    for batch in batches:
+        if batch is None:
+            yield None
+            continue
         yield LatentBatch(
             x_0=encoder(batch).to(device),
             class_labels=torch.tensor(class_indices)[batch.class_labels].to(device) if class_indices else None,
