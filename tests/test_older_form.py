@@ -93,7 +93,8 @@ import dit_hf
 pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
 assert not isinstance(pipe, dit_hf.DiTPipeline)
 check(pipe)
-assert isinstance(AutoModel.from_pretrained(FOLDER, **load), dit_hf.DiTModel)  # the registered class wins
+pipe.transformer = AutoModel.from_pretrained(FOLDER, **load).eval()  # from here or there, as transformers has it
+check(pipe)
 assert not isinstance(model, dit_hf.DiTModel)
 mixed = dit_hf.DiTPipeline(model, pipe.vae, pipe.scheduler, pipe.config.id2label, pipe.config.guidance_channels)
 check(mixed)

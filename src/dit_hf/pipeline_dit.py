@@ -37,7 +37,7 @@ from .sampling.latents import (
     resized_positions,
 )
 from .sampling.schedulers import check_scheduler, noise_levels, set_timesteps, start_midway, step_arguments
-from .saved_code import IN_PACKAGE, import_for, update_json, write_code
+from .saved_code import IN_PACKAGE, import_for, remove_older_code, update_json, write_code
 from .vae import vae_shrink_factor
 from .weight_files import refuse_two_forms, replaced_whole
 
@@ -294,7 +294,7 @@ class DiTPipeline(DiffusionPipeline):
         call = functools.partial(load_pipeline, cls, load, source, **kwargs)
         given = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
         hub = {name: kwargs[name] for name in given if kwargs[name] is not None}
-        pipeline = import_for("from_pretrained", "dit_hf.hub.errors").load_from_hub(str(source), call, **hub)
+        pipeline = import_for("from_pretrained", "dit_hf.hub.load").load_from_hub(str(source), call, **hub)
         import_for("from_pretrained", "dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
 
@@ -327,6 +327,7 @@ class DiTPipeline(DiffusionPipeline):
             else:
                 conversion = import_for("format='diffusers'", "dit_hf.conversion")
                 conversion.save_for_diffusers(self, folder, *args, **kwargs)
+        remove_older_code(Path(save_directory))
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write the index so that it loads with and without the package, and the code; `save_pretrained` ends so."""

@@ -27,7 +27,7 @@ def cuts(path: str, after: int, times: int, method: str = "GET"):
 
 def stalls(path: str, method: str = "GET"):
     def arrange(hub, monkeypatch) -> None:
-        monkeypatch.setattr("dit_hf.hub.errors.TIMEOUT_SECONDS", 0.5)
+        monkeypatch.setattr("dit_hf.network.LONGEST_SILENCE", 0.5)
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
         close_session()
         hub.stall(method, path)
@@ -81,7 +81,7 @@ def push(saved) -> None:
     push_folder(saved, "user/dit")
 
 
-NO_CONNECTION, LATER = "no connection: check the network", "run the same again later"
+NO_CONNECTION, LATER = "no connection: check the network", "run the same command again later"
 FAULTS = {
     # what is done, what happens, the end
     "the index is not there for a moment": (load, fails(INDEX, 503, 2), ""),
@@ -95,8 +95,8 @@ FAULTS = {
     "loading without a network": (load, no_network, NO_CONNECTION),
     "loading without a token": (load, token_of(""), "the token may not see it"),
     "loading with a stranger's token": (load, token_of("stranger"), "the token may not see it"),
-    "loading what is gated": (load, gate, "it is gated: ask for access"),
-    "loading what is no pipeline": (load, without_index, "it lacks a file"),
+    "loading what is gated": (load, gate, "the repository is gated: ask for access"),
+    "loading what is no pipeline": (load, without_index, "the repository lacks a file"),
     "loading bytes that are not the Hub's": (load, wrong_bytes, "is damaged in the cache: delete"),
     "a shard is not there for a moment": (stream, fails(SHARD, 503, 2), ""),
     "too many requests for a shard": (stream, fails(SHARD, 429, 2), ""),
@@ -109,7 +109,7 @@ FAULTS = {
     "the commit never gets an answer once": (push, stalls("/commit/", "POST"), ""),
     "pushing without a network": (push, no_network, NO_CONNECTION),
     "pushing with a token that reads": (push, token_of("user", "read"), "can only read"),
-    "pushing to another's name": (push, token_of("stranger"), "the token has no right"),
+    "pushing to another's name": (push, token_of("stranger"), "the token may not do this"),
 }
 
 
@@ -142,5 +142,5 @@ def test_table_has_the_faults_of_each_way():
 
 @pytest.mark.parametrize("name", ["out/pipelin", "out/dit/pipelin"])
 def test_folder_that_is_not_there_is_not_taken_for_a_missing_repository_alone(hub, name):
-    with pytest.raises(OSError, match=f"^{name} at .*If a folder was meant: there is none of that name here$"):
+    with pytest.raises(OSError, match=f"^{name} at .*If you meant a folder: there is none of this name here$"):
         DiTPipeline.from_pretrained(name)

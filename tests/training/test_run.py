@@ -138,7 +138,8 @@ def test_other_settings_are_refused_by_name_when_a_run_goes_on(tiny: Path, finis
         (["--model_overrides", "{hidden"], "no JSON object"),
         (["--model_overrides", "[1]"], r"\[1\]' is no JSON object"),
         (["--max_grad_norm", "0"], "max_grad_norm=0.0"),
-        (["--report_to", "tensorbord"], "report_to='tensorbord' is not installed: choose one of none, "),
+        (["--report_to", "tensorbord"], "report_to='tensorbord' is unknown: choose one of none, "),
+        (["--report_to", "dvclive"], "'dvclive' is not installed: run `pip install dvclive`, or choose one of none, "),
         (["--model", "DiT-M/2"], "unknown size 'DiT-M/2'"),
     ],
 )
@@ -220,7 +221,7 @@ def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny: Path, tmp_p
     from dit_hf.diffusion import HybridLoss
 
     monkeypatch.setattr(HybridLoss, "_bound", lambda *arguments: torch.full((6,), float("nan")))
-    message = "step 3 was passed over: the loss on ranks .0. is not finite; loss=nan, .*in a row: lower --learning_rate"
+    message = "step 3 was skipped: the loss on ranks .0. is not finite; loss=nan, .*in a row: lower --learning_rate"
     with pytest.raises(FloatingPointError, match=message):
         train(tiny, tmp_path, "--max_skipped_steps", "3")
     assert not (tmp_path / "checkpoints").exists()

@@ -7,7 +7,7 @@ between two steps, where they can save a checkpoint together, and not in the mid
 from collections import deque
 from collections.abc import Iterator
 
-from .loop import LatentBatch
+from .batch import LatentBatch
 
 
 class BatchFeed:

@@ -14,6 +14,7 @@ from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedType,
     FullyShardedDataParallelPlugin,
+    LoggerType,
     ProjectConfiguration,
     broadcast_object_list,
     is_deepspeed_available,
@@ -45,15 +46,17 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
     """
     if deepspeed_zero.is_asked_for() and not is_deepspeed_available():
         raise ValueError(
-            "DeepSpeed is not installed: install it, or launch with --config_file "
+            "DeepSpeed is not installed: run `pip install deepspeed`, or launch with --config_file "
             "examples/accelerate/fsdp2_keep_weights.yaml, which splits what ZeRO-2 does, or fsdp2.yaml, which splits "
             "what ZeRO-3 does"
         )
     available = ["none", *(tracker.value for tracker in get_available_trackers())]
     if settings.report_to not in available:
-        raise ValueError(
-            f"report_to={settings.report_to!r} is not installed: choose one of {', '.join(available)}, or install it"
+        known = {tracker.value for tracker in LoggerType} - {"all"}
+        fault = (
+            f"not installed: run `pip install {settings.report_to}`, or" if settings.report_to in known else "unknown:"
         )
+        raise ValueError(f"report_to={settings.report_to!r} is {fault} choose one of {', '.join(available)}")
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         mixed_precision=settings.mixed_precision,
