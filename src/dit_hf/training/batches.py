@@ -157,23 +157,26 @@ def choose_num_workers(wanted: int | None, num_streams: int, num_processes: int,
 
 
 def latent_batches(
-    stream: ImageStream,
+    batches: Iterator[ImageBatch | None],
     encoder: LatentEncoder,
     device: torch.device,
     class_indices: list[int],
     extras: Collection[str] = (),
-) -> Iterator[LatentBatch]:
-    """Yield the latents of this process without end.
+) -> Iterator[LatentBatch | None]:
+    """Yield the latents of this process without end; None if the run was asked to stop while it waited for images.
 
     Args:
-        stream: Batches of prepared images.
+        batches: Batches of prepared images, as `ImageStream.batches` yields them.
         encoder: VAE that encodes them.
         device: Device that the model is on.
         class_indices: The model's class of each class of the data; empty for an unconditional model.
         extras: Keys of `EXTRAS` that techniques need.
     """
     to_model = torch.tensor(class_indices)  # (K,)
-    for batch in stream:
+    for batch in batches:
+        if batch is None:
+            yield None
+            continue
         yield LatentBatch(
             x_0=encoder(batch).to(device),
             class_labels=to_model[batch.class_labels].to(device) if class_indices else None,

@@ -32,6 +32,7 @@ from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .assembly import Assembly, assemble
 from .batches import check_extras, check_stored_latents, latent_batches, open_source, open_stream
+from .feed import BatchFeed
 from .finish import finish
 from .loop import KeyedDraws, train_steps
 from .observer import Observer, watched_draws
@@ -123,6 +124,10 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     # batches, draws and steps
     stream = open_stream(settings, source, accelerator, progress)
     encoder = LatentEncoder(vae, settings.seed, settings.cache_latents)
+    batches = latent_batches(
+        stream.batches(stop.__bool__), encoder, accelerator.device, start.class_indices, techniques.extras
+    )
+    feed = BatchFeed(batches, settings.gradient_accumulation_steps)
     dropout = model.config.class_dropout_prob if model.config.has_null_class else 0
     records = train_steps(
         accelerator,
@@ -131,7 +136,7 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, start.class_indices, techniques.extras),
+        iter(feed),
         watched_draws(KeyedDraws(settings.seed, objective, dropout), folder.observer),
         techniques=techniques,
         first_step=progress.step,
@@ -147,8 +152,8 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
             id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
         )
-    trainer = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
     folder.previews.labels = folder.previews.labels or start.class_indices[:MAX_IMAGES]  # those of the data
+    trainer = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream, feed)
     folder.observer.on_end("start")
     if settings.init_from and progress.step == 0:
         trainer.draw_before()
