@@ -85,7 +85,7 @@ def test_snippet_of_a_card_asks_for_no_guidance_where_there_is_none(make_model):
 def test_card_of_the_published_weights_has_the_original_s_licence():
     model = empty_model(DiTConfig.from_name("DiT-XL/2"))  # without memory
     pipeline = DiTPipeline(model, None, DDIMScheduler(clip_sample=False))
-    licence = choose_licence(Licence(), model.config, is_ours=False)
+    licence = choose_licence(Licence(), model.config, may_be_published=True)
     card = make_converted_card(pipeline, "DiT-XL-2-256", "DiT-XL-2-256x256.pt", None, licence, in_diffusers=False)
     assert card.data.license == "cc-by-nc-4.0"
     assert "CC-BY-NC 4.0: not for commercial use" in card.text
@@ -95,10 +95,10 @@ def test_card_of_the_published_weights_has_the_original_s_licence():
 
 def test_only_weights_that_may_be_the_authors_get_the_original_s_licence():
     config = DiTConfig.from_name("DiT-XL/2")
-    assert choose_licence(Licence(), config, is_ours=False) == ORIGINAL
-    assert not choose_licence(Licence(), config, is_ours=True)
-    assert not choose_licence(Licence(), DiTConfig.from_name("DiT-XL/2", num_classes=10), is_ours=False)
-    assert choose_licence(Licence("mit"), config, is_ours=False) == Licence("mit")
+    assert choose_licence(Licence(), config, may_be_published=True) == ORIGINAL
+    assert not choose_licence(Licence(), config, may_be_published=False)
+    assert not choose_licence(Licence(), DiTConfig.from_name("DiT-XL/2", num_classes=10), may_be_published=True)
+    assert choose_licence(Licence("mit"), config, may_be_published=True) == Licence("mit")
     assert Licence("mit").section == "`mit`."
 
 

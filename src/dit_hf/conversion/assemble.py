@@ -3,10 +3,11 @@
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel
+from ..weight_files import WRAPPERS, strip_wrappers
 from .stored import CheckpointError, StoredTensor
 
 
@@ -16,20 +17,34 @@ def empty_model(config: DiTConfig) -> DiTModel:
         return DiTModel(config)
 
 
-def unwrap(model: nn.Module) -> DiTModel:
-    """Return the model inside a compiled one.
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the model inside of what torch.compile, data parallelism, checkpointing or FSDP put around it."""
+    for name in WRAPPERS:
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module):
+            return unwrap(inner)
+    return module
+
+
+def unwrap_dit(module: nn.Module) -> DiTModel:
+    """Return the DiT inside of a wrapper.
 
     Raises:
-        ValueError: If the model is of another class.
+        ValueError: If the model inside is of another class.
     """
-    inner = getattr(model, "_orig_mod", model)
-    if getattr(getattr(inner, "config", None), "model_type", None) != DiTConfig.model_type:
+    model = unwrap(module)
+    if getattr(getattr(model, "config", None), "model_type", None) != DiTConfig.model_type:
         raise ValueError(f"{type(model).__name__} is not a DiTModel")
-    return inner  # type: ignore[return-value]
+    return model  # type: ignore[return-value]
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's tensors by their keys, without the names of wrappers around its layers."""
+    return {strip_wrappers(key): tensor for key, tensor in model.state_dict().items()}
 
 
 def assemble(config: DiTConfig, tensors: Mapping[str, StoredTensor]) -> DiTModel:
-    """Fill a model with tensors in their own precision.
+    """Fill a model with tensors in their own precision, fp8 in bfloat16.
 
     Args:
         config: Architecture of the model.
@@ -52,6 +67,8 @@ def assemble(config: DiTConfig, tensors: Mapping[str, StoredTensor]) -> DiTModel
             tensor = tensors[key].read()
         except CheckpointError as error:
             raise CheckpointError(f"{key}: {error}") from None
+        if tensor.dtype.itemsize == 1:  # fp8 stores weights, and nothing computes with them
+            tensor = tensor.to(torch.bfloat16)  # exact
         low, high = torch.aminmax(tensor)  # NaN and infinity show in these, without a mask's memory
         if not (low.isfinite() and high.isfinite()):
             raise CheckpointError(f"{key} holds values that are not finite: the training had diverged")

@@ -4,7 +4,7 @@ import torch
 
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel
-from .assemble import empty_model
+from .assemble import empty_model, weights_of
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def deviation_of(model: DiTModel, timestep_freq_shift: float, mlp_norm_eps: floa
     config = DiTConfig.from_dict({**model.config.to_dict(), **numbers})
     config._attn_implementation = model.config._attn_implementation
     other = empty_model(config)
-    other.load_state_dict(model.state_dict(), assign=True)  # the same memory
+    other.load_state_dict(weights_of(model), assign=True)  # the same memory
     shape = (1, config.in_channels, *config.sample_height_width)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     labels = torch.zeros(1, dtype=torch.long, device=model.device) if config.num_classes else None

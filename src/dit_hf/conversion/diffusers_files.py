@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from ..weight_files import refuse_two_forms
 from .safe_load import read_checkpoint
 from .stored import CheckpointError, StoredTensor
 
@@ -67,6 +68,7 @@ def read_weights(folder: Path, variant: str | None, use_safetensors: bool | None
 
     Raises:
         CheckpointError: If the weights are missing or damaged.
+        ValueError: If the folder holds them twice, as one file and as shards.
     """
     files = weight_files(folder, variant, use_safetensors)
     if not files:
@@ -83,9 +85,15 @@ def read_weights(folder: Path, variant: str | None, use_safetensors: bool | None
 
 
 def weight_files(folder: Path, variant: str | None, use_safetensors: bool | None) -> list[Path]:
-    """Return the files of the weights: the variant's if it has some, safetensors before others, one file or shards."""
+    """Return the files of the weights: the variant's if it has some, safetensors before others, one file or shards.
+
+    Raises:
+        ValueError: If there are both one file and shards, of which one is outdated.
+    """
     suffixes = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]
     for mark in dict.fromkeys([f".{variant}" if variant else "", ""]):
+        if folder.is_dir():
+            refuse_two_forms(folder, mark[1:] or None)
         for suffix in suffixes:
             whole, index = folder / f"{WEIGHTS}{mark}.{suffix}", folder / f"{WEIGHTS}.{suffix}.index{mark}.json"
             if whole.is_file():

@@ -12,12 +12,12 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from diffusers import DiTTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel, position_embedding
-from .assemble import assemble, empty_model, unwrap
+from .assemble import assemble, empty_model, unwrap, unwrap_dit, weights_of
 from .deviation import deviation_of
 from .diffusers_files import HUB_ARGUMENTS, model_folder, read_json, read_weights
 from .diffusers_keys import POSITIONS, to_diffusers_keys, to_our_keys
@@ -63,7 +63,8 @@ def from_diffusers(
     """Load a DiT from diffusers' form; weights keep their precision and share no memory with the source.
 
     Args:
-        source: Model of diffusers, its folder or that of its pipeline, or an id on the Hub.
+        source: Model of diffusers, which may be compiled or wrapped otherwise; its folder or that of its pipeline, or
+            an id on the Hub.
         timestep_freq_shift: 0 for weights trained by the original, 1 for weights trained in diffusers. None takes what
             `to_diffusers` wrote down; without that it takes 0, and a warning says so once.
         mlp_norm_eps: Epsilon of the second norm. None takes the original's if the shift is 0, else the source's.
@@ -74,15 +75,18 @@ def from_diffusers(
 
     Raises:
         CheckpointError: If the weights are damaged, of another model, or if the copies in the blocks disagree.
-        ValueError: If an argument is unknown.
+        ValueError: If an argument is unknown, or if the source is a model of another class.
     """
     unknown = set(hub) - set(HUB_ARGUMENTS)
     if unknown:
         raise ValueError(f"unknown argument {min(unknown)!r}: beside its own there are {', '.join(HUB_ARGUMENTS)}")
     tensors: Mapping[str, StoredTensor]
-    if isinstance(source, DiTTransformer2DModel):
-        fields = dict(source.config)
-        tensors = {key: stored(tensor) for key, tensor in source.state_dict().items()}
+    if isinstance(source, nn.Module):
+        model: Any = unwrap(source)
+        if not isinstance(model, DiTTransformer2DModel):
+            raise ValueError(f"{type(model).__name__} is not a DiTTransformer2DModel of diffusers")
+        fields = dict(model.config)
+        tensors = {key: stored(tensor) for key, tensor in weights_of(model).items()}
     else:
         folder = model_folder(source, subfolder, variant, use_safetensors, hub)
         fields = read_json(folder / "config.json")
@@ -103,7 +107,7 @@ def to_diffusers(model: DiTModel) -> DiTTransformer2DModel:
     Raises:
         ValueError: If diffusers cannot express the model; the message names the field.
     """
-    model = unwrap(model)
+    model = unwrap_dit(model)
     config = model.config
     _check_expressible(config)
     with init_empty_weights():  # its position embedding is a buffer, and is computed
@@ -119,7 +123,7 @@ def to_diffusers(model: DiTModel) -> DiTTransformer2DModel:
             norm_eps=config.mlp_norm_eps,
         )
     converted.register_to_config(**{TRAINED_AS: {name: getattr(config, name) for name in DIFFUSERS_NUMBERS}})
-    converted.load_state_dict(to_diffusers_keys(model.state_dict(), config.num_hidden_layers), assign=True)
+    converted.load_state_dict(to_diffusers_keys(weights_of(model), config.num_hidden_layers), assign=True)
     converted.pos_embed.pos_embed = converted.pos_embed.pos_embed.to(model.device)
     _warn_of_deviation(model, converted.pos_embed.pos_embed)
     return converted.eval()

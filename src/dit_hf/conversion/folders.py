@@ -20,6 +20,7 @@ from ..cards.metadata import check_license
 from ..cards.page import CARD
 from ..configuration_dit import DiTConfig
 from .diffusers_files import HUB_ARGUMENTS
+from .objective import has_untrained_variance
 from .original import to_original
 from .pipelines import PIPELINE_FIELDS, library_of_transformer
 from .schedulers import make_scheduler
@@ -72,7 +73,8 @@ def convert(
         _write_checkpoint(to_original(pipeline.transformer), destination)
         return
     stated = Licence(license) if license else _stated_licence(source, hub)
-    licence = choose_licence(stated, pipeline.transformer.config, is_ours)
+    may_be_published = not is_ours and not has_untrained_variance(pipeline.transformer)  # which SiT's weights have
+    licence = choose_licence(stated, pipeline.transformer.config, may_be_published)
     if not licence:
         logger.warning(f"{source} does not state a licence, and so the card says: pass --license if you know it")
     pipeline.save_pretrained(destination, format=to)
@@ -139,15 +141,15 @@ def _stated_licence(source: str, hub: Mapping[str, Any]) -> Licence:
     return Licence(**{name: data[name] for name in fields if isinstance(data.get(name), str)})
 
 
-def choose_licence(stated: Licence, config: DiTConfig, is_ours: bool) -> Licence:
+def choose_licence(stated: Licence, config: DiTConfig, may_be_published: bool) -> Licence:
     """Return the licence that is stated, else the original's for weights that may be those of its authors.
 
     Args:
         stated: Licence that the user or the source's card states; empty if neither does.
         config: Configuration of the model.
-        is_ours: Whether the source is in this project's form, so that it is not the authors' own file.
+        may_be_published: Whether the source may be a file of the original's authors, or one packaged from it.
     """
-    if not stated and not is_ours and _has_published_size(config):
+    if not stated and may_be_published and _has_published_size(config):
         return ORIGINAL
     return stated
 

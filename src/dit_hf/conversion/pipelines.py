@@ -19,7 +19,7 @@ from .original import from_original
 from .schedulers import make_scheduler
 
 CONFIG_FIELDS = inspect.signature(DiTConfig).parameters.keys() - {"kwargs"}
-CHECKPOINT_ARGUMENTS = CONFIG_FIELDS | {"weights"}  # what `from_original` takes
+CHECKPOINT_ARGUMENTS = CONFIG_FIELDS | {"weights", "ignore", "any_objective"}  # what `from_original` takes
 PIPELINE_FIELDS = ("id2label", "guidance_channels", "prediction_type")
 DTYPE_ARGUMENTS = ("dtype", "torch_dtype")
 # Arguments of diffusers' `from_pretrained` that a checkpoint, being one file, has no use for.

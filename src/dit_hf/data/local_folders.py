@@ -63,7 +63,7 @@ def find_image_folder(name: str, split: str, label_column: str) -> ImageFolder |
         return None
     if is_pattern and split != "train":
         raise ValueError(f"the images of {name} have no splits: leave out --dataset_split {split}")
-    splits = {} if is_pattern else _find_splits(folder)
+    splits = {} if is_pattern else find_splits(folder)
     if splits and split not in splits:
         raise ValueError(
             f"{root} holds the splits {', '.join(sorted(splits))}, and none of them is {split!r}: set --dataset_split"
@@ -92,8 +92,12 @@ def _matches(pattern: str, root: Path) -> set[str]:
     return {Path(path).relative_to(root).as_posix() for path in paths}
 
 
-def _find_splits(folder: ImageFolder) -> dict[str, str]:
-    """Return the folder of each split; nothing if the folders at the top are no splits with class folders in them."""
+def find_splits(folder: ImageFolder) -> dict[str, str]:
+    """Return the folder of each split; nothing if the folders at the top are no splits with class folders in them.
+
+    Args:
+        folder: Images of the folder that holds the splits.
+    """
     tops = {name.split("/")[0] for name in folder.names if "/" in name}
     splits = {SPLIT_OF_WORD.get(re.split(r"[-._ 0-9]", top.lower())[0], ""): top for top in sorted(tops)}
     in_classes = sum(name.count("/") > 1 for name in folder.names)

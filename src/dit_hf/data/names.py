@@ -1,6 +1,6 @@
 """What the name of a data set stands for: a local folder, files that fit a pattern, or an id on the Hub.
 
-A mistyped path is an error at once, with the names that its folder holds.
+A mistyped path raises an error at once, with the names that its folder holds.
 """
 
 import difflib

@@ -47,7 +47,7 @@ def short_names(files: Sequence[str]) -> list[str]:
 def local_contents(files: Sequence[str]) -> list[str]:
     """Return a hash of each local file, or its size if all of them are larger than `HASHED_BYTES` together.
 
-    A remote file has no content here beside its address. A file that is missing differs from an empty one.
+    The content of a remote file is unknown: its address alone counts. A missing file differs from an empty one.
     """
     sizes = [os.stat(file).st_size if "://" not in file and os.path.isfile(file) else -1 for file in files]
     if sum(sizes) > HASHED_BYTES:
