@@ -136,6 +136,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path):
 def test_other_files_are_listed_by_name(tmp_path: Path):
     fill(tmp_path, "cat/1.png", "dog/2.png", "dog/photos.zip", "backup.zip", "cover.png", ".hidden")
     assert list_images(tmp_path).other_names == ["backup.zip", "cover.png", "dog/photos.zip"]
+    assert list_images(tmp_path).archives == ["dog/photos.zip"]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

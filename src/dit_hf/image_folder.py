@@ -12,6 +12,7 @@ Example of a folder, and what becomes of each file:
 """
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -25,6 +26,7 @@ SYSTEM_FOLDERS = {
     "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
     "lost+found",
 }  # fmt: skip
+ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar|tar\.\w+)$", re.IGNORECASE)
 OUTSIDE = "outside the class folders"
 # Suffixes of pictures that are not read, and what to do about them.
 CONVERT = "convert them to PNG or JPEG"
@@ -64,6 +66,12 @@ class ImageFolder:
         suffixes = readable_suffixes()
         kinds = (suffix_of(name) or "without a suffix" for name in self.other_names)
         return Counter(OUTSIDE if kind in suffixes else kind for kind in kinds)
+
+    @property
+    def archives(self) -> list[str]:
+        """The paths of the archives in class folders, below `root`."""
+        tops = {name.split("/")[0] for name in self.names if "/" in name}
+        return [name for name in self.other_names if ARCHIVE.search(name) and name.split("/")[0] in tops]
 
     @property
     def unread_pictures(self) -> list[str]:

@@ -37,7 +37,7 @@ from .sampling.latents import (
     resized_positions,
 )
 from .sampling.schedulers import check_scheduler, noise_levels, set_timesteps, start_midway, step_arguments
-from .saved_code import IN_PACKAGE, import_for, update_json, write_code
+from .saved_code import IN_PACKAGE, import_for, remove_older_code, update_json, write_code
 from .vae import vae_shrink_factor
 from .weight_files import refuse_two_forms, replaced_whole
 
@@ -327,6 +327,7 @@ class DiTPipeline(DiffusionPipeline):
             else:
                 conversion = import_for("format='diffusers'", "dit_hf.conversion")
                 conversion.save_for_diffusers(self, folder, *args, **kwargs)
+        remove_older_code(Path(save_directory))
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write the index so that it loads with and without the package, and the code; `save_pretrained` ends so."""

@@ -127,7 +127,7 @@ def test_heic_is_read_or_named_with_the_remedy(tmp_path: Path, caplog, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)  # as if it were not installed
     readable_formats.cache_clear()
     assert classes(tmp_path) == by_folder("cat/1.jpg")
-    assert "1 .heic (install pillow-heif (pip install 'dit-hf[heic]'), or convert them to JPEG)" in caplog.text
+    assert "1 .heic (run `pip install pillow-heif`, or convert them to JPEG)" in caplog.text
     monkeypatch.undo()
     readable_formats.cache_clear()
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from dit_hf import DiTPipeline
 from dit_hf.conversion import to_original
 from dit_hf.conversion.original import HEADS
 from dit_hf.training.origin import Origin, load_origin, take_over
-from dit_hf.training.settings import TrainSettings
+from dit_hf.training.settings import TrainSettings, parse_settings
 from dit_hf.training.start import adapt_to_data
 
 NAMES = {0: "tench, Tinca tinca", 1: "crane", 2: "goldfish", 3: "koi"}
@@ -108,7 +109,8 @@ def test_what_the_user_leaves_out_comes_from_the_starting_model(build, tmp_path:
         500,
     )
     assert (settings.resolution, settings.vae_name_or_path) == (8, str(tmp_path))
-    again = TrainSettings(**settings.to_dict())  # settings.yaml of this run, as the settings of another
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings.to_dict()))  # the settings of another run
+    again = parse_settings([str(tmp_path / "settings.yaml")])
     take_over(again, origin)
     assert again == settings
 

@@ -221,7 +221,7 @@ def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny: Path, tmp_p
     from dit_hf.diffusion import HybridLoss
 
     monkeypatch.setattr(HybridLoss, "_bound", lambda *arguments: torch.full((6,), float("nan")))
-    message = "step 3 was passed over: the loss on ranks .0. is not finite; loss=nan, .*in a row: lower --learning_rate"
+    message = "step 3 was skipped: the loss on ranks .0. is not finite; loss=nan, .*in a row: lower --learning_rate"
     with pytest.raises(FloatingPointError, match=message):
         train(tiny, tmp_path, "--max_skipped_steps", "3")
     assert not (tmp_path / "checkpoints").exists()

@@ -80,7 +80,7 @@ def test_images_that_were_skipped_are_counted_once_and_across_a_restart(tiny: Pa
 def test_too_many_bad_steps_end_the_run_with_step_rank_samples_and_checkpoint(tiny: Path, tmp_path: Path, monkeypatch):
     spoil(monkeypatch, {5, 6, 7}, float("nan"))
     message = (
-        r"step 7 was passed over: the loss on ranks \[0\] is not finite; loss=nan, \(epoch, offset\) on rank 0: "
+        r"step 7 was skipped: the loss on ranks \[0\] is not finite; loss=nan, \(epoch, offset\) on rank 0: "
         r"\(1, 16\), \(1, 17\), .*in a row: lower --learning_rate.*newest checkpoint is that of step 4"
     )
     with pytest.raises(FloatingPointError, match=message):

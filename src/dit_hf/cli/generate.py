@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .entry import Command, DtypeName, app, refuse
+from .local_files import check_labels, check_source
 
 MANY = "Many images"  # title of a group of options in the help
 
@@ -47,7 +48,9 @@ def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> No
     make_image_grid(images + [empty] * (rows * columns - len(images)), rows, columns).save(output)
 
 
-Model = Annotated[str, typer.Argument(help="Folder of a pipeline, or its id on the Hub.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(callback=check_source, help="Folder of a pipeline, or its id on the Hub.", show_default=False)
+]
 ClassLabels = Annotated[
     str | None,
     typer.Option(help="Classes to draw: ids or names, separated by commas. Leave out for an unconditional model."),
@@ -99,6 +102,7 @@ Labels = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=MANY,
+        callback=check_labels,
         help="Labels of the images: random, balanced, or a text file with one label on each line.",
         show_default="random",
     ),

@@ -43,7 +43,7 @@ class FilesSource:
         numbers = [(k, 0) for k in range(len(rows))]
         self._rows = FileRows([values], labels, numbers, names or short_names(self.paths))
         self.group_sizes, self.window = np.array([len(rows)], dtype=np.int64), len(rows)
-        self.revision = find_revision(self.paths)
+        self.revision = find_revision(self.paths, classes.names)
 
     @classmethod
     def of_folder(cls, folder: ImageFolder, classes: Classes) -> "FilesSource":

@@ -29,7 +29,6 @@ SPLITS = {
 SPLIT_OF_WORD = {word: split for split, words in SPLITS.items() for word in words}
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 SHARDS = {".parquet", ".arrow", ".tar"}
-ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar|tar\.\w+)$", re.IGNORECASE)
 DECLARED_FILES = re.compile(r"^configs:", re.MULTILINE)  # in the head of a README.md, as the Hub has it
 
 
@@ -64,7 +63,7 @@ def find_image_folder(name: str, split: str, label_column: str) -> ImageFolder |
         return None
     if is_pattern and split != "train":
         raise ValueError(f"the images of {name} have no splits: leave out --dataset_split {split}")
-    splits = {} if is_pattern else _find_splits(folder)
+    splits = {} if is_pattern else find_splits(folder)
     if splits and split not in splits:
         raise ValueError(
             f"{root} holds the splits {', '.join(sorted(splits))}, and none of them is {split!r}: set --dataset_split"
@@ -93,8 +92,12 @@ def _matches(pattern: str, root: Path) -> set[str]:
     return {Path(path).relative_to(root).as_posix() for path in paths}
 
 
-def _find_splits(folder: ImageFolder) -> dict[str, str]:
-    """Return the folder of each split; nothing if the folders at the top are no splits with class folders in them."""
+def find_splits(folder: ImageFolder) -> dict[str, str]:
+    """Return the folder of each split; nothing if the folders at the top are no splits with class folders in them.
+
+    Args:
+        folder: Images of the folder that holds the splits.
+    """
     tops = {name.split("/")[0] for name in folder.names if "/" in name}
     splits = {SPLIT_OF_WORD.get(re.split(r"[-._ 0-9]", top.lower())[0], ""): top for top in sorted(tops)}
     in_classes = sum(name.count("/") > 1 for name in folder.names)
@@ -135,12 +138,10 @@ def _check(folder: ImageFolder) -> None:
             f"{root} holds {len(folder.names) - inside} images outside of class folders and {inside} in them: put the "
             f"images of each class into a folder of its own, such as {root}/cat/1.jpg"
         )
-    tops = {name.split("/")[0] for name in folder.names}
-    archives = [name for name in folder.other_names if ARCHIVE.search(name) and name.split("/")[0] in tops]
-    if archives:
+    if folder.archives:
         raise ValueError(
-            f"{root / archives[0]} is an archive in a class folder: unpack it there if its images are of this class, "
-            "and otherwise elsewhere"
+            f"{root / folder.archives[0]} is an archive in a class folder: unpack it there if its images are of this "
+            "class, and otherwise elsewhere"
         )
     if {name.lower() for name in classes} <= set(SPLIT_OF_WORD):
         logger.warning(f"the classes of {root} are called as splits are: {', '.join(classes)}")

@@ -1,6 +1,6 @@
 """What the name of a data set stands for: a local folder, files that fit a pattern, or an id on the Hub.
 
-A mistyped path is told at once, with the names that its folder holds.
+A mistyped path raises an error at once, with the names that its folder holds.
 """
 
 import difflib
@@ -14,8 +14,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..image_folder import suffix_of
-from .local_folders import ARCHIVE
+from ..image_folder import ARCHIVE, suffix_of
+from ..network import reason_of
 from .retries import SourceError, retried
 from .revision import LOCAL_PREFIX
 
@@ -98,8 +98,7 @@ def _check_name(name: str, *, is_known: bool) -> None:
     except HfHubHTTPError:
         return  # `datasets` asks again, and names what is wrong
     except (HTTPError, OSError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise SourceError(f"{_not_there(name)}; nor can the Hub be asked for it: {reason}") from error
+        raise SourceError(f"{_not_there(name)}; nor can the Hub be asked for it: {reason_of(error)}") from error
 
 
 def _not_there(name: str) -> SourceError:

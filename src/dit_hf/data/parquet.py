@@ -75,7 +75,7 @@ class ParquetSource:
         contents = [f"{footer.num_rows} {sizes}" for footer, sizes in zip(self._footers, sizes_in_file, strict=True)]
         if self.num_bytes <= HASHED_BYTES:  # a replaced image may have the size of the one before
             contents = [f"{content} {whole}" for content, whole in zip(contents, local_contents(files), strict=True)]
-        self.revision = find_revision(files, contents)
+        self.revision = find_revision(files, classes.names, contents)
         self.description = f"{self.group_sizes.sum()} images of {len(classes.names)} classes in {len(files)} shards"
 
     @property

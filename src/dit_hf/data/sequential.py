@@ -12,6 +12,7 @@ from typing import Any
 from datasets import IterableDataset
 from huggingface_hub.errors import HTTPError
 
+from ..network import reason_of
 from .labels import Classes
 from .retries import SourceError, retried
 from .revision import find_revision
@@ -45,7 +46,7 @@ class SequentialSource:
         self.num_shards = self.num_parts = dataset.num_shards
         has_names = len(shard_names) == self.num_shards
         self.shard_names = list(shard_names) if has_names else ["the data set"] * self.num_shards
-        self.revision = find_revision(shard_names)
+        self.revision = find_revision(shard_names, classes.names)
         self.description = f"{self.num_shards} shards of {len(classes.names)} classes"
         logger.warning(
             "this data set has no row groups: every process and worker reads all of its bytes, and a resumed run reads "
@@ -96,5 +97,5 @@ class SequentialSource:
         try:
             return retried(read, f"row {number} of {self.shard_names[shard]}")
         except DAMAGE as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise SourceError(f"row {number} of {self.shard_names[shard]} cannot be read: {reason}") from error
+            row = f"row {number} of {self.shard_names[shard]}"
+            raise SourceError(f"{row} cannot be read: {reason_of(error)}") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import ClassLabel, DatasetBuilder, Image, IterableDataset, Value
 
+from ..network import reason_of
 from .image_files import FilesSource
 from .labels import Classes, resolve_classes
 from .local_folders import find_image_folder
@@ -65,6 +66,8 @@ def open_images(
     else:
         columns = (image_column, label_column)
         source = _open_with_datasets(name, split, columns, config_name, revision, (class_names, label_map))
+    if revision and not revision.startswith(LOCAL_PREFIX) and source.revision.startswith(LOCAL_PREFIX):
+        raise ValueError(f"dataset_revision={revision!r} is a version on the Hub, and {name} is local: leave it out")
     if revision and revision.startswith(LOCAL_PREFIX) and revision != source.revision:
         raise ValueError(
             f"{name} has changed: it was {revision} and is {source.revision}; put the files back, or leave out "
@@ -107,9 +110,8 @@ def _open_split(name: str, builder: DatasetBuilder, split: str) -> IterableDatas
     except DAMAGE as error:
         if isinstance(error, ValueError) and "split" in str(error):  # one that the data set does not have
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         first = next(iter((builder.config.data_files or {}).get(split, [])), name)
-        raise SourceError(f"the first rows of {first} cannot be read: {reason}") from error
+        raise SourceError(f"the first rows of {first} cannot be read: {reason_of(error)}") from error
 
 
 def _check_columns(name: str, features: Any, image_column: str, label_column: str) -> None:

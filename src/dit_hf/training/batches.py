@@ -7,36 +7,47 @@
 Each stage keys its random numbers by (seed, epoch, position), so that a resumed training sees the same batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from diffusers import AutoencoderKL
 
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
+from ..data.revision import LOCAL_PREFIX
 from ..data.sources import ImageSource, open_images
-from ..data.streaming import ImageStream, Position
-from .loop import LatentBatch
+from ..data.streaming import ImageBatch, ImageStream, Position
+from .batch import LatentBatch
 from .processes.signals import shield_worker
 from .saving.checkpoint import Progress
 from .settings import TrainSettings, read_yaml, rows
+
+# What a batch can carry for techniques, besides latents and labels; (B, ...) each.
+EXTRAS: dict[str, Callable[[ImageBatch], torch.Tensor]] = {
+    "images": lambda batch: batch.images,  # (B, 3, S, S) in [-1, 1], cropped and flipped as they are encoded
+}
+logger = get_logger("dit_hf.training")
 
 # Settings that decode or crop images, and so have no effect on latents that were made beforehand.
 ONLY_FOR_IMAGES = ("image_column", "label_column", "cache_latents")
 
 
 def open_source(settings: TrainSettings) -> ImageSource:
-    """Open the data set, and record in the settings which version of it was found.
+    """Open the data set, log what it holds, and record in the settings which version of it was found.
 
-    A resumed run takes the version that it began with, also if the Hub has a newer one.
+    A resumed run takes the version that it began with, also if the Hub has a newer one. Of local files there is one
+    version only, which `saving.resume` compares with that of the checkpoint.
     """
     recorded_file = Path(settings.output_dir) / "settings.yaml"
     recorded = read_yaml(recorded_file) if recorded_file.exists() else {}
-    if settings.dataset_revision is None and recorded.get("dataset_name") == settings.dataset_name:
-        settings.dataset_revision = recorded.get("dataset_revision")
+    before = recorded.get("dataset_revision") if recorded.get("dataset_name") == settings.dataset_name else None
+    is_local = (before or "").startswith(LOCAL_PREFIX)
+    if settings.dataset_revision in (None, before):
+        settings.dataset_revision = None if is_local else before
     source = open_images(
         settings.dataset_name,
         settings.dataset_split,
@@ -47,6 +58,7 @@ def open_source(settings: TrainSettings) -> ImageSource:
         class_names=read_names(settings.class_names_file),
         label_map=read_map(settings.label_map_file),
     )
+    logger.info(source.description)
     settings.dataset_revision = source.revision
     return source
 
@@ -74,6 +86,26 @@ def check_stored_latents(settings: TrainSettings, source: ImageSource, vae: Auto
             )
 
 
+def check_extras(extras: Mapping[str, Sequence[str]], source: ImageSource) -> None:
+    """Check that batches can carry what techniques need.
+
+    Args:
+        extras: Name of each extra, and the techniques that need it.
+        source: Data set.
+
+    Raises:
+        ValueError: If there is no such extra, or if the data set holds latents made beforehand instead of images.
+    """
+    for extra, techniques in extras.items():
+        if extra not in EXTRAS:
+            raise ValueError(f"the technique {techniques[0]} needs {extra!r}, but a batch has only {', '.join(EXTRAS)}")
+        if source.latents:
+            raise ValueError(
+                f"the technique {techniques[0]} needs {extra!r}, but the data set holds latents made beforehand: train "
+                "on images"
+            )
+
+
 def open_stream(
     settings: TrainSettings, source: ImageSource, accelerator: Accelerator, progress: Progress
 ) -> ImageStream:
@@ -97,7 +129,11 @@ def open_stream(
 
 
 def latent_batches(
-    stream: ImageStream, encoder: LatentEncoder, device: torch.device, class_indices: list[int]
+    stream: ImageStream,
+    encoder: LatentEncoder,
+    device: torch.device,
+    class_indices: list[int],
+    extras: Collection[str] = (),
 ) -> Iterator[LatentBatch]:
     """Yield the latents of this process without end.
 
@@ -106,6 +142,7 @@ def latent_batches(
         encoder: VAE that encodes them.
         device: Device that the model is on.
         class_indices: The model's class of each class of the data; empty for an unconditional model.
+        extras: Keys of `EXTRAS` that techniques need.
     """
     to_model = torch.tensor(class_indices)  # (K,)
     for batch in stream:
@@ -114,4 +151,5 @@ def latent_batches(
             class_labels=to_model[batch.class_labels].to(device) if class_indices else None,
             positions=list(batch.positions),
             next_position=batch.next_position,
+            extras={name: EXTRAS[name](batch).to(device) for name in extras},
         )

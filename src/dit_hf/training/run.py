@@ -9,7 +9,6 @@ step (metrics, previews, checkpoints), and `finish.py` saves the pipeline.
 
 import contextlib
 import copy
-import dataclasses
 import importlib
 import logging
 import os
@@ -26,12 +25,13 @@ from accelerate.utils import set_seed
 from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
+from ..diffusion import Objective
 from ..files import watched
 from ..hub.background import BackgroundPush
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .assembly import Assembly, assemble
-from .batches import check_stored_latents, latent_batches, open_source, open_stream
+from .batches import check_extras, check_stored_latents, latent_batches, open_source, open_stream
 from .finish import finish
 from .loop import KeyedDraws, train_steps
 from .observer import Observer, watched_draws
@@ -46,6 +46,7 @@ from .saving.lock import FolderLock
 from .saving.resume import resume
 from .settings import TrainSettings, card_names, parse_settings, rows
 from .start import choose_start, make_scheduler
+from .techniques import TECHNIQUES, Techniques
 from .trainer import Trainer
 
 logger = get_logger("dit_hf.training")
@@ -92,13 +93,13 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings.validation_distance)
-    card = TrainingCard(folder.path, dataclasses.asdict(settings), card_names())
-    push = start_push(settings, accelerator, card)
 
     # data, VAE, objective and model
     source = open_source(settings)
     start = choose_start(settings, source.classes.names)
     model, vae, objective = start.model, start.vae.to(accelerator.device), start.objective
+    card = TrainingCard(folder.path, settings.to_dict(), card_names())
+    push = start_push(settings, accelerator, card)
     check_stored_latents(settings, source, vae)
     check_previews(settings, model.config)
     is_split = splits_weights(accelerator)
@@ -106,11 +107,13 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
         raise ValueError("lora_rank: adapters are trained whole on each process, launch without FSDP and DeepSpeed")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    techniques = build_techniques(settings, objective, model)
+    check_extras(techniques.extras, source)
 
     # what is trained, and from which step on
     sampler = copy.deepcopy(model) if is_split else None
     meter = make_meter(accelerator, model)
-    assembly = build_state(settings, accelerator, model)
+    assembly = build_state(settings, accelerator, model, techniques)
     state = assembly.state
     progress = resume(folder.checkpoints.folder, settings, state)
     folder.begin(settings, progress.step)
@@ -127,8 +130,9 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, start.class_indices),
+        latent_batches(stream, encoder, accelerator.device, start.class_indices, techniques.extras),
         watched_draws(KeyedDraws(settings.seed, objective, dropout), folder.observer),
+        techniques=techniques,
         first_step=progress.step,
         images_seen=progress.images_seen,
         max_grad_norm=settings.max_grad_norm,
@@ -160,7 +164,16 @@ def start_push(settings: TrainSettings, accelerator: Accelerator, card: Training
     return BackgroundPush(repo_id, card, private=settings.hub_private_repo)
 
 
-def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTModel) -> Assembly:
+def build_techniques(settings: TrainSettings, objective: Objective, model: DiTModel) -> Techniques:
+    """Build the techniques that the settings switch on, before the optimiser is made, which trains their modules."""
+    built = {
+        name: TECHNIQUES[name].build(own_settings, objective, model)
+        for name, own_settings in settings.techniques.items()
+    }
+    return Techniques({name: each for name, each in built.items() if each is not None}, settings.seed)
+
+
+def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTModel, techniques: Techniques) -> Assembly:
     """Assemble the model's training as the settings say, and warn of an average that is too slow for it."""
     for decay in settings.ema_decays:
         remaining = decay**settings.max_train_steps
@@ -183,6 +196,7 @@ def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTMod
         adam_betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.adam_weight_decay,
         compile_blocks=settings.torch_compile,
+        techniques=techniques,
     )
 
 

@@ -1,4 +1,4 @@
-"""A training at work: it draws steps from the loop, does what is due after each, and stops when it is asked to."""
+"""What happens between two steps: metrics, checkpoints, previews and pushes when they are due, and the end."""
 
 import math
 import time
@@ -28,7 +28,7 @@ logger = get_logger("dit_hf.training")
 
 
 class Push(Protocol):
-    """What a training asks of `dit_hf.hub.background.BackgroundPush`."""
+    """What a trainer needs of `dit_hf.hub.background.BackgroundPush`."""
 
     @property
     def is_busy(self) -> bool: ...
@@ -39,7 +39,7 @@ class Push(Protocol):
 
 
 class Stream(Protocol):
-    """What a training asks of `dit_hf.data.streaming.ImageStream`."""
+    """What a trainer needs of `dit_hf.data.streaming.ImageStream`."""
 
     bad_images: dict[str, str]
 
@@ -48,7 +48,7 @@ class Stream(Protocol):
 
 @dataclass
 class Trainer:
-    """What a run works with."""
+    """Everything that a run works with while it trains."""
 
     settings: TrainSettings
     accelerator: Accelerator
@@ -62,17 +62,21 @@ class Trainer:
     stream: Stream
 
     def refresh_pipeline(self) -> None:
-        """Give the pipeline the average of a model that is split; an average that is whole is in it already."""
+        """Load the average of a model that is split into the pipeline; the pipeline shares one that is whole."""
         if self.state.ema.is_sharded:
             average = self.state.ema.gather(self.settings.ema_decay, self.state.model)
             if self.pipeline is not None:
                 self.pipeline.transformer.load_state_dict(average)
 
     def train(self, progress: Progress, records: Iterator[StepRecord]) -> None:
-        """Draw steps from the loop, and write metrics, previews and checkpoints at theirs.
+        """Take steps from the loop, and write metrics, checkpoints and previews at their intervals.
+
+        Args:
+            progress: How far the training had come before.
+            records: Endless records of `train_steps`.
 
         Raises:
-            Preempted: as soon as a step is done after any process was asked to stop, and a checkpoint is saved.
+            Preempted: If any process is asked to stop, after the step that runs and a checkpoint.
         """
         settings, folder, meter = self.settings, self.folder, self.meter
         is_main = self.accelerator.is_main_process
@@ -91,7 +95,7 @@ class Trainer:
             progress = Progress(record.step, record.images_seen, *record.position, skipped, progress.bad_images)
             meter.add(record)
             if bad_in_a_row:
-                self._tell_bad_step(record, bad_in_a_row)
+                self._log_skipped_step(record, bad_in_a_row)
             bar.update()
             self._share_bad_images(progress)
             if record.step % settings.logging_steps == 0:
@@ -115,10 +119,10 @@ class Trainer:
             self._preview(progress)
 
     def _next_record(self, progress: Progress, records: Iterator[StepRecord]) -> StepRecord:
-        """The next step; a single process saves the last one if the data end with an error.
+        """Take the next step. If the data end with an error, a single process saves the last step first.
 
         Raises:
-            MemoryError: if it does not fit the memory, naming what to change.
+            MemoryError: If the step does not fit the memory, naming what to change.
         """
         try:
             return next(records)
@@ -138,15 +142,15 @@ class Trainer:
                 f"The newest checkpoint is that of step {self.folder.checkpoints.newest_step}. {error}"
             ) from error
 
-    def _tell_bad_step(self, record: StepRecord, in_a_row: int) -> None:
-        """Name a step that was passed over, with this process's samples if its loss was not finite.
+    def _log_skipped_step(self, record: StepRecord, in_a_row: int) -> None:
+        """Log a step that was skipped, with this process's samples if its loss was not finite.
 
         Raises:
-            FloatingPointError: if it was one too many in a row.
+            FloatingPointError: If too many steps in a row were skipped.
         """
         here = self.accelerator.process_index
-        who = f"the loss on ranks {record.bad_ranks}" if record.bad_ranks else "the gradient"
-        message = f"step {record.step} was passed over: {who} is not finite"
+        culprit = f"the loss on ranks {record.bad_ranks}" if record.bad_ranks else "the gradient"
+        message = f"step {record.step} was skipped: {culprit} is not finite"
         if here in (record.bad_ranks or [here]):
             samples = ", ".join(f"({epoch}, {offset})" for epoch, offset in record.samples[:32])
             message += f"; loss={record.losses['loss'].item()}, (epoch, offset) on rank {here}: {samples}"
@@ -158,10 +162,10 @@ class Trainer:
         logger.warning(message, main_process_only=False)
 
     def _share_bad_images(self, progress: Progress) -> None:
-        """Put the images that any process has skipped into the progress; every process has to.
+        """Record the images that any process has skipped in the progress. Every process has to call this.
 
         Raises:
-            ValueError: if together they are too many.
+            ValueError: If all processes together have skipped too many.
         """
         if any_process(self.accelerator, [len(self.stream.bad_images) > len(progress.bad_images)])[0]:
             progress.bad_images = dict(sorted(gather_object(list(self.stream.bad_images.items()))))
@@ -169,7 +173,7 @@ class Trainer:
             self.stream.check_bad_images()
 
     def _log(self, progress: Progress, bar: tqdm) -> None:
-        """Write the metrics since the last row."""
+        """Write the mean metrics since the last row."""
         metrics = self.meter.read(progress.skipped_steps, len(progress.bad_images))
         self.folder.metrics.write(metrics)
         bar.set_postfix(loss=metrics["loss"], images_per_second=metrics["images_per_second"])
@@ -189,7 +193,7 @@ class Trainer:
         self.meter.restart_clock()
 
     def _preview(self, progress: Progress) -> None:
-        """Draw samples, and keep the checkpoint if they are the best."""
+        """Draw a preview, and keep the checkpoint if its distance is the smallest so far."""
         self.refresh_pipeline()
         best = self.folder.preview(self.pipeline, progress.step, lambda: bool(self.stop), self.distance)
         if self.distance and any_process(self.accelerator, [best is not None])[0]:
@@ -202,7 +206,7 @@ class Trainer:
         """Wait for the push that runs, if one does.
 
         Raises:
-            Preempted: if asked to stop meanwhile; the push is then left where it is.
+            Preempted: If the run is asked to stop meanwhile; the push is then not finished.
         """
         while self.push and self.push.is_busy:
             if self.stop:

@@ -9,10 +9,15 @@ from typing import Any, Literal
 from diffusers.optimization import SchedulerType
 
 from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule
-from .row import check, row, rows
+from ..setting_row import Row, check, row, rows
+from ..techniques import TECHNIQUES
 
 # diffusers' get_scheduler takes the steps of "piecewise_constant" from an argument that no setting gives.
 LR_SCHEDULERS = [each.value for each in SchedulerType if each is not SchedulerType.PIECEWISE_CONSTANT]
+
+
+def _all_off() -> dict[str, Any]:
+    return {name: technique.Settings() for name, technique in TECHNIQUES.items()}
 
 
 @dataclass
@@ -276,6 +281,9 @@ class TrainSettings:
         None, "Licence of the weights as the Hub names it, such as apache-2.0.", may_change="always"
     )
 
+    # Settings of each technique, by its name in TECHNIQUES; not a flag itself
+    techniques: dict[str, Any] = dataclasses.field(default_factory=_all_off)
+
     def __post_init__(self) -> None:
         self._check()
         if self.init_from is None:
@@ -293,7 +301,8 @@ class TrainSettings:
         self._check()
 
     def _check(self) -> None:
-        check(self)
+        for each in (self, *self.techniques.values()):
+            check(each)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -368,9 +377,20 @@ class TrainSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting by name, as `settings.yaml` and checkpoints hold them."""
-        return dataclasses.asdict(self)
+        own = {name: getattr(self, name) for name in rows(self)}
+        return own | {name: getattr(each, name) for each in self.techniques.values() for name in rows(each)}
+
+
+def all_rows() -> dict[str, Row]:
+    """Return the rows of every setting, those of the techniques included, by name."""
+    found = dict(rows(TrainSettings))
+    for technique, each in TECHNIQUES.items():
+        own = rows(each.Settings)
+        assert not own.keys() & found.keys(), f"{technique} has a setting of a name that is taken"
+        found |= own
+    return found
 
 
 def card_names() -> dict[str, str]:
     """Return the settings that a model card shows, by name, and what the card calls each."""
-    return {name: rules.card for name, rules in rows(TrainSettings).items() if rules.card}
+    return {name: rules.card for name, rules in all_rows().items() if rules.card}
