@@ -81,7 +81,7 @@ def in_flags(message: str, options: Iterable[str]) -> str:
 
 def _options_in_use() -> list[str]:
     """Return the names of the options of the command that is run."""
-    commands = typer.main.get_command(app).commands
+    commands = typer.main.get_group(app).commands
     words = [word for word in sys.argv[1:] if word in commands]
     parameters = commands[words[0]].params if words else []
     return [each.name for each in parameters if each.param_type_name == "option"]
