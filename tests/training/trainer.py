@@ -157,6 +157,7 @@ def train(
         os.dup2(out, 2)
     from dit_hf.training import run
 
+    exec(os.environ.get("SETUP", ""))  # such as a technique that a test adds
     stop = StopRequest()
     run.main(arguments, observer=Journal(journal, hold, stop, **events), stop=stop)
 
@@ -178,6 +179,12 @@ def start(
     process = FORKED.Process(target=train, args=(str(journal), hold, arguments, environment), kwargs=events or {})
     process.start()
     return process
+
+
+def start_two(journal: Path, arguments: list[str], **environment: str) -> list[Any]:
+    """Fork two trainers that train together."""
+    port = free_port()
+    return [start(journal, arguments, rank=rank, port=port, **environment) for rank in range(2)]
 
 
 def lines(journal: Path, rank: int = 0) -> list[str]:
