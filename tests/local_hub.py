@@ -219,6 +219,8 @@ class LocalHub:
 Route = tuple[str, re.Pattern[str], Callable[..., Any]]
 ROUTES: list[Route] = []
 REPO = r"(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 GIT = r"/(?P<kind>datasets/|spaces/|)(?P<name>[^/]+/[^/]+?)"
 
 
@@ -265,13 +267,20 @@ def validate_yaml(call: "Handler") -> Any:
         data = yaml.safe_load(front[1]) if front else {}
         wrong = [key for key in ("license", "library_name", "pipeline_tag") if not isinstance(data.get(key, ""), str)]
         wrong += [key for key in ("tags", "datasets") if not isinstance(data.get(key, []), (list, str))]
+        if not LICENSE_ID.fullmatch(str(data.get("license", "unknown"))):
+            raise ValueError(f'"license" must be one of the ids of the Hub, and is {data["license"]!r}')
+        for key in ("datasets", "base_model"):
+            ids = data.get(key, [])
+            for repo_id in [ids] if isinstance(ids, str) else ids:
+                if not REPO_ID.fullmatch(str(repo_id)):
+                    raise ValueError(f'"{key}" must be ids of repositories, and holds {repo_id!r}')
         for index in data.get("model-index", []):
             for result in index["results"]:
                 assert result["task"]["type"], "a result has a task"
                 assert result["dataset"]["type"], "a result has a data set"
                 assert all("type" in metric and "value" in metric for metric in result["metrics"]), "type and value"
         errors = [{"message": f"{key} has the wrong type"} for key in wrong]
-    except (yaml.YAMLError, KeyError, AssertionError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AssertionError, AttributeError) as error:
         errors = [{"message": f"{type(error).__name__}: {error}"}]
     if errors:
         raise Refusal(400, "invalid card", body=json.dumps({"errors": errors, "warnings": []}))

@@ -396,6 +396,7 @@ class DiTPipeline(DiffusionPipeline):
         repo_id: str,
         *,
         private: bool = True,
+        license: str | None = None,
         revision: str | None = None,
         commit_message: str | None = None,
         create_pr: bool = False,
@@ -406,6 +407,7 @@ class DiTPipeline(DiffusionPipeline):
         Args:
             repo_id: "user/name"; the repository is created if it does not exist.
             private: False for a repository that everybody sees; True refuses one that is public.
+            license: Licence of the weights for the model card, such as "apache-2.0"; None keeps what the card states.
             revision: Branch, made from `main` if it does not exist; None for `main`.
             commit_message: First line of the commit.
             create_pr: Whether to open a pull request instead of committing.
@@ -421,4 +423,4 @@ class DiTPipeline(DiffusionPipeline):
         """
         push = import_for("push_to_hub", "dit_hf.hub.push")
         options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr, "token": token}
-        return push.push_pipeline(self, repo_id, private=private, **options)
+        return push.push_pipeline(self, repo_id, private=private, license=license, **options)

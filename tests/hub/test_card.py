@@ -111,7 +111,7 @@ def test_card_of_a_training_names_no_path_and_no_person(pipeline, tmp_path, monk
     assert "| data set | a local one |" in text
     assert "| fine-tuned from | a local model |" in text
     assert "| learning rate | 0.0001 |" in text
-    assert "| images seen | 6 |" in text
+    assert "| images seen in the fine-tuning | 6 |" in text
     assert "license: apache-2.0" in text
 
 

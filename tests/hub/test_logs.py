@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants, hf_api
 
 from dit_hf import DiTPipeline
+from dit_hf.cards.training import TrainingCard
 from dit_hf.hub.background import BackgroundPush
 from dit_hf.hub.errors import HubError
 from dit_hf.hub.push import push_folder
@@ -36,7 +37,7 @@ def test_push_says_nothing_private(hub, saved, said, tmp_path):
     hub.fail("PUT", "/lfs/", 503, times=2)
     hub.cut("PUT", "/lfs/", after=100)
     hub.fail("POST", "/commit/", 503)
-    push = BackgroundPush("user/dit", card=None)
+    push = BackgroundPush("user/dit", TrainingCard(tmp_path, {}, {}))
     push.start(saved, "Step 1")
     push.wait()
     (saved / "new.txt").write_text("new")
@@ -71,7 +72,7 @@ def test_address_of_a_hub_that_holds_a_token_is_not_repeated(hub, monkeypatch, s
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/{revision}/{filename}")
     monkeypatch.setattr(hf_api.api, "endpoint", address)
     attempts = (
-        lambda name: BackgroundPush(name, card=None),
+        lambda name: BackgroundPush(name, TrainingCard(tmp_path, {}, {})),
         lambda name: DiTPipeline.from_pretrained(name, cache_dir=tmp_path),
     )
     for attempt in attempts:

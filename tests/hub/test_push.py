@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import close_session, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import ModelCard, close_session, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
@@ -26,6 +26,9 @@ def image_of(pipeline: DiTPipeline) -> np.ndarray:
 
 class NoCard:
     """A card of a training that writes nothing."""
+
+    def outline(self) -> ModelCard:
+        return ModelCard("---\nlicense: mit\n---\n")
 
     def write(self, pipeline, folder: Path) -> None:
         pass
@@ -98,7 +101,7 @@ def test_card_that_people_edited_stays(hub, pipeline):
 
 def test_pipeline_without_the_package_says_to_install_it(pipeline, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "dit_hf.hub.push", None)
-    with pytest.raises(ImportError, match="push_to_hub needs the package dit-hf: install it"):
+    with pytest.raises(ImportError, match="push_to_hub needs the package dit-hf: pip install dit-hf"):
         pipeline.push_to_hub("user/dit")
 
 
@@ -396,8 +399,12 @@ def test_failed_push_beside_a_training_is_logged_and_the_next_one_arrives(hub, s
     push.start(saved, "Step 10")
     push.wait()
     assert "Step 10: the push failed, the training continues: user/dit at http" in caplog.text
+    assert "at http" in push.wait()  # the reason, for status.json
+    with pytest.raises(HubError, match="user/dit does not have them: user/dit at .*the Hub answered 500.*it pushes w"):
+        push.check_arrived()
     push.start(saved, "Step 20")
-    push.wait()
+    assert push.wait() is None
+    push.check_arrived()
     assert hub.repository("user/dit").refs["main"].message == "Step 20"
 
 

@@ -6,16 +6,18 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from ..analysis import count_gmacs
+from ..analysis import count_gmacs, count_parameters
 from ..configuration_dit import DiTConfig
 
 
-def architecture(config: DiTConfig, num_parameters: int) -> dict[str, Any]:
+def architecture(config: DiTConfig) -> dict[str, Any]:
     """Return the rows of the table, by names that people understand.
+
+    Parameters are counted from the configuration, the position embedding included, so that what an adapter adds to a
+    model is not counted.
 
     Args:
         config: Configuration of the model.
-        num_parameters: Number of parameters, with the position embedding.
     """
     height, width = config.sample_height_width
     return {
@@ -27,7 +29,7 @@ def architecture(config: DiTConfig, num_parameters: int) -> dict[str, Any]:
         "patch size": config.patch_size,
         "latents (channels, height, width)": f"{config.in_channels}, {height}, {width}",
         "classes": config.num_classes or "none",
-        "parameters": f"{num_parameters:,}",
+        "parameters": f"{count_parameters(config):,}",
         "multiply-adds of a forward": f"{count_gmacs(config):.2f} * 10^9",
         "variance": "learned" if config.learn_sigma else "fixed",
     }
@@ -35,9 +37,8 @@ def architecture(config: DiTConfig, num_parameters: int) -> dict[str, Any]:
 
 def architecture_of(pipeline: DiffusionPipeline) -> dict[str, Any]:
     """Return the rows of the table for a pipeline: those of its model, its scheduler and its guidance."""
-    model = pipeline.transformer
     return {
-        **architecture(model.config, sum(parameter.numel() for parameter in model.parameters())),
+        **architecture(pipeline.transformer.config),
         "scheduler": type(pipeline.scheduler).__name__,
         "channels that guidance moves": pipeline.config.guidance_channels,
     }

@@ -54,10 +54,10 @@ def check_ids(field: str, *ids: str) -> None:
         *ids: Names, each "user/name".
 
     Raises:
-        ValueError: If a name is no such id, or is a path of this machine.
+        ValueError: If a name is no such id.
     """
     for name in ids:
-        if hub_id(name) != name:
+        if not _is_repository_id(name):
             raise ValueError(f"{field}={name!r} is no repository of the Hub: write user/name, or leave it out")
 
 
@@ -73,10 +73,12 @@ def hub_id(name: str | None) -> str | None:
     address = DATASET_ADDRESS.match(name or "")
     if address:
         return address[1]
-    if not name or name.count("/") != 1 or os.path.exists(name):
-        return None
+    return name if name and _is_repository_id(name) and not os.path.exists(name) else None
+
+
+def _is_repository_id(name: str) -> bool:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        return None
-    return name
+        return False
+    return name.count("/") == 1

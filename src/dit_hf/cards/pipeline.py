@@ -46,7 +46,7 @@ def make_card(
     pipeline: DiffusionPipeline,
     *,
     model_id: str = LOCAL_ID,
-    license: str | None = None,
+    license: str | Licence | None = None,
     datasets: Sequence[str] = (),
     base_model: str | None = None,
     recipe: Mapping[str, Any] | None = None,
@@ -60,8 +60,8 @@ def make_card(
     Args:
         pipeline: Pipeline whose architecture, classes and guidance the card describes.
         model_id: Repository that the snippets load; `LOCAL_ID` stands for the folder that the card lies in.
-        license: Licence of the weights, as the Hub calls it ("cc-by-nc-4.0"). None leaves the licence open, and the
-            card says so.
+        license: Licence of the weights, as the Hub calls it ("cc-by-nc-4.0"), or with a name and link of its own. None
+            leaves the licence open, and the card says so.
         datasets: Ids of the data sets on the Hub.
         base_model: Id on the Hub of the model that this one was made from.
         recipe: Settings and results of the training, by names that people understand.
@@ -75,6 +75,7 @@ def make_card(
             machine.
     """
     config = pipeline.transformer.config
+    licence = license if isinstance(license, Licence) else Licence(license)
     title = "DiT" if model_id == LOCAL_ID else model_id.split("/")[-1]
     shown = list(gallery) or ([Sample(_classes(config), SAMPLES)] if has_samples else [])
     sections = {
@@ -83,7 +84,7 @@ def make_card(
         "Training": _training(recipe, has_loss_curve),
         "Evaluation": evaluation_table(results),
         "Limits and bias": _limits(config, base_model, datasets),
-        "Licence": Licence(license).section + (BASE_TEXT if base_model else ""),
+        "Licence": licence.section + (BASE_TEXT if base_model else ""),
         "Citation": CITATION,
     }
     return make_page(
@@ -92,7 +93,6 @@ def make_card(
         sections,
         library_name="diffusers",
         tags=["dit", "diffusion", "dit-hf", *(["class-conditional-image-generation"] if config.num_classes else [])],
-        license=license,
         datasets=list(datasets) or None,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
@@ -100,6 +100,7 @@ def make_card(
         eval_results=list(results) or None,
         arxiv="2212.09748",
         widget=[{"text": sample.text, "output": {"url": sample.file}} for sample in shown] or None,
+        **licence.metadata,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from .page import PIPELINE_TAG, table_of_columns
+from .stamp import stamped_as
 
 HEADING = "## Evaluation"
 # Settings of the samples that a card shows. The JSON file of an evaluation holds all of them.
@@ -92,4 +93,5 @@ def write_results(
         text = f"{old.text[: place.start()]}{section}\n{old.text[place.end() :]}".rstrip() + "\n"
     else:
         text = f"{old.text.rstrip()}\n\n{section}"
-    path.write_text(f"---\n{data.to_yaml()}\n---\n{text}", encoding="utf-8")
+    before = path.read_text(encoding="utf-8")
+    path.write_text(stamped_as(f"---\n{data.to_yaml()}\n---\n{text}", before), encoding="utf-8")

@@ -7,17 +7,16 @@ from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 from transformers.utils import logging
-from yaml import YAMLError
 
 from ..betas import PAPER_BETAS
 from ..cards.converted import make_converted_card
-from ..cards.licences import ORIGINAL, Licence
+from ..cards.licences import ORIGINAL, Licence, stated_licence
 from ..cards.metadata import check_license
 from ..cards.page import CARD
+from ..cards.stamp import digest_of_weights, stamped
 from ..configuration_dit import DiTConfig
 from .diffusers_files import HUB_ARGUMENTS
 from .objective import has_untrained_variance
@@ -72,7 +71,7 @@ def convert(
         _warn_of_what_a_checkpoint_lacks(pipeline.scheduler.config)
         _write_checkpoint(to_original(pipeline.transformer), destination)
         return
-    stated = Licence(license) if license else _stated_licence(source, hub)
+    stated = Licence(license) if license else stated_licence(source, hub)
     may_be_published = not is_ours and not has_untrained_variance(pipeline.transformer)  # which SiT's weights have
     licence = choose_licence(stated, pipeline.transformer.config, may_be_published)
     if not licence:
@@ -80,7 +79,7 @@ def convert(
     pipeline.save_pretrained(destination, format=to)
     name, in_diffusers = destination.resolve().name, to == "diffusers"
     card = make_converted_card(pipeline, name, source, commit, licence, in_diffusers=in_diffusers)
-    card.save(destination / CARD)
+    (destination / CARD).write_text(stamped(str(card), digest_of_weights(destination)), encoding="utf-8")
 
 
 def _check_request(destination: Path, to: str, scheduler: str | None, license: str | None) -> None:
@@ -123,22 +122,6 @@ def _write_checkpoint(state: Mapping[str, torch.Tensor], path: Path) -> None:
         torch.save(dict(state), path)
     else:
         save_file(dict(state), path)
-
-
-def _stated_licence(source: str, hub: Mapping[str, Any]) -> Licence:
-    """Return the licence that the source's card states; an empty one if there is no card that can be read."""
-    if os.path.isfile(source):
-        return Licence()
-    try:
-        file = Path(source, CARD) if os.path.isdir(source) else hf_hub_download(source, CARD, **hub)
-        data = ModelCard.load(file).data.to_dict() if Path(file).is_file() else {}
-    except EntryNotFoundError:  # also without the network, if the card was not fetched before
-        return Licence()
-    except (ValueError, YAMLError) as error:
-        logger.warning(f"The card of {source} cannot be read, so its licence is not known: {error}")
-        return Licence()
-    fields = ("license", "license_name", "license_link")
-    return Licence(**{name: data[name] for name in fields if isinstance(data.get(name), str)})
 
 
 def choose_licence(stated: Licence, config: DiTConfig, may_be_published: bool) -> Licence:

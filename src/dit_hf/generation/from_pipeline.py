@@ -93,7 +93,9 @@ def _read_labels(pipeline: Any, file: Path) -> list[int]:
     ids: list[int] = []
     for number, label in _read_lines(file):
         try:
-            ids += [int(label)] if label.isdecimal() else pipeline.get_label_ids(label)
+            # digits that name a class are a name, as in the option --class-labels
+            is_id = label.isdecimal() and label not in pipeline.labels
+            ids += [int(label)] if is_id else pipeline.get_label_ids(label)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from error
         if not 0 <= ids[-1] < num_classes:

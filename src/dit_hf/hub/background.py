@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 
 from ..files import announce, folder_written_whole
+from .card import check_card
+from .errors import HubError
 from .push import check_push, push_folder
 
 logger = logging.getLogger("dit_hf.training")
@@ -17,6 +19,7 @@ logger = logging.getLogger("dit_hf.training")
 class Card(Protocol):
     """What a push needs of a training's card, `dit_hf.cards.training.TrainingCard`."""
 
+    def outline(self) -> ModelCard: ...
     def write(self, pipeline: Any, folder: Path) -> None: ...
 
 
@@ -44,13 +47,14 @@ class BackgroundPush:
 
     Raises:
         HubError: If pushes will not be allowed, before the training starts.
-        ValueError: If the repository is public and `private` is not False.
+        ValueError: If the repository is public and `private` is not False, or if the Hub refuses the card.
     """
 
     def __init__(self, repo_id: str, card: Card, *, private: bool = True) -> None:
         self.repo_id, self.private = check_push(repo_id, private=private), private
+        check_card(str(card.outline()), self.repo_id)
         self._card, self._api = card, HfApi()
-        self._running: Future[None] | None = None
+        self._running: Future[str | None] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -72,21 +76,49 @@ class BackgroundPush:
         self.start(output_dir / "pipeline", f"Step {step}")
 
     def start(self, folder: Path, message: str) -> None:
-        """Begin to push a folder in the background; the push before must be over."""
+        """Begin to push a folder in the background; the push before must be over.
+
+        Args:
+            folder: Folder of a pipeline or of an adapter.
+            message: First line of the commit.
+        """
         assert not self.is_busy, "a push reads the folder while another one starts"
         self._running = self._api.run_as_future(self._push, folder, message)
 
-    def wait(self) -> None:
-        """Wait for the push that runs, if one does; its tries are bounded."""
-        error = self._running.exception() if self._running is not None else None
-        if error is not None:
-            logger.error(f"the push failed, the training continues: {error!r}")
+    def wait(self) -> str | None:
+        """Wait for the push that runs, if one does; its tries are bounded.
 
-    def _push(self, folder: Path, message: str) -> None:
+        Returns:
+            The reason if the newest push has not arrived, in one line; None if it has, or if there was none.
+        """
+        if self._running is None:
+            return None
+        error = self._running.exception()
+        if error is None:
+            return self._running.result()
+        logger.error(f"the push failed, the training continues: {error!r}")  # an error that `_push` does not expect
+        return repr(error)
+
+    def check_arrived(self) -> None:
+        """Wait for the newest push, as `wait` does, and raise an error if it has not arrived.
+
+        Raises:
+            HubError: If it has not; the message says why and what to do.
+        """
+        reason = self.wait()
+        if reason is not None:
+            raise HubError(
+                f"the training is finished and its files are whole, but {self.repo_id} does not have them: {reason}. "
+                "Run the same command again: it pushes without training"
+            )
+
+    def _push(self, folder: Path, message: str) -> str | None:
+        """Push a folder, and return why it has not arrived, or None."""
         try:
             commit = push_folder(folder, self.repo_id, private=self.private, commit_message=message)
         except (OSError, ValueError) as error:
             kept = f"The files stay in {folder.name}/"
             logger.error(f"{message}: the push failed, the training continues: {error}. {kept}")
-        else:
-            logger.info(f"{message}: {commit.commit_url}")
+            return str(error)
+        logger.info(f"{message}: {commit.commit_url}")
+        return None

@@ -8,9 +8,10 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 
+from ..cards.metadata import check_license
 from ..cards.page import CARD, with_repository
-from ..cards.pipeline import make_card
 from ..network import retried
+from .card import check_card, choose_card
 from .errors import HubError, one_line_errors
 from .files import sent_files
 
@@ -72,12 +73,14 @@ def push_folder(
 
     Raises:
         HubError: As in `check_push`.
-        ValueError: If the folder holds a file that is never pushed, or as in `check_push`.
+        ValueError: If the folder holds a file that is never pushed, if the Hub refuses the card, or as in `check_push`.
     """
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise ValueError(f"create_pr=True with revision={revision!r}: a pull request goes to main, pass one of them")
     files = sent_files(Path(folder))
     repo_id = check_push(repo_id, private=private, token=token)
+    if CARD in files:
+        check_card(files[CARD].read_text(encoding="utf-8"), repo_id)
     api = HfApi(token=token)
     with one_line_errors(repo_id):
         if revision and revision != constants.DEFAULT_REVISION and not revision.startswith("refs/"):
@@ -100,40 +103,56 @@ def push_folder(
     return commit
 
 
-def push_pipeline(pipeline: DiffusionPipeline, repo_id: str, *, token: str | None = None, **options: Any) -> CommitInfo:
-    """Save a pipeline and push it, with a card.
-
-    A card that is on the Hub stays as it is, since people edit cards. If there is none, the card goes along that lies
-    in the folder from which the pipeline was loaded; without that, a card is made.
+def push_pipeline(
+    pipeline: DiffusionPipeline,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> CommitInfo:
+    """Save a pipeline and push it, with the card that `choose_card` returns.
 
     Args:
         pipeline: Pipeline to push.
         repo_id: Repository, as in `push_folder`.
+        license: Licence of the weights, as the Hub calls it; None keeps the licence that the card states.
         token: Token, as in `push_folder`.
         **options: Other arguments of `push_folder`.
 
     Raises:
         HubError: As in `push_folder`.
-        ValueError: As in `push_folder`.
+        ValueError: If the licence is none of the Hub's, or as in `push_folder`.
     """
+    check_license(license)
     full_id = check_push(repo_id, private=options.get("private", True), token=token)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary, "pipeline")
         pipeline.save_pretrained(folder)
-        with one_line_errors(full_id):
-            has_card = retried(lambda: HfApi(token=token).file_exists(full_id, CARD, revision=options.get("revision")))
-        if not has_card:
-            _write_card(pipeline, folder)
+        published = _read_published_card(full_id, options.get("revision"), token)
+        origin = Path(pipeline.name_or_path or "")
+        card = choose_card(pipeline, folder, published, license, full_id)
+        (folder / CARD).write_text(card.text, encoding="utf-8")
+        if card.is_of_origin:
+            _copy_pictures(origin, folder)
         return push_folder(folder, full_id, token=token, **options)
 
 
-def _write_card(pipeline: DiffusionPipeline, folder: Path) -> None:
-    origin = Path(pipeline.name_or_path or "")
-    if (origin / CARD).is_file() and (origin / "model_index.json").is_file():
-        for path in [origin / CARD, *origin.glob("*.png")]:
-            (folder / path.name).write_bytes(path.read_bytes())
-    else:
-        make_card(pipeline).save(folder / CARD)
+def _read_published_card(repo_id: str, revision: str | None, token: str | None) -> str | None:
+    """Return the card that is on the Hub; None if there is none."""
+    api = HfApi(token=token)
+    with one_line_errors(repo_id), tempfile.TemporaryDirectory() as temporary:
+        if not retried(lambda: api.file_exists(repo_id, CARD, revision=revision)):
+            return None
+        file = retried(lambda: api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=temporary))
+        return Path(file).read_text(encoding="utf-8")
+
+
+def _copy_pictures(origin: Path, folder: Path) -> None:
+    for picture in [*origin.glob("*.png"), *origin.glob("samples/*.png")]:
+        copy = folder / picture.relative_to(origin)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(picture.read_bytes())
 
 
 def _content(name: str, path: Path, repo_id: str) -> str | bytes:

@@ -42,6 +42,7 @@ from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave
 from .processes.terminal import outlast_terminal
 from .reporting.distances import Distance
 from .reporting.metrics import Meter
+from .reporting.previews import MAX_IMAGES
 from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
@@ -153,8 +154,11 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
             id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
         )
+    folder.previews.labels = folder.previews.labels or start.class_indices[:MAX_IMAGES]  # those of the data
     trainer = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream, feed)
     folder.observer.on_end("start")
+    if settings.init_from and progress.step == 0:
+        trainer.draw_before()
     trainer.train(progress, records)
     trainer.refresh_pipeline()
     if pipeline is not None:

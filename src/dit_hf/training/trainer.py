@@ -35,7 +35,8 @@ class Push(Protocol):
     def is_busy(self) -> bool: ...
     def push_checkpoint(self, pipeline: Any, output_dir: Path, step: int) -> None: ...
     def start(self, folder: Path, message: str) -> None: ...
-    def wait(self) -> None: ...
+    def wait(self) -> str | None: ...
+    def check_arrived(self) -> None: ...
 
 
 class Stream(Protocol):
@@ -68,6 +69,12 @@ class Trainer:
             average = self.state.ema.gather(self.settings.ema_decay, self.state.model)
             if self.pipeline is not None:
                 self.pipeline.transformer.load_state_dict(average)
+
+    def draw_before(self) -> None:
+        """Draw a preview of the model that a fine-tuning starts from, to be compared with those of later steps."""
+        self.refresh_pipeline()
+        self.folder.preview(self.pipeline, 0, lambda: bool(self.stop))
+        self.meter.restart_clock()
 
     def train(self, progress: Progress, records: Iterator[StepRecord]) -> None:
         """Take steps from the loop, and write metrics, checkpoints and previews at their intervals.
