@@ -160,6 +160,21 @@ def test_run_in_a_thread_warns_trains_and_stops_when_its_request_says_so(tiny: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, None], ids=["stopped", "finished"])
+def test_output_that_nobody_reads_any_more_ends_no_training(tiny: Path, tmp_path: Path, number: int | None):
+    journal = tmp_path / "journal"
+    process = trainer.start(journal, arguments(tiny, tmp_path), "step", NOBODY_READS="1")
+    pid = trainer.wait_for("begin step", journal)
+    if number:
+        os.kill(pid, number)
+        trainer.wait_for("asked in step", journal)
+    trainer.release(journal)
+    trainer.finish([process], journal, code=129 if number else 0)
+    status = json.loads((tmp_path / "out" / "status.json").read_text())
+    assert status["state"] == ("preempted" if number else "finished")
+
+
+@pytest.mark.slow
 def test_signal_to_the_whole_group_spares_the_workers_until_the_checkpoint_is_saved(tiny: Path, tmp_path: Path):
     journal = tmp_path / "journal"
     process = trainer.start(journal, arguments(tiny, tmp_path), "step")
