@@ -201,7 +201,11 @@ COMPARED = ["--samples", "samples.npz", "--reference", "reference.npz", "--extra
         ([*COMPARED[:4], "--extractor", TINY + "s"], "has no 'TinyExtractors'"),
         (
             ["--samples", "images", "--reference", "reference.npz", "--num-images", "200"],
-            "num_images=200 is outside 1..115",
+            "--num-images 200 is outside 1..115",
+        ),
+        (
+            ["--model", "a/b", "--reference", "reference.npz"],
+            "--num-images is missing: give the number of images to draw, or a file of labels",
         ),
     ],
 )
