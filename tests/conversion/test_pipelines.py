@@ -206,7 +206,7 @@ def test_checkpoint_with_a_vae_is_a_pipeline_of_the_paper(checkpoint, golden_pip
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "0400000.pt holds a transformer only: pass vae="),
+        ({}, "0400000.pt holds a transformer only: name its autoencoder by folder or id, as in vae="),
         ({"vae": None, "scheduler": "Euler", **HEADS}, "'Euler' is no scheduler of diffusers"),
         (
             {"vae": None, "scheduler": "FlowMatchEulerDiscreteScheduler", **HEADS},

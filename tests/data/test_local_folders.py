@@ -23,7 +23,7 @@ from PIL import Image
 from dit_hf.data.retries import SourceError
 from dit_hf.data.sources import FilesSource, ParquetSource, open_images
 from dit_hf.data.streaming import ImageStream
-from dit_hf.images import readable_formats
+from dit_hf.images import HEIC_REMEDY, readable_formats
 
 
 def picture(number: int = 0, format: str = "PNG") -> bytes:
@@ -127,7 +127,7 @@ def test_heic_is_read_or_named_with_the_remedy(tmp_path: Path, caplog, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)  # as if it were not installed
     readable_formats.cache_clear()
     assert classes(tmp_path) == by_folder("cat/1.jpg")
-    assert "1 .heic (run `pip install pillow-heif`, or convert them to JPEG)" in caplog.text
+    assert f"1 .heic ({HEIC_REMEDY})" in caplog.text
     monkeypatch.undo()
     readable_formats.cache_clear()
 
@@ -297,6 +297,12 @@ def test_images_without_class_folders_are_refused_with_the_remedy(tmp_path: Path
     with pytest.raises(
         ValueError, match="holds 3 images outside of class folders and 1 in them: put the images of each"
     ):
+        open_images(str(tmp_path))
+
+
+def test_folder_whose_pictures_are_all_of_a_kind_that_is_not_read_names_the_remedy(tmp_path: Path):
+    fill(tmp_path, "cat/1.jxl", "dog/2.jxl", "dog/2.txt")
+    with pytest.raises(ValueError, match=r"holds no image that is read, but 2 .jxl \(convert them to PNG or JPEG\)"):
         open_images(str(tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_version_of_the_data_is_recorded_and_a_change_is_refused(folder: Path, t
 
 
 def test_run_goes_on_with_changed_photographs_if_that_is_allowed_but_not_with_other_classes(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, caplog
 ):
     photos, out = tmp_path / "photos", tmp_path / "out"
     for label in range(2):
@@ -137,7 +138,9 @@ def test_run_goes_on_with_changed_photographs_if_that_is_allowed_but_not_with_ot
         for k in range(7):
             picture(label, k % 5).save(photos / "ab"[label] / f"{k}.png")
     flags = ("--dataset_name", str(photos), "--random_flip", "false")
-    train(folder, out, *flags, "--max_train_steps", "3")  # 18 of 14 images: in epoch 1
+    with caplog.at_level(logging.INFO, "dit_hf"):
+        train(folder, out, *flags, "--max_train_steps", "3")  # 18 of 14 images: in epoch 1
+    assert f"{photos}: 14 images of 2 classes: a 7, b 7" in caplog.text
     assert status(out) == [0, 0, 1]
     picture(1, 4).save(photos / "b" / "0.png")
     picture(0, 4).save(photos / "a" / "new.png")

@@ -1,23 +1,29 @@
 """Whole fine-tunings of seconds: what is trained, what is written, and that they go on bit for bit."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers.utils import make_image_grid
+from PIL import Image
 from safetensors.torch import load_file
 
-import dit_hf
+sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the module by its name
+
+import trainer
+
 from dit_hf import DiTPipeline
 from dit_hf.finetuning import carry_classes
 from dit_hf.training.loop import StepRecord
 from dit_hf.training.observer import Observer
+from dit_hf.training.origin import load_origin
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
+from dit_hf.training.start import adapt_to_data
 
 STEPS = 8
 
@@ -104,11 +110,8 @@ def test_a_part_is_trained_averaged_and_goes_on_bit_for_bit(
 def test_an_adapter_is_trained_by_two_processes_as_by_one(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--keep_classes", "--lora_rank", "2")
     train(tiny, tmp_path / "one", *flags)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command = [*torchrun, "-m", "dit_hf.training.run", str(tiny / "tiny.yaml"), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
-    half = ["--output_dir", str(tmp_path / "two"), "--train_batch_size", "3"]
-    subprocess.run([*command, *half], check=True, timeout=600, env=environment)
+    half = [str(tiny / "tiny.yaml"), "--output_dir", str(tmp_path / "two"), "--train_batch_size", "3", *flags]
+    trainer.finish(trainer.start_two(tmp_path / "journal", half), tmp_path / "journal")
     once, twice = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(once, twice, rtol=1e-3, atol=1e-4)  # sums in another order
 
@@ -143,6 +146,26 @@ def test_an_adapter_is_written_loads_and_gives_what_the_merged_pipeline_gives(ti
     ]
     assert len(images) == 2
     torch.testing.assert_close(*images, rtol=1e-3, atol=1e-3)  # sums in another order
+
+
+def test_pictures_before_and_after_show_the_classes_of_the_data(tiny: Path, tmp_path: Path, base: Path):
+    """With the classes c, d and x kept, those of the data are a, b, c and d: the model's 3, 4, 0 and 1."""
+    flags = ("--init_from", str(base), "--keep_classes", "--max_train_steps", "2", "--ema_decay", "0")
+    after = load(train(tiny, tmp_path, *flags, "--learning_rate", "0.05"))
+    origin = load_origin(str(base))
+    model = adapt_to_data(origin, ["a", "b", "c", "d"], sample_size=8, keep_classes=True).model.eval()
+    before = DiTPipeline(model, after.vae, after.scheduler, after.config.id2label)
+    before.set_progress_bar_config(disable=True)
+    rows = []
+    for pipeline in (before, after):
+        noise = torch.Generator().manual_seed(0)
+        arguments = {"guidance_scale": 4.0, "num_inference_steps": 2, "generator": noise}
+        images = pipeline(["a", "b", "c", "d"], **arguments).images
+        rows.append(np.array(make_image_grid(images, 2, 2)))
+    picture = np.array(Image.open(tmp_path / "before_after.png"))
+    np.testing.assert_array_equal(picture[:32], rows[0])
+    np.testing.assert_array_equal(picture[40:], rows[1])
+    assert not np.array_equal(*rows)
 
 
 def test_a_pipeline_goes_on_at_twice_its_resolution(tiny: Path, tmp_path: Path, base: Path):

@@ -96,8 +96,8 @@ def _load_diffusers_form(
 def _load_checkpoint(cls: Any, path: Path, **arguments: Any) -> Any:
     if "vae" not in arguments:
         raise ValueError(
-            f"{path.name} holds a transformer only: pass vae=AutoencoderKL.from_pretrained(...), or its folder or id, "
-            "or vae=None for a model of pixels"
+            f"{path.name} holds a transformer only: name its autoencoder by folder or id, as in "
+            "vae='stabilityai/sd-vae-ft-ema', or pass vae=None for a model of pixels"
         )
     of_model = {name: arguments.pop(name) for name in CHECKPOINT_ARGUMENTS & arguments.keys()}
     of_pipeline = {name: arguments.pop(name) for name in PIPELINE_FIELDS if name in arguments}

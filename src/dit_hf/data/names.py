@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import DatasetBuilder, load_dataset_builder
 from datasets import config as datasets_config
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..image_folder import ARCHIVE, suffix_of
@@ -93,10 +93,12 @@ def _check_name(name: str, *, is_known: bool) -> None:
         return
     try:
         HfApi(endpoint=datasets_config.HF_ENDPOINT).dataset_info(name, timeout=SECONDS_TO_REACH_THE_HUB)
+    except GatedRepoError:
+        return  # it is there: `datasets` asks again, and names what is wrong
     except RepositoryNotFoundError as error:
         raise SourceError(f"{_not_there(name)}; on the Hub it doesn't exist either, or is not yours to read") from error
     except HfHubHTTPError:
-        return  # `datasets` asks again, and names what is wrong
+        return
     except (HTTPError, OSError) as error:
         raise SourceError(f"{_not_there(name)}; nor can the Hub be asked for it: {reason_of(error)}") from error
 

@@ -18,7 +18,7 @@ from math import gcd
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ..images import BadImage, decode_image
 from .bad_images import check_bad_images
@@ -28,6 +28,7 @@ from .preparation import image_to_tensor, jitter, resize_and_crop
 from .rows import Rows
 from .samples import open_samples
 from .sources import ImageSource, SequentialSource
+from .workers import receive, share
 
 __all__ = ["BEGINNING", "ImageBatch", "ImageStream", "Position", "Skipped"]
 
@@ -93,11 +94,15 @@ class ImageStream:
         self._shares = _Shares(self)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        """Yield this process's share of each global batch.
+        """Yield this process's share of each global batch, and wait for each as long as it takes."""
+        return (batch for batch in self.batches(lambda: False) if batch is not None)
+
+    def batches(self, is_stopped: Callable[[], bool]) -> Iterator[ImageBatch | None]:
+        """Yield this process's share of each global batch, or None if `is_stopped()` ends the wait for the workers.
 
         Raises:
             ValueError: If a label is outside the classes, or, on a single process, if too many images are bad.
-            SourceError: If a shard cannot be read.
+            SourceError: If a shard cannot be read, or a worker is gone or has no room for its share.
         """
         stride = self.world_size * max(self.num_workers, 1)
         times = stride // gcd(stride, self.num_streams)
@@ -106,7 +111,10 @@ class ImageStream:
                 f"each row group is read {times} times: make processes x workers, here {stride}, a divisor of "
                 f"{self.num_streams} to read each once"
             )
-        for batch in self._batches():
+        for batch in self._batches(is_stopped):
+            if batch is None:
+                yield None
+                continue
             self.images_seen += len(batch.positions) * self.world_size
             fresh = {key: reason for key, reason in batch.skipped if key not in self.bad_images}
             for key, reason in fresh.items():
@@ -116,26 +124,21 @@ class ImageStream:
                 self.check_bad_images()
             yield batch
 
-    def _batches(self) -> Iterator[ImageBatch]:
+    def _batches(self, is_stopped: Callable[[], bool]) -> Iterator[ImageBatch | None]:
         if not self.num_workers:
             yield from self._shares.batches(0, 1)
             return
-        loader = DataLoader(
-            self._shares,
-            batch_size=None,
-            num_workers=self.num_workers,
-            generator=torch.Generator(),  # its own, because a loader without one draws from the global generator
-            worker_init_fn=self.worker_init,
-        )
-        shares = iter(loader)
-        while True:
-            batch = []
-            for _ in range(self.num_workers):
-                share = next(shares)
-                if isinstance(share, Exception):
-                    raise share
-                batch.append(share)
-            yield merge_parts(batch)
+        batch = []
+        for item in receive(self._shares, self.num_workers, self.worker_init, is_stopped):
+            if item is None:
+                yield None
+                continue
+            if isinstance(item, Exception):
+                raise item
+            batch.append(item)
+            if len(batch) == self.num_workers:
+                yield merge_parts(batch)
+                batch = []
 
     def check_bad_images(self) -> None:
         """Judge whether too many images are bad.
@@ -164,7 +167,10 @@ class _Shares(IterableDataset):
         worker = get_worker_info()
         assert worker is not None
         try:
-            yield from self.batches(worker.id, worker.num_workers)
+            for batch in self.batches(worker.id, worker.num_workers):
+                share(batch.images)
+                share(batch.class_labels)
+                yield batch
         except (ValueError, OSError) as error:
             yield error
 

@@ -36,17 +36,17 @@ def match_classes(known: Mapping[int, str], names: Sequence[str]) -> list[int | 
     whole: dict[str, list[int]] = {}
     for class_id, label in known.items():
         whole.setdefault(_normal(label), []).append(class_id)
-    by_label = [_by_label(position, name, whole.get(_normal(name), [])) for position, name in enumerate(names)]
-    synonyms, taken = _synonyms(known), {class_id for class_id in by_label if class_id is not None}
+    matched = [_by_label(position, name, whole.get(_normal(name), [])) for position, name in enumerate(names)]
+    synonyms = _synonyms(known)
     for position, name in enumerate(names):
         synonym = synonyms.get(_normal(name))
-        if by_label[position] is None and synonym is not None:
-            if synonym in taken:
-                logger.warning(f"class {name!r} starts anew: another class of the data continues {known[synonym]!r}")
-                continue
-            taken.add(synonym)
-            by_label[position] = synonym
-    return by_label
+        if matched[position] is not None or synonym is None:
+            continue
+        if synonym in matched:
+            logger.warning(f"class {name!r} starts anew: another class of the data continues {known[synonym]!r}")
+        else:
+            matched[position] = synonym
+    return matched
 
 
 def _normal(name: str) -> str:

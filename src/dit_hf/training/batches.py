@@ -7,6 +7,7 @@
 Each stage keys its random numbers by (seed, epoch, position), so that a resumed training sees the same batches.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
 from ..data.revision import LOCAL_PREFIX
+from ..data.sequential import SequentialSource
 from ..data.sources import ImageSource, open_images
 from ..data.streaming import ImageBatch, ImageStream, Position
 from .batch import LatentBatch
+from .processes.launch import available_cores
 from .processes.signals import shield_worker
 from .saving.checkpoint import Progress
 from .settings import TrainSettings, read_yaml, rows
@@ -31,6 +34,8 @@ EXTRAS: dict[str, Callable[[ImageBatch], torch.Tensor]] = {
     "images": lambda batch: batch.images,  # (B, 3, S, S) in [-1, 1], cropped and flipped as they are encoded
 }
 logger = get_logger("dit_hf.training")
+
+MAX_WORKERS = 4  # of a process, if the user sets no number
 
 # Settings that decode or crop images, and so have no effect on latents that were made beforehand.
 ONLY_FOR_IMAGES = ("image_column", "label_column", "cache_latents")
@@ -122,30 +127,56 @@ def open_stream(
         start=Position(progress.epoch, progress.offset),
         images_seen=progress.images_seen,
         bad_images=progress.bad_images,
-        num_workers=settings.dataloader_num_workers,
+        num_workers=choose_num_workers(
+            settings.dataloader_num_workers,
+            source.num_streams,
+            accelerator.num_processes,
+            has_row_groups=not isinstance(source, SequentialSource),
+        ),
         max_bad_images=settings.max_bad_images,
         worker_init=shield_worker,
     )
 
 
+def choose_num_workers(wanted: int | None, num_streams: int, num_processes: int, *, has_row_groups: bool = True) -> int:
+    """Return the number of loader workers of each process; what a batch holds does not depend on it.
+
+    Args:
+        wanted: Number that the user has set; None to choose one.
+        num_streams: Number of streams of the data set's order. Unless it is a multiple of processes x workers, row
+            groups are read more than once.
+        num_processes: Number of training processes on all machines.
+        has_row_groups: Whether a worker can read its own rows only; if not, one worker reads as much as many do.
+    """
+    if wanted is not None:
+        return wanted
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    most = min(MAX_WORKERS if has_row_groups else 1, cores - 1)  # a core stays with the training
+    fitting = [count for count in range(1, most + 1) if num_streams == 1 or num_streams % (count * num_processes) == 0]
+    return max(fitting, default=0)
+
+
 def latent_batches(
-    stream: ImageStream,
+    batches: Iterator[ImageBatch | None],
     encoder: LatentEncoder,
     device: torch.device,
     class_indices: list[int],
     extras: Collection[str] = (),
-) -> Iterator[LatentBatch]:
-    """Yield the latents of this process without end.
+) -> Iterator[LatentBatch | None]:
+    """Yield the latents of this process without end; None if the run was asked to stop while it waited for images.
 
     Args:
-        stream: Batches of prepared images.
+        batches: Batches of prepared images, as `ImageStream.batches` yields them.
         encoder: VAE that encodes them.
         device: Device that the model is on.
         class_indices: The model's class of each class of the data; empty for an unconditional model.
         extras: Keys of `EXTRAS` that techniques need.
     """
     to_model = torch.tensor(class_indices)  # (K,)
-    for batch in stream:
+    for batch in batches:
+        if batch is None:
+            yield None
+            continue
         yield LatentBatch(
             x_0=encoder(batch).to(device),
             class_labels=to_model[batch.class_labels].to(device) if class_indices else None,

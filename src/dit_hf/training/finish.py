@@ -1,6 +1,9 @@
 """The end of a training: the pipeline is saved, loaded back as a user would, sampled, described and pushed."""
 
+from pathlib import Path
+
 from accelerate.logging import get_logger
+from PIL import Image
 
 from ..cards.training import TrainingCard
 from ..finetuning import merged, save_lora
@@ -12,6 +15,18 @@ from .reporting.previews import PreviewStopped, save_grid
 from .trainer import Trainer
 
 logger = get_logger("dit_hf.training")
+
+GAP = 8  # pixels between the pictures before and after
+
+
+def stack_pictures(upper: Path, lower: Path, target: Path) -> None:
+    """Write two pictures below each other as one."""
+    pictures = [Image.open(path).convert("RGB") for path in (upper, lower)]
+    height = sum(picture.height for picture in pictures) + GAP
+    stacked = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
+    stacked.paste(pictures[0], (0, 0))
+    stacked.paste(pictures[1], (0, pictures[0].height + GAP))
+    stacked.save(target)
 
 
 def finish(trainer: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
@@ -39,6 +54,8 @@ def finish(trainer: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
     except PreviewStopped as error:
         raise Preempted("asked to stop at the end of the training") from error
     save_grid(images, path / "samples.png")
+    if (before := trainer.folder.previews.folder / "step-00000000.png").is_file():
+        stack_pictures(before, path / "samples.png", path / "before_after.png")
     classes = trainer.folder.previews.classes(loaded.transformer.config)
     names = loaded.config.id2label or {}
     card.add_samples(images, [names.get(class_id, f"class {class_id}") for class_id in classes])

@@ -32,14 +32,17 @@ from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .assembly import Assembly, assemble
 from .batches import check_extras, check_stored_latents, latent_batches, open_source, open_stream
+from .feed import BatchFeed
 from .finish import finish
 from .loop import KeyedDraws, train_steps
 from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
 from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave
+from .processes.terminal import outlast_terminal
 from .reporting.distances import Distance
 from .reporting.metrics import Meter
+from .reporting.previews import MAX_IMAGES
 from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
@@ -69,6 +72,7 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
         MemoryError: If a step does not fit the device's memory.
     """
     accelerator = start_training_accelerator(settings)
+    settings.mixed_precision = accelerator.mixed_precision  # the launcher's, if the settings leave it open
     folder = RunFolder(settings, accelerator, observer)
     stop = StopRequest() if stop is None else stop
     with stop, watched(folder.observer.on_disk), contextlib.ExitStack() as stack:
@@ -122,6 +126,10 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     # batches, draws and steps
     stream = open_stream(settings, source, accelerator, progress)
     encoder = LatentEncoder(vae, settings.seed, settings.cache_latents)
+    batches = latent_batches(
+        stream.batches(stop.__bool__), encoder, accelerator.device, start.class_indices, techniques.extras
+    )
+    feed = BatchFeed(batches, settings.gradient_accumulation_steps)
     dropout = model.config.class_dropout_prob if model.config.has_null_class else 0
     records = train_steps(
         accelerator,
@@ -130,7 +138,7 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
         state.lr_scheduler,
         state.ema,
         objective,
-        latent_batches(stream, encoder, accelerator.device, start.class_indices, techniques.extras),
+        iter(feed),
         watched_draws(KeyedDraws(settings.seed, objective, dropout), folder.observer),
         techniques=techniques,
         first_step=progress.step,
@@ -146,8 +154,11 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
             id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
         )
-    trainer = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream)
+    folder.previews.labels = folder.previews.labels or start.class_indices[:MAX_IMAGES]  # those of the data
+    trainer = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream, feed)
     folder.observer.on_end("start")
+    if settings.init_from and progress.step == 0:
+        trainer.draw_before()
     trainer.train(progress, records)
     trainer.refresh_pipeline()
     if pipeline is not None:
@@ -252,6 +263,7 @@ def main(
 
     A wrong setting ends with one line and exit code 1, a request to stop with the codes of `signals.EXIT_CODES`.
     """
+    outlast_terminal()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     stop = StopRequest() if stop is None else stop

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from .feed import BatchFeed
 from .loop import StepRecord
 from .processes.launch import any_process
 from .processes.signals import Preempted, StopRequest
@@ -60,6 +61,7 @@ class Trainer:
     meter: Meter
     distance: Distance | None
     stream: Stream
+    feed: BatchFeed
 
     def refresh_pipeline(self) -> None:
         """Load the average of a model that is split into the pipeline; the pipeline shares one that is whole."""
@@ -67,6 +69,12 @@ class Trainer:
             average = self.state.ema.gather(self.settings.ema_decay, self.state.model)
             if self.pipeline is not None:
                 self.pipeline.transformer.load_state_dict(average)
+
+    def draw_before(self) -> None:
+        """Draw a preview of the model that a fine-tuning starts from, to be compared with those of later steps."""
+        self.refresh_pipeline()
+        self.folder.preview(self.pipeline, 0, lambda: bool(self.stop))
+        self.meter.restart_clock()
 
     def train(self, progress: Progress, records: Iterator[StepRecord]) -> None:
         """Take steps from the loop, and write metrics, checkpoints and previews at their intervals.
@@ -86,8 +94,12 @@ class Trainer:
         deadline = time.monotonic() + 60 * (settings.max_train_minutes or math.inf)
         first_step, bad_in_a_row = progress.step, 0
         while True:
-            is_stopped, is_late = any_process(self.accelerator, [bool(self.stop), time.monotonic() > deadline])
-            if is_stopped or is_late or progress.step >= settings.max_train_steps:
+            is_done = progress.step >= settings.max_train_steps
+            if not (is_done or self.stop):
+                self.feed.fetch()
+            flags = [bool(self.stop), time.monotonic() > deadline, self.feed.error is not None]
+            is_stopped, is_late, is_broken = any_process(self.accelerator, flags)
+            if is_done or is_stopped or is_late or is_broken:
                 break
             record = self._next_record(progress, records)
             bad_in_a_row = bad_in_a_row + 1 if record.bad_ranks is not None else 0
@@ -110,37 +122,54 @@ class Trainer:
             if meter.records and not is_stopped:
                 self._log(progress, bar)
             self._checkpoint(progress)
-        elif not is_stopped:
+        elif not (is_stopped or is_broken):
             logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
         bar.close()
         if is_stopped:
             raise Preempted(f"asked to stop, the newest checkpoint is that of step {folder.checkpoints.newest_step}")
+        if is_broken:
+            self._raise_data_error(progress)
         if has_trained and progress.step % settings.validation_steps:
             self._preview(progress)
 
     def _next_record(self, progress: Progress, records: Iterator[StepRecord]) -> StepRecord:
-        """Take the next step. If the data end with an error, a single process saves the last step first.
+        """Take the next step.
 
         Raises:
             MemoryError: If the step does not fit the memory, naming what to change.
         """
         try:
             return next(records)
-        except (OSError, ValueError):
-            if self.accelerator.num_processes == 1 and progress.step > 0:
-                self._checkpoint(progress)
-            raise
         except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-                raise
-            config: Any = self.state.model.config
-            shape = (self.settings.train_batch_size, config.in_channels, *config.sample_height_width)
-            saving = "" if self.settings.gradient_checkpointing else ", or set --gradient_checkpointing"
-            raise MemoryError(
-                f"out of memory in step {progress.step + 1}, latents {shape} on {self.accelerator.device}: lower "
-                f"--train_batch_size and raise --gradient_accumulation_steps by as much{saving}. "
-                f"The newest checkpoint is that of step {self.folder.checkpoints.newest_step}. {error}"
-            ) from error
+            if explained := self._explain_memory(error, progress):
+                raise explained from error
+            raise
+
+    def _raise_data_error(self, progress: Progress) -> None:
+        """Raise what ended the data of any process, as an error of one line."""
+        error = self.feed.error
+        if error is None:
+            raise OSError("the data of another process have ended with an error, which that process names")
+        if explained := self._explain_memory(error, progress):
+            raise explained from error
+        if isinstance(error, OSError | ValueError):
+            raise error
+        position = f"(epoch, offset) ({progress.epoch}, {progress.offset})"
+        raise OSError(f"the data cannot be read after {position}: {error!r}") from error
+
+    def _explain_memory(self, error: Exception, progress: Progress) -> MemoryError | None:
+        """Return an error that says what to change, if memory ran out; else None."""
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not is_memory:
+            return None
+        config: Any = self.state.model.config
+        shape = (self.settings.train_batch_size, config.in_channels, *config.sample_height_width)
+        saving = "" if self.settings.gradient_checkpointing else ", or set --gradient_checkpointing"
+        return MemoryError(
+            f"out of memory in step {progress.step + 1}, latents {shape} on {self.accelerator.device}: lower "
+            f"--train_batch_size and raise --gradient_accumulation_steps by as much{saving}. "
+            f"The newest checkpoint is that of step {self.folder.checkpoints.newest_step}. {error}"
+        )
 
     def _log_skipped_step(self, record: StepRecord, in_a_row: int) -> None:
         """Log a step that was skipped, with this process's samples if its loss was not finite.

@@ -82,7 +82,7 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
         keep_float32_between_blocks(accelerator)
     stop_with_launcher()
     # `accelerate launch` sets OMP_NUM_THREADS=1 on every process.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     by_user = int(os.environ.get("OMP_NUM_THREADS", 1))
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(settings.num_threads or (by_user if by_user > 1 else share))
@@ -92,6 +92,11 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
         f"mixed precision: {accelerator.mixed_precision}, {global_batch_size(settings, accelerator)} images a step"
     )
     return accelerator
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_accelerator(settings: TrainSettings, accelerator: Accelerator) -> None:

@@ -61,8 +61,11 @@ class TrainSettings:
         at_least=0,
         card="jittered variants of each image",
     )
-    dataloader_num_workers: int = row(
-        4, "Number of processes that prepare images, beside each training process.", at_least=0, may_change="always"
+    dataloader_num_workers: int | None = row(
+        None,
+        "Number of processes that prepare images, beside each training process. Default: as fits the machine, up to 4.",
+        at_least=0,
+        may_change="always",
     )
 
     # model
@@ -252,7 +255,7 @@ class TrainSettings:
         may_change="always",
     )
     validation_labels: list[int] | None = row(
-        None, "Classes of the previews, by number. Default: the first 16.", may_change="always"
+        None, "Classes of the previews, by number. Default: the first 16 of those in the data.", may_change="always"
     )
     validation_inference_steps: int = row(
         50, "Number of scheduler steps of the previews.", at_least=1, may_change="always"
