@@ -174,6 +174,12 @@ def test_too_few_images_are_refused(extractor, pictures):
         extract(iter([]), extractor)
 
 
+@pytest.mark.parametrize("num_groups", [0, 231])
+def test_more_groups_than_images_are_refused(extractor, pictures, num_groups):
+    with pytest.raises(ValueError, match=rf"num_groups={num_groups} is outside 1\.\.230"):
+        extract(array_batches(pictures), extractor, num_groups=num_groups)
+
+
 def test_labels_of_some_batches_only_are_refused(extractor, pictures):
     with pytest.raises(ValueError, match="some have none"):
         extract(iter([pictures, (pictures, np.arange(230))]), extractor)
