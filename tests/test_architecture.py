@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "caches": set(),
     "diffusion": set(),
     "data": set(),
-    "generation": set(),
+    "generation": {"sampling"},
     "evaluation": set(),
     "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},

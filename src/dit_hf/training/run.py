@@ -39,6 +39,7 @@ from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
 from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave
+from .processes.terminal import outlast_terminal
 from .reporting.distances import Distance
 from .reporting.metrics import Meter
 from .reporting.previews import MAX_IMAGES
@@ -71,6 +72,7 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
         MemoryError: If a step does not fit the device's memory.
     """
     accelerator = start_training_accelerator(settings)
+    settings.mixed_precision = accelerator.mixed_precision  # the launcher's, if the settings leave it open
     folder = RunFolder(settings, accelerator, observer)
     stop = StopRequest() if stop is None else stop
     with stop, watched(folder.observer.on_disk), contextlib.ExitStack() as stack:
@@ -261,6 +263,7 @@ def main(
 
     A wrong setting ends with one line and exit code 1, a request to stop with the codes of `signals.EXIT_CODES`.
     """
+    outlast_terminal()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     stop = StopRequest() if stop is None else stop
