@@ -84,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
 PACKAGES_ALLOWED: dict[str, set[str]] = {
     "configuration_dit": {"transformers"},
     **dict.fromkeys(MODEL - {"configuration_dit"} | {"modeling_dit"}, {"torch", "transformers", "safetensors"}),
+    "pretrained": {"torch", "transformers", "safetensors", "huggingface_hub"},
     "diffusion": {"torch"},
     "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "fsspec", "diffusers", "huggingface_hub", "accelerate"},
     "generation": {"torch", "numpy", "PIL", "accelerate", "tqdm"},
