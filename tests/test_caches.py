@@ -11,6 +11,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 from diffusers.hooks import SeaCacheConfig, TextKVCacheConfig
+from diffusers.hooks._helpers import TransformerBlockRegistry
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.caches import CACHES
@@ -115,6 +116,21 @@ def test_caches_serve_every_design(block_type):
         run(pipe)
         assert len(called) == remaining, make()
         pipe.disable_cache()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "module", "remaining"), SUPPORTED.values(), ids=SUPPORTED)
+def test_caches_serve_blocks_wrapped_by_the_compiler(make, module, remaining, monkeypatch):
+    plain, wrapped = pipeline(), pipeline()
+    plain.enable_cache(make())
+    monkeypatch.setattr(TransformerBlockRegistry, "_registry", {})  # as before any cache was enabled
+    blocks = wrapped.transformer.blocks
+    called = count_calls(wrapped, module)
+    for number, block in enumerate(blocks):
+        blocks[number] = torch.compile(block, backend="eager")
+    wrapped.enable_cache(make())
+    torch.testing.assert_close(run(wrapped), run(plain))
+    assert len(called) == remaining
 
 
 def test_batches_with_and_without_guidance_keep_apart():

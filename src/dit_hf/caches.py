@@ -100,8 +100,9 @@ def enable(pipeline: DiffusionPipeline, config: Any) -> None:
     elif name == "SeaCacheConfig" and config.raw_vision_callback is None:
         # the callback takes a list of videos (C, frames, H, W): a latent is a video of one frame
         config = dataclasses.replace(config, raw_vision_callback=lambda model, args, _: [*args[0].unsqueeze(2)])
-    # diffusers' caches find the blocks by their class in this registry
-    TransformerBlockRegistry.register(type(model.blocks[0]), TransformerBlockMetadata(return_hidden_states_index=0))
+    # diffusers' caches find the blocks by their class in this registry, without the wrapper of torch.compile
+    block = getattr(model.blocks[0], "_orig_mod", model.blocks[0])
+    TransformerBlockRegistry.register(type(block), TransformerBlockMetadata(return_hidden_states_index=0))
     model.is_cache_enabled = False
     CacheMixin.enable_cache(model, config)
     if name == "PyramidAttentionBroadcastConfig":
