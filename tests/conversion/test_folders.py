@@ -166,7 +166,7 @@ def test_folder_for_diffusers_has_a_card_too_and_comes_back(sources, tmp_path, m
         (["SOURCE", "NEW", "--to", "original"], "end it with .pt or .safetensors"),
         (["SOURCE", "NEW.pt", "--to", "original", "--license", "mit"], "holds weights only, leave it out"),
         (["SOURCE", "NEW.pt", "--to", "original", "--scheduler", "DDIMScheduler"], "holds weights only, leave it out"),
-        (["SOURCE", "NEW"], "pass --vae none for a model of pixels"),
+        (["SOURCE", "NEW"], "pass --vae none"),
         (["SOURCE", "NEW", "--vae", "none"], "pass --num-attention-heads"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--weights", "best"], "choose from ema, model"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--scheduler", "Pipeline"], "no scheduler of diffusers"),

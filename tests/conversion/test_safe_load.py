@@ -412,3 +412,14 @@ def test_converting_takes_about_one_copy_of_the_weights(form, tiny, tmp_path):
     print(f"{form}: {copies:.2f} copies of {size / 2**20:.0f} MiB")
     assert size > 250 * 2**20
     assert copies < 1.25  # the largest tensor and a mask of finite values come on top
+
+
+def test_record_that_begins_behind_the_end_of_the_file_is_refused_when_it_is_read(tmp_path):
+    file = bytearray(rezip(pt({"a": torch.ones(3), "b": torch.ones(3)})))
+    entry = file.index(b"PK\x01\x02", file.index(b"archive/data/1", file.index(b"PK\x01\x02")) - 60)
+    file[entry + 42 : entry + 46] = struct.pack("<I", len(file) - 10)  # where its local header is
+    (tmp_path / "w.pt").write_bytes(file)
+    stored = read_checkpoint(tmp_path / "w.pt")
+    assert torch.equal(stored["a"].read(), torch.ones(3))
+    with pytest.raises(CheckpointError, match=r"w.pt is damaged"):
+        stored["b"].read()

@@ -77,7 +77,7 @@ def convert(
     options = {
         "num_attention_heads": num_attention_heads,
         "weights": weights,
-        "ignore": None if ignore is None else [name.strip() for name in ignore.split(",")],
+        "ignore": ignore,
         "timestep_freq_shift": timestep_freq_shift,
         "revision": revision,
         "vae": vae,

@@ -8,7 +8,7 @@ Files of others hold weights at many places. Each place that has a DiT's first l
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -62,20 +62,21 @@ def choose_weights(content: Mapping[str, Any], weights: str) -> Weights:
     return places[chosen[0]]
 
 
-def leave_out(tensors: Weights, ignore: tuple[str, ...]) -> Weights:
+def leave_out(tensors: Weights, ignore: str | Sequence[str]) -> Weights:
     """Return the tensors without those that a training needed beside the model.
 
     Args:
         tensors: Tensors by their keys.
-        ignore: Beginnings of keys, such as "projectors" for "projectors.0.weight".
+        ignore: Beginnings of keys, such as "projectors" for "projectors.0.weight"; a list, or a text with commas.
 
     Raises:
         ValueError: If no key has such a beginning.
     """
-    for prefix in ignore:
+    prefixes = [name.strip() for name in ignore.split(",")] if isinstance(ignore, str) else ignore
+    for prefix in prefixes:
         if not any(_begins(key, prefix) for key in tensors):
             raise ValueError(f"ignore={prefix!r}: no key begins so, leave it out")
-    return {key: tensor for key, tensor in tensors.items() if not any(_begins(key, prefix) for prefix in ignore)}
+    return {key: tensor for key, tensor in tensors.items() if not any(_begins(key, prefix) for prefix in prefixes)}
 
 
 def check_left_over(tensors: Weights, expected: set[str]) -> None:
@@ -95,7 +96,7 @@ def check_left_over(tensors: Weights, expected: set[str]) -> None:
         more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
         raise CheckpointError(
             f"the checkpoint has, of another model, {listed}{more}. What only the training needed, such as REPA's "
-            f"projectors, can be left out: pass ignore={names!r}"
+            f"projectors, can be left out: pass ignore={','.join(names)!r}"
         )
 
 

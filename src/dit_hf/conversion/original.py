@@ -36,7 +36,7 @@ def from_original(
     source: str | os.PathLike | Mapping[str, Any],
     *,
     weights: str = "ema",
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     any_objective: bool = False,
     **config: Any,
 ) -> DiTModel:
@@ -51,7 +51,7 @@ def from_original(
             ("ema_model.", "module." ...).
         weights: "ema" for the averaged weights or "model" for the others; or the place of the weights in the source,
             such as "state_dict.ema_model".
-        ignore: Beginnings of keys that only the training needed, such as "projectors".
+        ignore: Beginnings of keys that only the training needed, such as "projectors"; a list, or a text with commas.
         any_objective: Whether to load weights that predict something else than DiT's. Such weights need sampling code
             of their own.
         **config: Fields of `DiTConfig` that shapes do not tell: `num_attention_heads` of a size that is not the
@@ -65,7 +65,7 @@ def from_original(
     content = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
     if not any_objective:
         check_arguments(content)
-    tensors = leave_out(choose_weights(content, weights), (ignore,) if isinstance(ignore, str) else tuple(ignore))
+    tensors = leave_out(choose_weights(content, weights), ignore)
     fields = _inferred_config(tensors, config)
     check_left_over(tensors, {name for name, _ in empty_model(fields).named_parameters()})
     model = assemble(fields, tensors)

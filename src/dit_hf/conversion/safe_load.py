@@ -290,7 +290,12 @@ def _stored_tensor(archive: _Archive, tensor: _FileTensor) -> StoredTensor:
         raise CheckpointError(f"a tensor has {len(shape)} sides and {len(strides)} strides, over {MAX_DIMENSIONS}")
     if not isinstance(dtype, torch.dtype) or record not in archive.records:
         raise CheckpointError("a tensor has no data type, or is in a record that is not there")
-    return StoredTensor(shape, dtype, partial(_read_strided, archive, tensor))
+    return StoredTensor(shape, dtype, partial(_read_tensor, archive, tensor))
+
+
+def _read_tensor(archive: _Archive, tensor: _FileTensor) -> Tensor:
+    with _one_error(archive.path):
+        return _read_strided(archive, tensor)
 
 
 def _read_strided(archive: _Archive, tensor: _FileTensor) -> Tensor:
@@ -325,5 +330,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_one(path: Path, key: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:  # opened again, so that no tensor stays mapped to the file
+    with (
+        _one_error(path),
+        safe_open(path, framework="pt") as file,
+    ):  # opened again, so that no tensor stays mapped to the file
         return file.get_tensor(key).clone()
