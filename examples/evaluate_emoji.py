@@ -18,7 +18,8 @@ from dit_hf import DiTPipeline
 from dit_hf.data.references import load_references
 from dit_hf.data.sources import open_images
 from dit_hf.evaluation import MetricSettings, array_batches, evaluate, make_reference
-from dit_hf.evaluation.run import model_batches, open_source, write_result
+from dit_hf.evaluation.run import model_batches, write_result
+from dit_hf.evaluation.sources import open_batches
 
 ASSETS = Path(__file__).parent / "assets"
 EMOJI, MODEL = ASSETS / "emoji", ASSETS / "dit-emoji"
@@ -31,7 +32,7 @@ def other_drawings(class_names: list[str], num: int) -> np.ndarray:
     learnt = {names.index(name) for name in class_names}
     drawings = [
         image
-        for images, labels in open_source(str(EMOJI))
+        for images, labels in open_batches(str(EMOJI))
         for image, label in zip(images, labels, strict=True)
         if label not in learnt
     ]

@@ -25,7 +25,8 @@ from dit_hf.data.extract import extract_latents
 from dit_hf.data.labels import read_map, read_names
 from dit_hf.data.moments import DTYPES, LatentsInfo, hash_vae
 from dit_hf.data.sources import open_images
-from dit_hf.hub.errors import one_line_errors, retried
+from dit_hf.hub.errors import one_line_errors
+from dit_hf.network import retried
 from dit_hf.vae import vae_shrink_factor
 
 ASSETS = Path(__file__).parent / "assets"

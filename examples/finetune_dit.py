@@ -22,9 +22,10 @@ from PIL import Image
 from dit_hf import DiTPipeline
 from dit_hf.data.references import load_references
 from dit_hf.evaluation import nearest_class
+from dit_hf.training.origin import load_origin
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
-from dit_hf.training.start import adapt_to_data, load_origin
+from dit_hf.training.start import adapt_to_data
 
 EXAMPLES = Path(__file__).parent
 EMOJI, SHIPPED = EXAMPLES / "assets" / "emoji", EXAMPLES / "assets" / "dit-emoji"

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from dit_hf.data.preparation import resize_and_crop
+from dit_hf.data.rows import encoded_bytes
 from dit_hf.images import decode_image
 
 ASSETS = Path(__file__).parent / "assets"
@@ -62,7 +63,7 @@ class VAESettings:
 def load_split(settings: VAESettings, split: str) -> Tensor:
     """Return all prepared images of a split, as uint8 (N, 3, S, S)."""
     rows = load_dataset(settings.dataset_name, split=split, streaming=True).cast_column("image", Image(decode=False))
-    images = [resize_and_crop(decode_image(row["image"]["bytes"]), settings.resolution) for row in rows]
+    images = [resize_and_crop(decode_image(encoded_bytes(row["image"])), settings.resolution) for row in rows]
     return torch.from_numpy(np.stack([np.array(image) for image in images])).permute(0, 3, 1, 2)
 
 

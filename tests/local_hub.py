@@ -13,9 +13,12 @@ It speaks the LFS protocol, not Xet: clients need HF_HUB_DISABLE_XET=1. What it 
 import base64
 import hashlib
 import json
+import queue
 import re
+import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +30,6 @@ import yaml
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz", ".parquet", ".arrow", ".png", ".jpg")
 NOW = "2026-01-01T00:00:00.000Z"
 CHUNK = 4096
-STALL_SECONDS = 15
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class Cut(Exception):
 class LocalHub:
     """The server, its repositories, its users, and what tests do to it."""
 
+    STALL_SECONDS = 600  # after which a client that waits for ever is cut off
+
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.users: dict[str, dict[str, str]] = {}  # token -> name and role
@@ -153,6 +157,7 @@ class LocalHub:
         self.faults: list[Fault] = []
         self.signature = ""  # of the addresses that large files are sent to and fetched from, as those of the real Hub
         self.lock, self.closing = threading.Lock(), threading.Event()
+        self.ends_of_stalls: queue.Queue[bool] = queue.Queue()  # whether the client hung up, for each stalled request
         hub = self
 
         class BoundHandler(Handler):
@@ -191,7 +196,7 @@ class LocalHub:
         self.faults.append(Fault(method, path, times, after=after))
 
     def stall(self, method: str, path: str, times: int = 1) -> None:
-        """Take the next requests and answer nothing, for `STALL_SECONDS` at most."""
+        """Take the next requests and answer nothing until the client hangs up, as `ends_of_stalls` tells."""
         self.faults.append(Fault(method, path, times, stalls=True))
 
     def take_fault(self, method: str, path: str) -> Fault | None:
@@ -214,6 +219,8 @@ class LocalHub:
 Route = tuple[str, re.Pattern[str], Callable[..., Any]]
 ROUTES: list[Route] = []
 REPO = r"(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 GIT = r"/(?P<kind>datasets/|spaces/|)(?P<name>[^/]+/[^/]+?)"
 
 
@@ -260,13 +267,20 @@ def validate_yaml(call: "Handler") -> Any:
         data = yaml.safe_load(front[1]) if front else {}
         wrong = [key for key in ("license", "library_name", "pipeline_tag") if not isinstance(data.get(key, ""), str)]
         wrong += [key for key in ("tags", "datasets") if not isinstance(data.get(key, []), (list, str))]
+        if not LICENSE_ID.fullmatch(str(data.get("license", "unknown"))):
+            raise ValueError(f'"license" must be one of the ids of the Hub, and is {data["license"]!r}')
+        for key in ("datasets", "base_model"):
+            ids = data.get(key, [])
+            for repo_id in [ids] if isinstance(ids, str) else ids:
+                if not REPO_ID.fullmatch(str(repo_id)):
+                    raise ValueError(f'"{key}" must be ids of repositories, and holds {repo_id!r}')
         for index in data.get("model-index", []):
             for result in index["results"]:
                 assert result["task"]["type"], "a result has a task"
                 assert result["dataset"]["type"], "a result has a data set"
                 assert all("type" in metric and "value" in metric for metric in result["metrics"]), "type and value"
         errors = [{"message": f"{key} has the wrong type"} for key in wrong]
-    except (yaml.YAMLError, KeyError, AssertionError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AssertionError, AttributeError) as error:
         errors = [{"message": f"{type(error).__name__}: {error}"}]
     if errors:
         raise Refusal(400, "invalid card", body=json.dumps({"errors": errors, "warnings": []}))
@@ -457,7 +471,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.body = b"".join(self.read_body())
             if self.fault and self.fault.stalls:
-                self.hub.closing.wait(STALL_SECONDS)
+                self.hub.ends_of_stalls.put(self.wait_for_hang_up())
                 raise Cut
             if self.fault and self.fault.status:
                 raise Refusal(self.fault.status, "injected", **self.fault.headers)
@@ -468,6 +482,15 @@ class Handler(BaseHTTPRequestHandler):
         except (Cut, ConnectionError):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+
+    def wait_for_hang_up(self) -> bool:
+        """Whether the client gave up by itself."""
+        deadline = time.monotonic() + self.hub.STALL_SECONDS
+        while time.monotonic() < deadline and not self.hub.closing.is_set():
+            readable, _, _ = select.select([self.connection], [], [], 0.05)
+            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                return True
+        return False
 
     def find_result(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         method = "GET" if self.command == "HEAD" else self.command

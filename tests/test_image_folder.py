@@ -107,7 +107,7 @@ def test_other_files_are_left_out_by_suffix_and_number(tmp_path: Path):
         assert "dog/3.HEIC" in folder.names
     else:
         expected[".heic"] = 1
-        assert "1 .heic (install pillow-heif" in folder.describe()
+        assert "1 .heic (run `pip install pillow-heif`" in folder.describe()
     assert folder.left_out == expected
     assert f"{tmp_path}: " in folder.describe()
     assert "images of 2 classes: cat 1, dog " in folder.describe()
@@ -133,9 +133,10 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path):
     assert Counter(classes(list_images(photos)).values()) == {"cat": 2, "bird": 2, "dog": 2}
 
 
-def test_archives_in_class_folders_are_named(tmp_path: Path):
-    fill(tmp_path, "cat/1.png", "dog/2.png", "dog/photos.zip", "dog/old/more.tar.gz", "backup.zip", "notes/x.zip")
-    assert list_images(tmp_path).archives == ["dog/old/more.tar.gz", "dog/photos.zip"]
+def test_other_files_are_listed_by_name(tmp_path: Path):
+    fill(tmp_path, "cat/1.png", "dog/2.png", "dog/photos.zip", "backup.zip", "cover.png", ".hidden")
+    assert list_images(tmp_path).other_names == ["backup.zip", "cover.png", "dog/photos.zip"]
+    assert list_images(tmp_path).archives == ["dog/photos.zip"]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

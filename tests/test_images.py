@@ -313,7 +313,7 @@ def test_kinds_that_are_not_read_are_named_with_the_remedy(monkeypatch: pytest.M
         decode_image(b"\xff\x0a" + bytes(100))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     readable_formats.cache_clear()
-    with pytest.raises(BadImage, match="^HEIC cannot be read: install pillow-heif"):
+    with pytest.raises(BadImage, match="^HEIC cannot be read: run `pip install pillow-heif`"):
         decode_image(b"\0\0\0\x18ftypheic" + bytes(100))
     assert ".heic" not in readable_suffixes()
     monkeypatch.undo()

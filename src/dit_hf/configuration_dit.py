@@ -206,6 +206,9 @@ class DiTConfig(PreTrainedConfig):
                 raise ValueError(f"{json_file} holds no object of names and values: fetch config.json again")
         return super()._dict_from_json_file(json_file)
 
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        return {}  # transformers would refuse to save them; a DiT keeps such fields of a file as they are
+
     @property
     def paper_size(self) -> str | None:
         """Name of the paper's size with the same layers, width, heads and patches; None if there is none."""

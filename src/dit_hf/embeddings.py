@@ -16,17 +16,24 @@ from .layers import NormalLinear
 # fmt: off
 
 
+class PatchConv(nn.Conv2d):
+    """A convolution that takes an input of any dtype."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return super().forward(latents.to(self.weight.dtype))  # known only here, as in `NormalLinear`
+
+
 class PatchEmbed(nn.Module):
     """Patchify: cut a latent into p x p patches, row by row, and project each to a token."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.proj = PatchConv(config.in_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.proj(latents.to(self.proj.weight.dtype))  # (B, D, H/p, W/p)
+        x = self.proj(latents)                            # (B, D, H/p, W/p)
         # a view would give the whole residual stream its strides, and every norm would copy it
-        return x.flatten(2).transpose(1, 2).contiguous()   # (B, N, D)
+        return x.flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
 
 
 def unpatchify(tokens: Tensor, config: DiTConfig, grid_height_width: tuple[int, int] | None = None) -> Tensor:
@@ -54,7 +61,7 @@ class DiTPositions(NamedTuple):
 def position_embedding(
     grid_height_width: tuple[int, int], hidden_size: int, trained_height_width: tuple[int, int] | None = None
 ) -> Tensor:
-    """Make the fixed sine-cosine embedding (1, N, D): column in the first half of the channels, row in the second.
+    """Make the fixed sine-cosine embedding (1, N, D), on the CPU: the column in the first D/2 channels, then the row.
 
     Example: at 2 x 2 patches and D = 4 there is one frequency, and the patch in row 1, column 0 gets
     [sin 0, cos 0, sin 1, cos 1].
@@ -68,10 +75,11 @@ def position_embedding(
     Source: Vaswani et al. 2017, in two dimensions as in He et al. 2021 (MAE).
     """
     quarter = hidden_size // 4
-    omega = 10000 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)                    # (D/4,)
+    cpu = torch.device("cpu")  # float64, which not every default device has
+    omega = 10000 ** (-torch.arange(quarter, dtype=torch.float64, device=cpu) / quarter)        # (D/4,)
     axes = []
     for length, trained in zip(grid_height_width, trained_height_width or grid_height_width, strict=True):
-        centre = torch.arange(length, dtype=torch.float64) + 0.5
+        centre = torch.arange(length, dtype=torch.float64, device=cpu) + 0.5
         axes.append(centre * (trained / length) - 0.5)
     row, column = torch.meshgrid(*axes, indexing="ij")                                          # (H/p, W/p)
     angles = torch.stack([column, row], dim=-1).reshape(-1, 2, 1) * omega                       # (N, 2, D/4)
@@ -97,7 +105,7 @@ class TimestepEmbedder(nn.Module):
         exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / (half - self.freq_shift)
         angles = timestep.float()[:, None] * torch.exp(-math.log(10000) * exponent)  # (B, 128)
         sines = torch.cat([angles.cos(), angles.sin()], dim=-1)                      # (B, 256)
-        return self.mlp(sines.to(next(self.mlp.parameters()).dtype))                 # (B, D)
+        return self.mlp(sines)                                                       # (B, D)
 
 
 class LabelEmbedder(nn.Module):
@@ -122,9 +130,10 @@ class LabelEmbedder(nn.Module):
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(f"class_labels {labels.dtype} {tuple(labels.shape)}: pass a whole number per sample, (B,)")
         if drop is not None and (drop.shape != labels.shape or drop.dtype != torch.bool):
-            raise ValueError(f"drop_labels {drop.dtype} {tuple(drop.shape)}: pass a bool per label, ({len(labels)},)")
+            raise ValueError(f"drop_labels {drop.dtype} {tuple(drop.shape)}: pass bool of shape {tuple(labels.shape)}")
         # Reading the values would stall a GPU, and a compiler cannot branch on them.
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            if ((labels < 0) | (labels >= self.embedding_table.num_embeddings)).any():
+            num_rows = self.config.num_classes + self.config.has_null_class  # an adapter may wrap the table
+            if ((labels < 0) | (labels >= num_rows)).any():
                 null = f", or {self.config.null_class_id} for no class" if self.config.has_null_class else ""
                 raise ValueError(f"class_labels={labels.tolist()}: pass 0..{self.config.num_classes - 1}{null}")

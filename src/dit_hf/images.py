@@ -35,7 +35,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "AVIF": (".avif", ".avifs"),
 }
 HEIC_PLUGIN, HEIC_SUFFIXES = "pillow_heif", (".heic", ".heif", ".hif")
-HEIC_REMEDY = "install pillow-heif (pip install 'dit-hf[heic]'), or convert them to JPEG"
+HEIC_REMEDY = "run `pip install pillow-heif`, or convert them to JPEG"
 MAX_PIXELS = 89_478_485  # Pillow warns beyond it: 256 MiB as RGB
 MIN_SIDE = 2  # pixels
 MAX_ASPECT = 100  # long side / short side, because the short side is resized to the training resolution

@@ -20,11 +20,15 @@ from .configuration_dit import DiTConfig
 
 
 class ZeroLinear(nn.Linear):
-    """A Linear that starts at zero; the initialisation recognises it by its class."""
+    """A Linear that starts at zero; the initialisation knows it by its class."""
 
 
 class NormalLinear(nn.Linear):
-    """A Linear that starts at N(0, 0.02); the initialisation recognises it by its class."""
+    """A Linear that starts at N(0, 0.02) and takes an input of any dtype; the initialisation knows it by its class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Only here is the weight's dtype that of the computation: between forwards it may be stored in another one.
+        return super().forward(x.to(self.weight.dtype))
 
 
 class Norm(nn.LayerNorm):
@@ -140,7 +144,7 @@ class CrossAttention(BlockLayer):
     def forward(self, x: Tensor, kv: Tensor) -> Tensor:
         heads = self.config.num_attention_heads
         query = self.q(x).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, h, S, d)
-        kv = kv.expand(len(x), -1, -1).unflatten(-1, (2, heads, -1))  # (B, K, 2, h, d)
+        kv = kv.expand(x.shape[0], -1, -1).unflatten(-1, (2, heads, -1))  # (B, K, 2, h, d)
         key, value = kv.permute(2, 0, 3, 1, 4)                        # (B, h, K, d)
         x, _ = attend(self.config, self, query, key, value)           # (B, S, D)
         return self.proj(x)

@@ -252,15 +252,16 @@ class DiTModel(DiTPreTrainedModel):
         elif not (timestep is None and class_labels is None and drop_labels is None):
             raise ValueError("conditioning already holds timestep and labels: pass it without them")
         embedding, derived, derived_final = conditioning                         # (B, D) or (B, K, D)
-        if len(embedding) not in (1, len(hidden_states)):
-            raise ValueError(f"timesteps or labels for {len(embedding)} don't fit {len(hidden_states)} latents")
+        batch, conditioned = hidden_states.shape[0], embedding.shape[0]  # len() would fix both numbers in an export
+        if conditioned not in (1, batch):
+            raise ValueError(f"timesteps or labels for {conditioned} don't fit {batch} latents")
 
         positions = self.positions() if positions is None else positions
         x = self.x_embedder(hidden_states).float()                               # (B, N, D)
         x = x + positions.embedding.float()
         num_patches = x.shape[1]
         if BLOCKS[self.config.block_type].extends_sequence:
-            x = torch.cat([x, embedding.float().expand(len(x), -1, -1)], dim=1)  # (B, N + K, D)
+            x = torch.cat([x, embedding.float().expand(batch, -1, -1)], dim=1)   # (B, N + K, D)
         for block, block_derived in zip(self.blocks, derived or [None] * len(self.blocks), strict=True):
             x = block(x, embedding, block_derived, positions.attention)          # (B, S, D)
         x = self.final_layer(x[:, :num_patches], embedding, derived_final)       # (B, N, p*p*C)
@@ -273,7 +274,8 @@ class DiTModel(DiTPreTrainedModel):
     ) -> Tensor:
         if timestep is None:
             raise ValueError("timestep=None: pass t in 0..999, or conditioning=model.condition(timestep, class_labels)")
-        timestep = torch.as_tensor(timestep, device=self.pos_embed.device)
+        dtype = None if isinstance(timestep, Tensor) else torch.float32  # whatever torch's default is
+        timestep = torch.as_tensor(timestep, dtype=dtype, device=self.pos_embed.device)
         if timestep.ndim > 1:
             raise ValueError(f"timestep of shape {tuple(timestep.shape)}: pass a number, or one per sample, (B,)")
         embeddings = [self.t_embedder(timestep.reshape(-1))]               # (B, D)
@@ -281,8 +283,9 @@ class DiTModel(DiTPreTrainedModel):
             embeddings.append(self.y_embedder(class_labels, drop_labels))  # (B, D)
         elif class_labels is not None or drop_labels is not None:
             raise ValueError("num_classes=0 makes the model unconditional: pass no class_labels, no drop_labels")
-        if len({len(embedding) for embedding in embeddings} - {1}) > 1:
-            raise ValueError(f"{len(embeddings[0])} timesteps for {len(embeddings[1])} labels: pass one for each")
+        lengths = embeddings[0].shape[0], embeddings[-1].shape[0]
+        if lengths[0] != lengths[1] and 1 not in lengths:
+            raise ValueError(f"{lengths[0]} timesteps for {lengths[1]} labels: pass one for each")
         tokens = torch.stack(torch.broadcast_tensors(*embeddings), dim=1)  # (B, K, D)
         return tokens.sum(dim=1) if BLOCKS[self.config.block_type].sums_embeddings else tokens
 

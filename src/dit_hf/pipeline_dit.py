@@ -298,7 +298,7 @@ class DiTPipeline(Watched, DiffusionPipeline):
         call = functools.partial(load_pipeline, cls, load, source, **kwargs)
         given = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
         hub = {name: kwargs[name] for name in given if kwargs[name] is not None}
-        pipeline = import_for("from_pretrained", "dit_hf.hub.errors").load_from_hub(str(source), call, **hub)
+        pipeline = import_for("from_pretrained", "dit_hf.hub.load").load_from_hub(str(source), call, **hub)
         import_for("from_pretrained", "dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
 
@@ -400,6 +400,7 @@ class DiTPipeline(Watched, DiffusionPipeline):
         repo_id: str,
         *,
         private: bool = True,
+        license: str | None = None,
         revision: str | None = None,
         commit_message: str | None = None,
         create_pr: bool = False,
@@ -410,6 +411,7 @@ class DiTPipeline(Watched, DiffusionPipeline):
         Args:
             repo_id: "user/name"; the repository is created if it does not exist.
             private: False for a repository that everybody sees; True refuses one that is public.
+            license: Licence of the weights for the model card, such as "apache-2.0"; None keeps what the card states.
             revision: Branch, made from `main` if it does not exist; None for `main`.
             commit_message: First line of the commit.
             create_pr: Whether to open a pull request instead of committing.
@@ -425,4 +427,4 @@ class DiTPipeline(Watched, DiffusionPipeline):
         """
         push = import_for("push_to_hub", "dit_hf.hub.push")
         options = {"revision": revision, "commit_message": commit_message, "create_pr": create_pr, "token": token}
-        return push.push_pipeline(self, repo_id, private=private, **options)
+        return push.push_pipeline(self, repo_id, private=private, license=license, **options)

@@ -1,15 +1,59 @@
 """Loading and saving a model as transformers does, but never silently a wrong one."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from huggingface_hub import CommitOperationDelete, HfApi
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
+from transformers.utils.hub import cached_file
 
 from .configuration_dit import DiTConfig
-from .weight_files import refuse_two_forms, replaced_whole, strip_wrappers
+from .weight_files import refuse_two_forms, replaced_whole, strip_wrappers, superseded
+
+IS_PIPELINE = '{} is a pipeline: pass subfolder="transformer", or load it with DiTPipeline'
+
+
+def _is_pipeline(source: str | Path, options: dict[str, Any]) -> bool:
+    """Return whether a folder or a repository is a pipeline; a repository that cannot be read is none."""
+    given = ("revision", "token", "cache_dir", "local_files_only")
+    hub = {name: options[name] for name in given if options.get(name) is not None}
+    try:
+        return cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **hub) is not None
+    except OSError:
+        return False
+
+
+def _check_folder(folder: Path, options: dict[str, Any]) -> None:
+    """Refuse a folder that is no model's, or whose weights cannot be told apart."""
+    if "config" not in options and not (folder / "config.json").is_file():
+        if _is_pipeline(folder, {}):
+            raise ValueError(IS_PIPELINE.format(folder))
+        raise ValueError(f"{folder} has no config.json, and the default one would be a guess: pass config=...")
+    refuse_two_forms(folder, options.get("variant"))
+
+
+def _check_weights(model: PreTrainedModel, info: dict[str, Any], may_differ: bool, where: str) -> None:
+    """Refuse a loaded model that is not made of exactly the weights of its files."""
+    weights = dict(model.named_parameters())
+    if getattr(model, "hf_quantizer", None) is not None:  # a quantised weight has few operations
+        weights = {key: weight for key, weight in weights.items() if type(weight.data) is Tensor}
+    finite = {key: bool(weight.is_meta or weight.isfinite().all()) for key, weight in weights.items()}
+    faults = {
+        "of another shape": [] if may_differ else [key for key, *_ in info["mismatched_keys"]],
+        "missing": info["missing_keys"],
+        "left over": info["unexpected_keys"],
+        "not finite": [key for key, is_finite in finite.items() if not is_finite],
+    }
+    for fault, keys in faults.items():
+        if keys:
+            listed = ", ".join(sorted(map(str, keys))[:3]) + (" ..." if len(keys) > 3 else "")
+            raise ValueError(
+                f"{where}: {len(keys)} weights are {fault}: {listed}. Fetch or convert the model again, or load what "
+                "there is with strict=False"
+            )
 
 
 class DiTPreTrainedModel(PreTrainedModel):
@@ -34,43 +78,25 @@ class DiTPreTrainedModel(PreTrainedModel):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: If the weights do not make the model whole or are whole numbers, naming file and key.
+            ValueError: If the weights do not make the model whole or are whole numbers, naming file and key; if the
+                source is a pipeline; or if a folder holds the weights twice.
         """
-        folder = Path(source or ".", kwargs.get("subfolder") or "")
-        if source:
-            cls._check_folder(folder, "config" in kwargs, kwargs.get("variant"))
+        folder = Path(source or "", kwargs.get("subfolder") or "")
+        if source and folder.is_dir():
+            _check_folder(folder, kwargs)
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
-        model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        try:
+            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        except OSError as error:
+            if not folder.is_dir() and not kwargs.get("subfolder") and _is_pipeline(source, kwargs):
+                raise ValueError(IS_PIPELINE.format(source)) from error
+            raise
         files = model.__dict__.pop("_read_from", ())
         model.pos_embed.requires_grad_(False)  # transformers loads every weight as a trainable one
         if strict:
-            finite = {key: bool(weight.is_meta or weight.isfinite().all()) for key, weight in model.named_parameters()}
-            faults = {
-                "of another shape": [] if may_differ else [key for key, *_ in info["mismatched_keys"]],
-                "missing": info["missing_keys"],
-                "left over": info["unexpected_keys"],
-                "not finite": [key for key, is_finite in finite.items() if not is_finite],
-            }
-            for fault, keys in faults.items():
-                if keys:
-                    first = ", ".join(sorted(map(str, keys))[:3])
-                    raise ValueError(
-                        f"{', '.join(files)} of {source}: {len(keys)} weights are {fault}: {first}"
-                        f"{' ...' if len(keys) > 3 else ''}. Fetch or convert the model again, or load what there is "
-                        "with strict=False"
-                    )
+            _check_weights(model, info, may_differ, f"{', '.join(files)} of {source}")
         return (model, info) if output_loading_info else model
-
-    @classmethod
-    def _check_folder(cls, folder: Path, has_config: bool, variant: str | None) -> None:
-        if not folder.is_dir():
-            return
-        if not has_config and not (folder / "config.json").is_file():
-            if (folder / "model_index.json").is_file():
-                raise ValueError(f'{folder} is a pipeline: pass subfolder="transformer", or load it with DiTPipeline')
-            raise ValueError(f"{folder} has no config.json, and the default one would be a guess: pass config=...")
-        refuse_two_forms(folder, variant)
 
     @staticmethod
     def _load_pretrained_model(
@@ -100,6 +126,8 @@ class DiTPreTrainedModel(PreTrainedModel):
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        variant: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Save a model as `transformers.PreTrainedModel.save_pretrained` does, without names of wrappers in its keys.
@@ -111,6 +139,8 @@ class DiTPreTrainedModel(PreTrainedModel):
             is_main_process: As in transformers.
             state_dict: As in transformers.
             push_to_hub: Refused if True; see `push_to_hub`.
+            max_shard_size: As in transformers. None for the default of transformers.
+            variant: As in transformers.
             **kwargs: As in transformers.
 
         Raises:
@@ -118,12 +148,25 @@ class DiTPreTrainedModel(PreTrainedModel):
         """
         if push_to_hub:
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
+        if max_shard_size is not None:
+            kwargs["max_shard_size"] = max_shard_size
         if kwargs.get("distributed_checkpoint"):  # every process writes its part to one folder
-            return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            return super().save_pretrained(save_directory, is_main_process, state_dict, variant=variant, **kwargs)
         state_dict = self.state_dict() if state_dict is None else state_dict
         state_dict = {strip_wrappers(key): weight for key, weight in state_dict.items()}
         with replaced_whole(Path(save_directory)) as folder:
-            super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
+            super().save_pretrained(folder, is_main_process, state_dict, variant=variant, **kwargs)
+
+    def _upload_modified_files(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Push a saved model, and then delete the weights in the repository that the new ones supersede."""
+        commit = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        api, revision = HfApi(token=kwargs.get("token")), commit.pr_revision or kwargs.get("revision")
+        written = [PurePath(file.name) for file in Path(working_dir).iterdir()]
+        outdated = superseded(map(PurePath, api.list_repo_files(repo_id, revision=revision)), written)
+        if outdated:
+            deletions = [CommitOperationDelete(str(file)) for file in outdated]
+            api.create_commit(repo_id, deletions, commit_message="Delete superseded weights", revision=revision)
+        return commit
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
         """Push the model alone as transformers does; a new repository is private by default."""

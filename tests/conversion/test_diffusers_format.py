@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers.utils import logging
 
-from dit_hf.conversion import CheckpointError, from_diffusers, from_original, to_diffusers
+from dit_hf.conversion import CheckpointError, from_diffusers, from_original, to_diffusers, to_original
 from dit_hf.conversion.diffusers_format import TRAINED_AS
 
 HEADS = {"num_attention_heads": 4}
@@ -240,3 +241,73 @@ def test_index_of_shards_that_is_damaged_is_refused(index, message, published):
     (folder / f"{WEIGHTS}.index.json").write_text(index)
     with pytest.raises(CheckpointError, match=message):
         from_diffusers(folder)
+
+
+def test_folder_with_one_file_and_shards_is_refused(golden_model, golden_file, tmp_path):
+    to_diffusers(golden_model).save_pretrained(tmp_path / "a")
+    to_diffusers(golden_model).save_pretrained(tmp_path / "b", max_shard_size="100KB")
+    (tmp_path / "a" / WEIGHTS).rename(tmp_path / "b" / WEIGHTS)
+    with pytest.raises(ValueError, match=f"holds the weights twice, as {WEIGHTS} .*: delete {WEIGHTS}, or delete"):
+        from_diffusers(tmp_path / "b")
+    (tmp_path / "b" / WEIGHTS).unlink()
+    assert same_weights(golden_model, from_diffusers(tmp_path / "b"))
+
+
+class Wrapper(torch.nn.Module):
+    """What FSDP and activation checkpointing put around a layer: the layer under another name."""
+
+    def __init__(self, name: str, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, layer)
+        self.forward = layer.forward
+
+
+def wrap(model, wrapper: str):
+    """Wrap the blocks, two of their layers, and the model."""
+    if wrapper == "torch.compile":
+        model.blocks[0] = torch.compile(model.blocks[0])
+        model.final_layer.linear = torch.compile(model.final_layer.linear)
+        return torch.compile(model)
+    if wrapper == "checkpoint_wrapper":
+        model.blocks[1] = checkpoint_wrapper(model.blocks[1])
+        return DistributedLike(model)
+    for block in model.blocks:
+        block.attn.qkv = Wrapper(wrapper, block.attn.qkv)
+    model.blocks[0] = Wrapper(wrapper, model.blocks[0])
+    return Wrapper(wrapper, model)
+
+
+class DistributedLike(torch.nn.Module):
+    """As DistributedDataParallel and AveragedModel hold a model."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+WRAPPED = ["torch.compile", "checkpoint_wrapper", "_orig_mod", "module", "_fsdp_wrapped_module"]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_wrapped_layers_are_converted_both_ways_as_if_they_were_not(wrapper, golden_file):
+    plain, model = (from_original(golden_file, timestep_freq_shift=1.0, **HEADS) for _ in range(2))
+    wrapped = wrap(model, wrapper)
+    assert to_original(wrapped).keys() == to_original(plain).keys()
+    assert all(torch.equal(tensor, to_original(plain)[key]) for key, tensor in to_original(wrapped).items())
+    theirs = to_diffusers(wrapped)
+    assert same_weights(theirs, to_diffusers(plain))
+    theirs.transformer_blocks[0] = torch.compile(theirs.transformer_blocks[0])
+    assert same_weights(plain, from_diffusers(torch.compile(theirs)))
+
+
+def test_deviation_of_a_wrapped_model_is_measured(golden_model, caplog):
+    golden_model.blocks[0].attn = Wrapper("_fsdp_wrapped_module", golden_model.blocks[0].attn)
+    to_diffusers(golden_model)
+    assert "timestep_freq_shift=1 for 0 moves the output" in caplog.text
+
+
+def test_model_of_another_class_is_refused():
+    with pytest.raises(ValueError, match="Linear is not a DiTTransformer2DModel"):
+        from_diffusers(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="Linear is not a DiTModel"):
+        to_diffusers(torch.nn.Linear(2, 2))

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from dit_hf import DiTConfig, DiTPipeline, cli
+from dit_hf.cards.converted import make_converted_card
+from dit_hf.cards.licences import ORIGINAL, Licence
 from dit_hf.conversion import from_original, to_original
 from dit_hf.conversion.assemble import empty_model
-from dit_hf.conversion.folders import _licence, _make_card
+from dit_hf.conversion.folders import choose_licence
 
 HEADS = ["--num-attention-heads", "4"]
 
@@ -53,9 +55,10 @@ def test_card_names_licence_and_origin_and_no_path(sources, tmp_path):
     run(sources / "DiT-P-2.pt", tmp_path / "dit", "--vae", sources / "vae", *HEADS)
     card = ModelCard.load(tmp_path / "dit" / "README.md")
     assert card.data.license is None
-    assert "does not say it" in card.text
+    assert "The author has not stated a licence" in card.text
     assert card.data.library_name == "diffusers"
-    assert "None of the sizes of the paper: 2 layers of width 48" in card.text
+    for row in ("size | none of the paper's", "layers | 2", "width | 48", "attention heads | 4"):
+        assert f"| {row} |" in card.text
     assert "`DiT-P-2.pt`" in card.text
     assert str(sources) not in card.content
     assert str(tmp_path) not in card.content
@@ -74,21 +77,29 @@ def test_snippet_of_a_card_asks_for_no_guidance_where_there_is_none(make_model):
         ({"class_dropout_prob": 0.0}, "class_labels=[5], guidance_scale=1"),
         ({}, "class_labels=[5]"),
     ]:
-        card = _make_card(make_model(**{"num_classes": 10, **fields}), "dit", "dit.pt", None, "dit_hf", {}, "")
+        pipeline = DiTPipeline(make_model(**{"num_classes": 10, **fields}), None, DDIMScheduler(clip_sample=False))
+        card = make_converted_card(pipeline, "dit", "dit.pt", None, Licence(), in_diffusers=False)
         assert f"pipeline({call}, generator=" in card.text
 
 
 def test_card_of_the_published_weights_has_the_original_s_licence():
     model = empty_model(DiTConfig.from_name("DiT-XL/2"))  # without memory
-    said, text = _licence({}, model.config, others=True)
-    card = _make_card(model, "DiT-XL-2-256", "DiT-XL-2-256x256.pt", None, "dit_hf", said, text)
+    pipeline = DiTPipeline(model, None, DDIMScheduler(clip_sample=False))
+    licence = choose_licence(Licence(), model.config, may_be_published=True)
+    card = make_converted_card(pipeline, "DiT-XL-2-256", "DiT-XL-2-256x256.pt", None, licence, in_diffusers=False)
     assert card.data.license == "cc-by-nc-4.0"
     assert "CC-BY-NC 4.0: not for commercial use" in card.text
-    assert "DiT-XL/2: 28 layers of width 1152 with 16 heads" in card.text
-    assert "675,129,632 parameters" in card.text
-    for others, fields in ((False, {}), (True, {"num_classes": 10})):  # one's own of that size, and another size
-        assert _licence({}, DiTConfig.from_name("DiT-XL/2", **fields), others)[0] == {}
-    assert _licence({"license": "mit"}, model.config, others=True) == ({"license": "mit"}, "`mit`.")
+    for row in ("size | DiT-XL/2", "layers | 28", "width | 1152", "attention heads | 16", "parameters | 675,129,632"):
+        assert f"| {row} |" in card.text
+
+
+def test_only_weights_that_may_be_the_authors_get_the_original_s_licence():
+    config = DiTConfig.from_name("DiT-XL/2")
+    assert choose_licence(Licence(), config, may_be_published=True) == ORIGINAL
+    assert not choose_licence(Licence(), config, may_be_published=False)
+    assert not choose_licence(Licence(), DiTConfig.from_name("DiT-XL/2", num_classes=10), may_be_published=True)
+    assert choose_licence(Licence("mit"), config, may_be_published=True) == Licence("mit")
+    assert Licence("mit").section == "`mit`."
 
 
 def test_other_scheduler_keeps_what_the_model_was_trained_with(sources, tmp_path, make_model):
@@ -155,8 +166,8 @@ def test_folder_for_diffusers_has_a_card_too_and_comes_back(sources, tmp_path, m
         (["SOURCE", "NEW", "--to", "original"], "end it with .pt or .safetensors"),
         (["SOURCE", "NEW.pt", "--to", "original", "--license", "mit"], "holds weights only, leave it out"),
         (["SOURCE", "NEW.pt", "--to", "original", "--scheduler", "DDIMScheduler"], "holds weights only, leave it out"),
-        (["SOURCE", "NEW"], "pass vae="),
-        (["SOURCE", "NEW", "--vae", "none"], "pass num_attention_heads"),
+        (["SOURCE", "NEW"], "pass --vae none for a model of pixels"),
+        (["SOURCE", "NEW", "--vae", "none"], "pass --num-attention-heads"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--weights", "best"], "choose from ema, model"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--scheduler", "Pipeline"], "no scheduler of diffusers"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--to", "diffusers"], "num_classes=10"),

@@ -94,7 +94,7 @@ def test_paper_s_sizes_are_known_by_their_shapes(name, monkeypatch):
     config = DiTConfig.from_name(name, sample_size=64)
     built = []
     monkeypatch.setattr("dit_hf.conversion.original.assemble", lambda config, tensors: built.append(config))
-    from_original(empty_model(config).state_dict())
+    from_original(empty_model(config).state_dict(), any_objective=True)
     assert built[0].to_dict() == config.to_dict()
 
 
@@ -155,7 +155,7 @@ def test_training_checkpoint_without_the_wanted_weights_says_what_it_has(golden_
     with pytest.raises(CheckpointError, match=r"holds model, opt, args, no 'ema': pass weights='model'"):
         from_original(checkpoint, **HEADS)
     del checkpoint["model"]
-    with pytest.raises(CheckpointError, match="'opt' is a dict: a state dict has tensors by name only"):
+    with pytest.raises(CheckpointError, match="lacks x_embedder.proj.weight, .* it holds opt, args"):
         from_original(checkpoint, **HEADS)
     checkpoint["ema"] = load_file(golden_file)
     with pytest.raises(ValueError, match="weights='best': choose from ema, model"):

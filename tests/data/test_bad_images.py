@@ -10,12 +10,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from dit_hf.data.bad_images import allowed_bad_images
 from dit_hf.data.preparation import resize_and_crop
 from dit_hf.data.sources import open_images
 from dit_hf.data.streaming import ImageStream, Position
@@ -257,6 +260,52 @@ def test_too_many_bad_images_stop_with_their_keys(tmp_path: Path):
         list(islice(make_stream(folder, max_bad_images=0.05, num_workers=1), 10))
 
 
-def test_group_without_a_good_image_is_an_error(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("share", "num_images", "allowed"),
+    [
+        (0, 10**6, 0),
+        (0.001, 5, 1),
+        (0.001, 60, 6),
+        (0.001, 100, 10),
+        (0.001, 5_000, 10),
+        (0.001, 50_000, 50),
+        (0.5, 8, 4),
+    ],
+)
+def test_a_few_bad_images_are_always_allowed(share: float, num_images: int, allowed: int):
+    assert allowed_bad_images(share, num_images) == allowed
+
+
+def test_small_set_with_a_few_damaged_photographs_trains(tmp_path: Path):
+    folder = write(tmp_path / "images", [PNG] * 54 + [JPEG[:1000], b"", PNG[:-100]] * 2)
+    labels = [batch.class_labels for batch in islice(make_stream(folder, max_bad_images=0.001), 15)]
+    assert torch.cat(labels).bincount().min() > 0
+    more = write(tmp_path / "more", [PNG] * 53 + [JPEG[:1000]] * 7)
+    with pytest.raises(ValueError, match="^7 images cannot be decoded.*At most 6 of 60 may be bad: repair or remove"):
+        list(islice(make_stream(more, max_bad_images=0.001), 15))
+
+
+def test_missing_image_is_a_bad_image(tmp_path: Path):
+    """As a table without an image in some rows has it: no bytes and no path, or nothing at all."""
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a"])})
+    rows = [{"image": {"bytes": PNG, "path": None}, "label": 0}] * 8
+    rows += [{"image": {"bytes": None, "path": None}, "label": 0}, {"image": None, "label": 0}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), tmp_path / "train.parquet")
+    batches = list(islice(make_stream(tmp_path), 3))
+    skipped = {skip.key: skip.reason for batch in batches for skip in batch.skipped}
+    assert skipped == {f"row {k} of train.parquet": "no bytes and no path of a file" for k in (8, 9)}
+
+
+def test_data_set_without_a_good_image_is_an_error(tmp_path: Path):
     with pytest.raises(ValueError, match="none of the 4 images beside row . of .* can be decoded"):
         list(islice(make_stream(write(tmp_path / "images", [b"text"] * 4), start=Position(0, 0)), 1))
+
+
+def test_first_good_image_stands_in_for_a_group_without_one(tmp_path: Path):
+    """The last group of 9 images in groups of 4 is a single one."""
+    folder = write(tmp_path / "images", [b"text", *[PNG] * 7, b"text"])
+    whole = list(islice(make_stream(folder, batch_size=3), 6))
+    rows = [row for batch in whole for _, row, *_ in batch.identities]
+    assert sorted(rows) == sorted(2 * [1, 1, *range(1, 8)])
+    for batch, expected in zip(make_stream(folder, batch_size=3, num_workers=2), whole, strict=False):
+        assert batch.identities == expected.identities

@@ -1,6 +1,7 @@
 """Labels in the source and classes of the model."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,51 @@ def test_label_of_no_class_is_an_error_with_its_key(label):
 def test_classes_that_cannot_be_found_are_refused(feature, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         resolve_classes(feature, "label", **options)
+
+
+NAMES = ["frog, green", "frog, red", "café", 'l\'été "x"', "🐸"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end", "form"),
+    [(b"", "\n", "NFC"), (b"\xef\xbb\xbf", "\n", "NFC"), (b"", "\r\n", "NFC"), (b"", "\r", "NFC"), (b"", "\n", "NFD")],
+)
+def test_names_are_read_from_utf_8_however_it_was_written(tmp_path: Path, prefix: bytes, end: str, form: str):
+    lines = ["", NAMES[0], "  ", f" {NAMES[1]}\t", NAMES[2], "", NAMES[3], "\u00a0", NAMES[4], "", ""]
+    (tmp_path / "names.txt").write_bytes(prefix + unicodedata.normalize(form, end.join(lines)).encode())
+    assert read_names(str(tmp_path / "names.txt")) == NAMES
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings_are_an_error_that_names_the_file(tmp_path: Path, encoding: str):
+    path = tmp_path / "names.txt"
+    path.write_text("café\n", encoding=encoding)
+    with pytest.raises(ValueError, match=f"^{path} is (not in UTF-8|in UTF-16 or UTF-32).*: save it in UTF-8"):
+        read_names(str(path))
+    path.write_text('{"café": "x"}', encoding=encoding)
+    with pytest.raises(ValueError, match=f"^{path} is (not in UTF-8|in UTF-16 or UTF-32)"):
+        read_map(str(path))
+
+
+def test_file_without_names_is_an_error(tmp_path: Path):
+    (tmp_path / "names.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="names.txt holds no names"):
+        read_names(str(tmp_path / "names.txt"))
+
+
+def test_names_are_compared_whole_and_in_one_form_of_unicode():
+    frogs = ClassLabel(names=["frog, red", "frog", "frog, green", unicodedata.normalize("NFD", "café")])
+    classes = resolve_classes(frogs, "label", chosen=["frog, green", "frog, red", "café"])
+    assert classes.names == ["frog, green", "frog, red", "café"]
+    assert [classes.find(label, "row 0") for label in range(4)] == [1, None, 0, 2]
+    assert resolve_classes(frogs, "label").names == ["frog, red", "frog", "frog, green", "café"]
+    with pytest.raises(ValueError, match="no class 'frog, blue'.*did you mean 'frog, red' or "):
+        resolve_classes(frogs, "label", chosen=["frog, blue"])
+    texts = resolve_classes(Value("string"), "txt", chosen=["café", "frog, red"])
+    assert texts.find(unicodedata.normalize("NFD", "café"), "row 0") == 0
+    assert texts.find("frog", "row 0") is None
+    mapped = resolve_classes(frogs, "label", mapping={"café": "place", "frog, red": "animal"})
+    assert [mapped.find(label, "row 0") for label in range(4)] == [1, None, None, 0]
 
 
 def test_files_of_names_and_maps(tmp_path: Path):

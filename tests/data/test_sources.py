@@ -1,6 +1,8 @@
 """Every kind of data set by name or path, its faults named, and the Hub's interruptions survived."""
 
+import gzip
 import io
+import os
 import tarfile
 import time
 from collections import Counter
@@ -16,6 +18,7 @@ from datasets import Image as ImageFeature
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
+from dit_hf import network
 from dit_hf.data import retries
 from dit_hf.data.labels import Classes
 from dit_hf.data.retries import SourceError, retried
@@ -127,6 +130,97 @@ def test_webdataset_tars_are_exact_too_and_say_what_they_cost(tmp_path: Path, ca
     ]
     for left, right, whole in zip(*ranks, alone, strict=False):
         assert sorted(indices(left) + indices(right)) == sorted(indices(whole))
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]], end: bool = True) -> list[int]:
+    """Write a tar, and return where the header of each member begins; without the end, it was cut at a member."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+        size = tar.offset
+    if not end:
+        os.truncate(path, size)
+    return headers
+
+
+def samples(count: int) -> list[tuple[str, bytes]]:
+    return [
+        (f"{k:04d}.{suffix}", data)
+        for k in range(count)
+        for suffix, data in (("png", one_colour(k)), ("cls", str(k % 4).encode()))
+    ]
+
+
+def read_tar(path: Path, **options) -> list[int]:
+    source = open_images(str(path), "train", "png", "cls", class_names=["a", "b", "c", "d"])
+    return read(source, 20, batch_size=2, **options)
+
+
+def test_truncated_tar_is_an_error_that_names_shard_and_row(tmp_path: Path):
+    path = tmp_path / "train-000.tar"
+    headers = tar_of(path, samples(20))
+    os.truncate(path, headers[2 * 12] + 600)  # in the picture of row 12
+    with pytest.raises(SourceError, match=r"^row 1[12] of .*/train-000.tar cannot be read: ReadError: unexpected end"):
+        read_tar(path)
+    os.truncate(path, headers[2 * 12] + 100)  # in its header
+    with pytest.raises(SourceError, match=r"^row 1[12] of .*/train-000.tar cannot be read: ReadError: no header"):
+        read_tar(path)
+    with pytest.raises(SourceError, match="^row 1[12] of "):  # whole, out of a worker too
+        read_tar(path, num_workers=1)
+
+
+def test_tar_that_was_cut_between_two_members_is_an_error_and_not_a_short_shard(tmp_path: Path):
+    tar_of(tmp_path / "train-000.tar", samples(20), end=False)
+    with pytest.raises(SourceError, match=r"^row (19|20) of .*/train-000.tar cannot be read: ReadError: no header"):
+        read_tar(tmp_path / "train-000.tar")
+
+
+def test_damaged_header_in_the_middle_of_a_tar_is_an_error_and_not_its_end(tmp_path: Path):
+    path = tmp_path / "train-000.tar"
+    headers = tar_of(path, samples(20))
+    content = bytearray(path.read_bytes())
+    content[headers[2 * 15] + 148 : headers[2 * 15] + 156] = b"99999999"  # the checksum of row 15
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"^row 1[45] of .*/train-000.tar cannot be read: ReadError: no header"):
+        read_tar(path)
+
+
+def test_first_tar_that_cannot_be_read_is_named_when_the_data_are_opened(tmp_path: Path):
+    path = tmp_path / "train-000.tar"
+    tar_of(path, samples(3))
+    os.truncate(path, 700)
+    with pytest.raises(SourceError, match="first rows of .*/train-000.tar cannot be read: ReadError"):
+        read_tar(path)
+
+
+def test_compressed_tar_is_read_and_a_cut_one_named(tmp_path: Path):
+    tar_of(tmp_path / "plain.tar", samples(20))
+    whole = gzip.compress((tmp_path / "plain.tar").read_bytes())
+    (tmp_path / "train.tar.gz").write_bytes(whole)
+    assert sorted(read_tar(tmp_path / "train.tar.gz")[:20]) == list(range(20))
+    (tmp_path / "train.tar.gz").write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(SourceError, match=r"row \d+ of .*/train.tar.gz cannot be read: |first rows of .*/train.tar.gz"):
+        read_tar(tmp_path / "train.tar.gz")
+
+
+def test_row_that_holds_an_address_or_a_missing_file_is_named(tmp_path: Path):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a"])})
+    address = (
+        "^row 0 of .*.parquet holds the address https://host/1.png instead of an image: download the images first$"
+    )
+    missing = "^row 0 of .*.parquet: .*gone.png cannot be read: FileNotFoundError"
+    names = {"https://host/1.png?Signature=5ec7e7": address, str(tmp_path / "gone.png"): missing}
+    for name, message in names.items():
+        rows = [{"image": {"bytes": None, "path": name}, "label": 0}]
+        table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+        pq.write_table(table, tmp_path / "train.parquet")
+        for options in ({}, {"num_workers": 1}):
+            with pytest.raises(SourceError, match=message):
+                read(open_images(str(tmp_path / "train.parquet")), 1, **options)
 
 
 def test_folder_of_images_is_read_file_by_file(tmp_path: Path):
@@ -249,7 +343,7 @@ def test_passing_errors_are_tried_again_with_growing_pauses_and_others_are_not(m
     answers[:] = [ConnectionError("cut")] * 99
     with pytest.raises(SourceError, match=f"shard cannot be read after {retries.TRIES} tries: ConnectionError: cut"):
         retried(answer, "shard")
-    assert max(pauses) <= retries.MAX_WAIT_SECONDS
+    assert max(pauses) <= network.LONGEST_PAUSE
 
 
 def test_what_retries_say_holds_no_signature_of_an_address(monkeypatch, caplog):
@@ -267,7 +361,7 @@ def test_what_retries_say_holds_no_signature_of_an_address(monkeypatch, caplog):
 @pytest.mark.parametrize("fault", [ConnectionError, HTTPError])
 @pytest.mark.parametrize("times", [1, 3])
 def test_rows_that_are_read_in_turn_go_on_where_they_were_cut_again_and_again(fault, times, monkeypatch):
-    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     faults = [150, 5, 5][:times]  # the row at which the network fails, once more while it is read up to there again
 
     def examples():

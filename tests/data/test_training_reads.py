@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -110,6 +111,10 @@ def test_new_class_set_reaches_the_pipeline(folder: Path, tmp_path: Path):
     assert pipeline.get_label_ids(["canid", "felid"]) == [1, 0]
 
 
+def status(output_dir: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_version_of_the_data_is_recorded_and_a_change_is_refused(folder: Path, tmp_path: Path):
     data = tmp_path / "data"
     data.mkdir()
@@ -120,5 +125,39 @@ def test_version_of_the_data_is_recorded_and_a_change_is_refused(folder: Path, t
     assert recorded.startswith("files-")
     train(folder, tmp_path / "out", "--dataset_name", str(data), "--max_train_steps", "3")  # goes on
     (data / "train-00001-of-00002.parquet").unlink()
-    with pytest.raises(ValueError, match=f"has changed: it was {recorded} and is files-"):
+    with pytest.raises(ValueError, match=f"have changed since .*: dataset_revision was {recorded} and is files-"):
         train(folder, tmp_path / "out", "--dataset_name", str(data))
+
+
+def test_run_goes_on_with_changed_photographs_if_that_is_allowed_but_not_with_other_classes(
+    folder: Path, tmp_path: Path, caplog
+):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for label in range(2):
+        (photos / "ab"[label]).mkdir(parents=True)
+        for k in range(7):
+            picture(label, k % 5).save(photos / "ab"[label] / f"{k}.png")
+    flags = ("--dataset_name", str(photos), "--random_flip", "false")
+    with caplog.at_level(logging.INFO, "dit_hf"):
+        train(folder, out, *flags, "--max_train_steps", "3")  # 18 of 14 images: in epoch 1
+    assert f"{photos}: 14 images of 2 classes: a 7, b 7" in caplog.text
+    assert status(out) == [0, 0, 1]
+    picture(1, 4).save(photos / "b" / "0.png")
+    picture(0, 4).save(photos / "a" / "new.png")
+    with pytest.raises(
+        ValueError, match="Put the files back, go on with the new ones from the next epoch by --allow"
+    ) as error:
+        train(folder, out, *flags, "--max_train_steps", "4")
+    assert f"--init_from {out}/pipeline --output_dir NEW" in str(error.value)
+    train(folder, out, *flags, "--max_train_steps", "4", "--allow_config_change")
+    assert status(out) == [0, 0, 1, 2]
+    train(folder, out, *flags, "--max_train_steps", "5")  # the new files are those of the run now
+    (photos / "a").rename(photos / "c")
+    for allowed in ((), ("--allow_config_change",)):
+        with pytest.raises(ValueError, match="was trained on other classes than .* has now .*--init_from"):
+            train(folder, out, *flags, "--max_train_steps", "6", *allowed)
+    run(
+        parse_settings(
+            [str(folder / "tiny.yaml"), "--output_dir", str(tmp_path / "new"), "--init_from", f"{out}/pipeline", *flags]
+        )
+    )

@@ -200,6 +200,7 @@ def test_result_holds_every_setting_and_survives_its_file(fid, halves, tmp_path)
     result.save(tmp_path / "out" / "result.json")
     assert Evaluation.load(tmp_path / "out" / "result.json") == result
     settings = json.loads((tmp_path / "out" / "result.json").read_text())["settings"]
+    assert settings["image_sizes"] == [[8, 8]]
     assert settings["samples"] == how_made
     assert settings["num_images"] == 115
     assert settings["extractor"] == {"name": FID_NAME, "seed": 0}

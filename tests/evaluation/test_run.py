@@ -1,6 +1,7 @@
 """`dit-hf evaluate` as a user runs it, on a tiny pipeline and an extractor in a file of one's own."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +13,16 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline, cli
-from dit_hf.evaluation import load_reference, run
+from dit_hf.cli.evaluate import METRIC_NAMES
+from dit_hf.evaluation import METRICS, load_reference, run
+from dit_hf.evaluation.sources import SourceOptions, open_batches
 from dit_hf.generation import draw_labels
 
 TINY = f"{Path(__file__).with_name('conftest.py')}:TinyExtractor"
+
+
+def test_metrics_of_the_command_are_those_of_the_table():
+    assert METRIC_NAMES == tuple(METRICS)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +143,7 @@ def test_each_seed_and_the_reference_have_their_own_folder(model, files, monkeyp
 
 
 def test_extractor_in_a_file_gets_its_weights():
-    assert run.open_extractor(TINY, "other").name == "other"
+    assert run.ExtractorChoice(TINY, "other").open().name == "other"
 
 
 def test_statistics_are_saved_of_as_many_images_as_asked(files, monkeypatch, capsys, tmp_path, extractor):
@@ -166,12 +173,12 @@ def test_saved_statistics_serve_as_a_reference(files, monkeypatch, capsys, tmp_p
 
 def test_file_of_images_is_not_cropped(files):
     with pytest.raises(ValueError, match=r"holds images of \(8, 8\), which are not cropped: leave out resolution=5"):
-        run.open_source(str(files / "samples.npz"), run.SourceOptions(resolution=5))
+        open_batches(str(files / "samples.npz"), SourceOptions(resolution=5))
 
 
 def test_data_set_is_streamed_and_cropped(monkeypatch, capsys, files):
     emoji = Path(__file__).parents[2] / "examples" / "assets" / "emoji"
-    [images, labels] = next(iter(run.open_source(str(emoji), run.SourceOptions(5, 32, "validation"))))
+    [images, labels] = next(iter(open_batches(str(emoji), SourceOptions(5, 32, "validation"))))
     assert images.shape == (5, 32, 32, 3)
     assert len(labels) == 5
     options = ["--samples", emoji, "--split", "validation", "--resolution", "8", "--num-images", "30"]
@@ -180,21 +187,93 @@ def test_data_set_is_streamed_and_cropped(monkeypatch, capsys, files):
     assert "in one of the two sets only" in printed  # of the distance within classes
 
 
+COMPARED = ["--samples", "samples.npz", "--reference", "reference.npz", "--extractor", TINY]
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ([], "--samples and --model: give one of them"),
-        (["--samples", "a.npz", "--model", "b"], "--samples and --model: give one of them"),
-        (["--samples", "a.npz"], "--reference and --save-reference: give one of them"),
-        (["--samples", "a.npz", "--reference", "b.npz", "--seed", "1"], "--seed is for --model"),
-        (["--model", "a", "--save-reference", "b.npz"], "--model is for comparing"),
-        (["--samples", "a.npz", "--reference", "b.npz", "--extractor", "vgg"], "choose inception, dinov2, or a class"),
-        (["--samples", "a.npz", "--reference", "b.npz", "--extractor", TINY + "s"], "has no 'TinyExtractors'"),
-        (["--samples", "a.npz", "--reference", "b.npz", "--extractor", TINY, "--metrics", "fud"], "'fud' is unknown"),
-        (["--samples", "nowhere.npz", "--reference", "b.npz", "--extractor", TINY], "nowhere.npz"),
+        (["--samples", "samples.npz", "--model", "b"], "--samples and --model: give one of them"),
+        (["--samples", "samples.npz"], "--reference and --save-reference: give one of them"),
+        ([*COMPARED, "--seed", "1"], "--seed is for --model"),
+        (["--model", "a", "--num-images", "3", "--save-reference", "b.npz"], "--model is for comparing"),
+        ([*COMPARED[:4], "--extractor", TINY + "s"], "has no 'TinyExtractors'"),
+        (
+            ["--samples", "images", "--reference", "reference.npz", "--num-images", "200"],
+            "--num-images 200 is outside 1..115",
+        ),
+        (
+            ["--model", "a/b", "--reference", "reference.npz"],
+            "--num-images is missing: give the number of images to draw, or a file of labels",
+        ),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(options, complaint, monkeypatch, capsys):
+def test_what_cannot_be_done_is_an_error_in_one_line(options, complaint, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    options = options if "--extractor" in options else [*options, "--extractor", TINY]
     error = command(monkeypatch, capsys, *options, ok=False)
     assert complaint in error
     assert error.count("\n") == 1
+
+
+def test_errors_of_the_samples_come_before_the_work_on_the_reference(files, monkeypatch, capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    options = ["--reference", files / "reference.npz", "--extractor", TINY, "--samples"]
+    for samples in (tmp_path, files / "samples.npz"):
+        resolution = [] if samples == tmp_path else ["--resolution", "5"]
+        error = command(monkeypatch, capsys, *options, samples, *resolution, ok=False)
+        assert error.count("\n") == 1  # no bar of progress
+
+
+def test_warning_is_one_line_in_the_words_of_the_command(files, monkeypatch, capsys, tmp_path):
+    large = np.load(files / "reference.npz")["arr_0"].repeat(2, 1).repeat(2, 2)
+    np.savez(tmp_path / "large.npz", large)
+    command_line = ["--samples", files / "samples.npz", "--reference", tmp_path / "large.npz", "--extractor", TINY]
+    monkeypatch.setattr(sys, "argv", ["dit-hf", "evaluate", *map(str, command_line), "--metrics", "fid"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith("dit-hf: warning: the samples are images of 8 x 8 pixels, the reference of 16 x 16")
+
+
+# What is refused while the command line is parsed, before any import that takes seconds and before any download.
+EARLY = [
+    ([*COMPARED[:4], "--metrics", "fid,fidd"], "metric 'fidd' is unknown: choose from fid, sfid, inception_score"),
+    ([*COMPARED[:4], "--extractor", "vgg"], "extractor 'vgg' is unknown: choose inception, dinov2, or a class"),
+    (
+        [*COMPARED[:4], "--extractor", "mine.py:Net"],
+        "there is no file mine.py, which the extractor 'mine.py:Net' names",
+    ),
+    (["--samples", "nowhere.npz", *COMPARED[2:]], "there is no file or folder nowhere.npz"),
+    (["--samples", "./nowhere", *COMPARED[2:]], "there is no file or folder ./nowhere"),
+    (["--samples", "samples.npz", "--reference", "a/b/c"], "there is no file or folder a/b/c"),
+    (["--model", "/no/model", "--reference", "reference.npz"], "there is no file or folder /no/model"),
+    ([*COMPARED, "--weights", "../weights.pth"], "there is no file or folder ../weights.pth"),
+    ([*COMPARED, "--card", "CARD.md"], "CARD.md is no file: name the model's README.md"),
+    (["--samples", "samples.npz", "--save-reference", "real.json"], "real.json: a file of statistics must end in .npz"),
+    (
+        ["--model", "a/b", "--labels", "labels.txt"],
+        "--labels 'labels.txt': choose from random, balanced, or a text file",
+    ),
+]
+
+RUN = """
+import sys
+sys.argv = ["/bin/dit-hf", "evaluate", *sys.argv[1:]]  # imported by another program, `dit_hf` imports torch at once
+from dit_hf.cli import main
+try:
+    main()
+except SystemExit as stop:
+    print(stop.code, "torch" in sys.modules, "transformers" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(("options", "complaint"), EARLY, ids=[options[-1] for options, _ in EARLY])
+def test_names_and_missing_files_are_errors_before_any_work(options, complaint, files, monkeypatch):
+    monkeypatch.chdir(files)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
+    done = subprocess.run([sys.executable, "-c", RUN, *options], capture_output=True, text=True)
+    error, status = done.stderr.splitlines()
+    assert error.startswith(f"dit-hf: {complaint}")
+    assert status == "1 False False"

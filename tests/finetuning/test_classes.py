@@ -8,9 +8,31 @@ from dit_hf.finetuning import carry_classes, match_classes
 KNOWN = {0: "tench, Tinca tinca", 1: "crane", 2: "goldfish", 3: "crane"}
 
 
-def test_classes_match_by_label_and_by_any_synonym():
-    names = ["goldfish", "Tinca tinca", "koi, goldfish", "my cat", "tench, Tinca tinca"]
-    assert match_classes(KNOWN, names) == [2, 0, 2, None, 0]
+def test_classes_match_by_whole_label_and_by_a_synonym_of_a_known_one():
+    names = ["goldfish", "Tinca tinca", "koi, goldfish", "my cat"]
+    assert match_classes(KNOWN, names) == [2, 0, None, None]
+    assert match_classes(KNOWN, ["tench, Tinca tinca"]) == [0]
+
+
+def test_a_comma_in_a_name_of_the_data_divides_nothing():
+    assert match_classes({0: "frog", 1: "panda"}, ["frog, green", "frog, red", "frog"]) == [None, None, 0]
+
+
+def test_a_part_that_known_labels_share_is_no_synonym():
+    known = {0: "frog, green", 1: "frog, red", 2: "beach, summer"}
+    assert match_classes(known, ["frog", "frog, red", "beach, summer", "frog, green"]) == [None, 1, 2, 0]
+
+
+def test_two_classes_never_continue_the_same_one(caplog):
+    assert match_classes(KNOWN, ["Tinca tinca", "tench", "goldfish"]) == [0, None, 2]
+    assert "class 'tench' starts anew: another class of the data continues 'tench, Tinca tinca'" in caplog.text
+    assert match_classes(KNOWN, ["tench", "tench, Tinca tinca"]) == [None, 0]  # a whole label goes first
+
+
+def test_letters_are_the_same_however_they_are_stored():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert match_classes({0: composed, 1: "tea"}, [decomposed]) == [0]
+    assert match_classes({0: decomposed, 1: "tea"}, [composed]) == [0]
 
 
 def test_a_label_that_two_classes_have_keeps_its_place_and_is_refused_elsewhere():

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from dit_hf import DiTPipeline
 from dit_hf.conversion import to_original
 from dit_hf.conversion.original import HEADS
-from dit_hf.training.start import Origin, adapt_to_data, check_origin, load_origin
+from dit_hf.training.origin import Origin, load_origin, take_over
+from dit_hf.training.settings import TrainSettings, parse_settings
+from dit_hf.training.start import adapt_to_data
 
 NAMES = {0: "tench, Tinca tinca", 1: "crane", 2: "goldfish", 3: "koi"}
 
@@ -36,8 +39,8 @@ def test_a_pipelines_folder_tells_classes_schedule_and_scaling(build, tmp_path: 
         "num_train_timesteps": 1000,
         "trained_betas": None,
         "rescale_betas_zero_snr": False,
-        "scaling_factor": 0.5,
     }
+    assert (origin.objective, origin.vae["scaling_factor"], origin.vae["latent_channels"]) == ("hybrid", 0.5, 4)
     torch.testing.assert_close(origin.model.state_dict(), build().state_dict(), rtol=0, atol=0)
 
 
@@ -47,14 +50,16 @@ def test_a_folder_of_diffusers_own_pipeline_will_do(build, tmp_path: Path):
     pipeline = DiTPipeline(build(num_classes=1000, timestep_freq_shift=1.0), tiny_vae(), scheduler, id2label=names)
     pipeline.save_pretrained(tmp_path, format="diffusers")
     origin = load_origin(str(tmp_path))
-    assert (origin.id2label, origin.trained["beta_end"], origin.trained["scaling_factor"]) == (names, 0.02, 0.5)
+    assert (origin.id2label, origin.trained["beta_end"], origin.vae["scaling_factor"]) == (names, 0.02, 0.5)
     torch.testing.assert_close(origin.model.state_dict(), pipeline.transformer.state_dict())
 
 
 def test_a_flow_model_has_no_betas_and_one_of_pixels_no_scaling(build, tmp_path: Path):
     flow = FlowMatchEulerDiscreteScheduler()
-    DiTPipeline(build(), None, flow, prediction_type="flow_prediction").save_pretrained(tmp_path)
-    assert load_origin(str(tmp_path)).trained == {"prediction_type": "flow_prediction"}
+    DiTPipeline(build(learn_sigma=False), None, flow, prediction_type="flow_prediction").save_pretrained(tmp_path)
+    origin = load_origin(str(tmp_path))
+    assert origin.trained == {"prediction_type": "flow_prediction", "num_train_timesteps": 1000}
+    assert (origin.objective, origin.vae) == ("flow", None)
 
 
 def test_an_original_checkpoint_gives_its_averaged_weights(build, tmp_path: Path, monkeypatch):
@@ -84,24 +89,107 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path):
         load_origin(str(tmp_path))
 
 
+def trained_origin(build, folder: Path, **fields: object) -> Origin:
+    """A model that predicts x_0 on a cosine schedule, with a VAE that makes 4 channels and halves nothing."""
+    schedule = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 500}
+    scheduler = DDIMScheduler(**schedule, prediction_type="sample", clip_sample=False)
+    model = build(learn_sigma=False, **fields)
+    names = NAMES if model.config.num_classes else None
+    DiTPipeline(model, tiny_vae(), scheduler, id2label=names).save_pretrained(folder)
+    return load_origin(str(folder))
+
+
+def test_what_the_user_leaves_out_comes_from_the_starting_model(build, tmp_path: Path):
+    origin = trained_origin(build, tmp_path)
+    settings = TrainSettings(init_from=str(tmp_path))
+    take_over(settings, origin)
+    assert (settings.objective, settings.beta_schedule, settings.num_train_timesteps) == (
+        "sample",
+        "squaredcos_cap_v2",
+        500,
+    )
+    assert (settings.resolution, settings.vae_name_or_path) == (8, str(tmp_path))
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings.to_dict()))  # the settings of another run
+    again = parse_settings([str(tmp_path / "settings.yaml")])
+    take_over(again, origin)
+    assert again == settings
+
+
+def test_every_contradiction_is_named_in_one_error(build, tmp_path: Path):
+    origin = trained_origin(build, tmp_path / "model")
+    tiny_vae(scaling_factor=0.13).save_pretrained(tmp_path / "vae")
+    settings = TrainSettings(
+        init_from=origin.name,
+        objective="epsilon",
+        beta_schedule="linear",
+        num_train_timesteps=1000,
+        vae_name_or_path=str(tmp_path / "vae"),
+        model="DiT-S/4",
+        model_overrides='{"block_type": "adaln", "num_classes": 0, "hidden_size": 32}',
+        position_embedding="interpolate",
+    )
+    with pytest.raises(ValueError, match="does not fit the other settings") as error:
+        take_over(settings, origin)
+    for part in (
+        "objective='epsilon', but it was trained with 'sample'",
+        "beta_schedule='linear', but it was trained with 'squaredcos_cap_v2'",
+        "num_train_timesteps=1000, but it was trained with 500",
+        f"vae_name_or_path='{tmp_path / 'vae'}' has scaling_factor=0.13, but it was trained with 0.5",
+        "patch_size=4, but it has patch_size=2",
+        "block_type='adaln', but it has block_type='adaln_zero'",
+        "num_classes=0, but it has num_classes=4",
+        "position_embedding='interpolate' has no effect, because its resolution is kept",
+        "Leave these settings out",
+    ):
+        assert part in str(error.value)
+    assert "hidden_size" not in str(error.value)  # as the model's
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
-    ("wanted", "trained", "message"),
+    ("values", "message"),
     [
-        ({"in_channels": 16}, {}, "in_channels=16 is asked for, and user/dit has in_channels=4"),
-        ({"patch_size": 4}, {}, "patch_size=4 is asked for, and user/dit has patch_size=2"),
-        ({"block_type": "adaln"}, {}, "block_type='adaln' is asked for, and user/dit has block_type='adaln_zero'"),
-        ({"learn_sigma": False}, {}, "learn_sigma=False is asked for"),
-        ({}, {"scaling_factor": 0.13}, "scaling_factor=0.13 is asked for, and user/dit was trained with 0.5"),
-        ({}, {"prediction_type": "sample"}, "prediction_type='sample' is asked for, .* was trained with 'epsilon'"),
+        ({"objective": "flow"}, "objective='flow', but it was trained with 'sample'"),
+        ({"objective": "hybrid"}, "objective='hybrid', but it was trained with 'sample'"),
+        ({"beta_end": 0.03}, "beta_end=0.03, but it was trained with 0.02"),
+        ({"model_overrides": '{"wrong": 1}'}, "model_overrides sets 'wrong', which is no field"),
     ],
 )
-def test_another_model_than_the_settings_describe_is_refused(build, wanted: dict, trained: dict, message: str):
-    origin = Origin("user/dit", build(), NAMES, {"scaling_factor": 0.5, "prediction_type": "epsilon"})
-    check_origin(
-        origin, {"in_channels": 4}, {"scaling_factor": 0.5, "beta_start": 0.3}
-    )  # what is not known is not held
+def test_a_setting_that_contradicts_the_starting_model_is_refused(build, tmp_path: Path, values: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        check_origin(origin, wanted, trained)
+        take_over(TrainSettings(init_from=str(tmp_path), **values), trained_origin(build, tmp_path))
+
+
+def test_another_resolution_is_a_wish_and_no_contradiction(build, tmp_path: Path):
+    settings = TrainSettings(init_from=str(tmp_path), resolution=16, position_embedding="interpolate")
+    take_over(settings, trained_origin(build, tmp_path))
+    assert settings.resolution == 16
+
+
+def test_a_model_without_its_training_asks_for_the_objective(build, tmp_path: Path, caplog):
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    build(learn_sigma=False).save_pretrained(tmp_path / "model")
+    origin, with_vae = load_origin(str(tmp_path / "model")), {"vae_name_or_path": str(tmp_path / "vae")}
+    with pytest.raises(ValueError, match="objective is missing, and it does not say how it was trained"):
+        take_over(TrainSettings(init_from=origin.name, **with_vae), origin)
+    settings = TrainSettings(init_from=origin.name, objective="v_prediction", **with_vae)
+    take_over(settings, origin)
+    assert (settings.beta_schedule, settings.beta_end, settings.resolution) == (None, 0.02, 8)
+    assert "does not say how it was trained: the paper's noise schedule is taken" in caplog.text
+
+
+def test_betas_of_a_flow_model_are_contradictions(build, tmp_path: Path):
+    flow = FlowMatchEulerDiscreteScheduler()
+    model = build(learn_sigma=False)
+    DiTPipeline(model, tiny_vae(), flow, prediction_type="flow_prediction").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="beta_end=0.5, but it was trained without betas"):
+        take_over(TrainSettings(init_from=str(tmp_path), beta_end=0.5), load_origin(str(tmp_path)))
+
+
+def test_keeping_the_classes_of_an_unconditional_model_is_refused(build, tmp_path: Path):
+    origin = trained_origin(build, tmp_path, num_classes=0)
+    with pytest.raises(ValueError, match="keep_classes=True, but it has no classes"):
+        take_over(TrainSettings(init_from=str(tmp_path), keep_classes=True), origin)
 
 
 def test_new_classes_replace_the_old_ones_or_join_them(build):

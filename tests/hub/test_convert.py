@@ -55,7 +55,7 @@ def test_card_of_a_source_on_the_hub_names_its_commit_and_licence(hub, convert, 
     repository = hub.repository("user/theirs")
     commit = (repository.tags[revision] if revision else repository.refs["main"]).oid
     card = ModelCard.load(tmp_path / "ours" / "README.md")
-    assert f"`user/theirs` at commit `{commit}`" in card.text.replace("\n", " ")
+    assert f"[user/theirs](https://huggingface.co/user/theirs) at commit `{commit}`" in card.text
     assert card.data.base_model == "user/theirs"
     assert (card.data.license, card.data["license_name"], card.data["license_link"]) == ("other", "mine", "LICENSE")
     loaded = DiTPipeline.from_pretrained(tmp_path / "ours").transformer
@@ -93,8 +93,8 @@ def test_source_in_this_form_without_a_licence_gets_none(hub, convert, pipeline,
     convert("user/ours", tmp_path / "again")
     card = ModelCard.load(tmp_path / "again" / "README.md")
     assert card.data.license is None
-    assert "ask its author before you use or share" in card.text
-    assert "user/ours does not say its licence" in caplog.text
+    assert "ask the author before you use or share" in card.text
+    assert "user/ours does not state a licence" in caplog.text
 
 
 def test_published_size_is_that_of_the_original_s_weights():

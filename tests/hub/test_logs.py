@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants, hf_api
 
 from dit_hf import DiTPipeline
+from dit_hf.cards.training import TrainingCard
 from dit_hf.hub.background import BackgroundPush
 from dit_hf.hub.errors import HubError
 from dit_hf.hub.push import push_folder
@@ -36,7 +37,7 @@ def test_push_says_nothing_private(hub, saved, said, tmp_path):
     hub.fail("PUT", "/lfs/", 503, times=2)
     hub.cut("PUT", "/lfs/", after=100)
     hub.fail("POST", "/commit/", 503)
-    push = BackgroundPush("user/dit")
+    push = BackgroundPush("user/dit", TrainingCard(tmp_path, {}, {}))
     push.start(saved, "Step 1")
     push.wait()
     (saved / "new.txt").write_text("new")
@@ -46,7 +47,7 @@ def test_push_says_nothing_private(hub, saved, said, tmp_path):
     text = said()
     assert "503" in text
     assert f"Step 1: {hub.url}/user/dit/commit/" in text
-    assert "Step 2: the push failed, the training does not" in text
+    assert "Step 2: the push failed, the training continues" in text
     assert_nothing_private(text, tmp_path)
 
 
@@ -70,7 +71,11 @@ def test_address_of_a_hub_that_holds_a_token_is_not_repeated(hub, monkeypatch, s
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/{revision}/{filename}")
     monkeypatch.setattr(hf_api.api, "endpoint", address)
-    for attempt in (BackgroundPush, lambda name: DiTPipeline.from_pretrained(name, cache_dir=tmp_path)):
+    attempts = (
+        lambda name: BackgroundPush(name, TrainingCard(tmp_path, {}, {})),
+        lambda name: DiTPipeline.from_pretrained(name, cache_dir=tmp_path),
+    )
+    for attempt in attempts:
         with pytest.raises(HubError, match=r"user/dit at http://127\.0\.0\.1:9: no connection") as error:
             attempt("user/dit")
         assert_nothing_private(said() + str(error.value), tmp_path)

@@ -1,6 +1,7 @@
 """An adapter on the Hub: pushed as its few files, and loaded from there by id."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from PIL import Image
+from safetensors.torch import load_file
 
 import dit_hf
 from dit_hf import DiTPipeline
@@ -46,6 +49,57 @@ def test_an_adapters_card_names_base_and_repository(hub, adapter: Path):
     assert 'load_lora_weights("user/my-lora")' in card.text
 
 
+def test_an_adapters_card_has_what_a_reader_needs(pipeline, tmp_path):
+    model = copy.deepcopy(pipeline.transformer)
+    add_lora(model, 2, alpha=4)
+    names = {0: "koi", 1: "carp", 2: "Smith, John", 3: "Smith, Jane"}
+    save_lora(model, tmp_path / "adapter", names, "user/base", license="apache-2.0")
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    data = card.data.to_dict()
+    assert {
+        "license": "apache-2.0",
+        "base_model": "user/base",
+        "base_model_relation": "adapter",
+    }.items() <= data.items()
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    count = sum(tensor.numel() for tensor in weights.values())
+    for row in ("rank | 2", "alpha | 4", "classes | 4", f"parameters of the adapter | {count:,}"):
+        assert f"| {row} |" in card.text
+    assert "[user/base](https://huggingface.co/user/base)" in card.text
+    assert 'class_labels=["' in card.text
+    assert '"Smith"' not in card.text  # two classes have that name
+    with pytest.raises(ValueError, match="did you mean 'apache-2.0'"):
+        save_lora(model, tmp_path / "wrong", names, "user/base", license="Apache 2.0")
+
+
+def test_an_adapter_of_a_local_model_says_so(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipeline.save_pretrained("my/dit")  # which is written as an id would be
+    model = copy.deepcopy(pipeline.transformer)
+    add_lora(model, 2)
+    save_lora(model, tmp_path / "adapter", None, "my/dit")
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert card.data.get("base_model") is None
+    assert "my/dit" not in card.content
+    assert "trained on a local model that is not on the Hub: put the path of that model where" in card.text
+    assert "The author has not stated a licence" in card.text
+    assert "class_labels=[2]" in card.text  # the classes have no names
+
+
+@pytest.mark.slow
+def test_snippet_of_an_adapters_card_runs_as_printed(hub, saved, adapter, hub_environment, tmp_path):
+    push_folder(saved, "user/base")
+    push_folder(adapter, "user/my-lora")
+    (snippet,) = re.findall(r"```python\n(.*?)```", ModelCard.load("user/my-lora").text, re.DOTALL)
+    (tmp_path / "snippet.py").write_text(snippet)
+    environment = hub_environment | {"PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
+    command = [sys.executable, tmp_path / "snippet.py"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    with Image.open(tmp_path / "sample.png") as image:
+        assert image.size == (16, 16)
+
+
 def test_a_folder_of_neither_is_not_pushed(hub, adapter: Path):
     (adapter / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match=r"has no model_index.json: .* or an adapter's"):
@@ -59,11 +113,11 @@ def test_a_checkpoint_beside_an_adapter_is_not_pushed(hub, adapter: Path):
 
 
 ORIGIN = """
-from dit_hf.training.start import load_origin
+from dit_hf.training.origin import load_origin
 
 origin = load_origin("user/dit-tiny")
 trained = origin.trained
-print(origin.id2label[1], trained["beta_schedule"], trained["scaling_factor"], origin.model.config.num_classes)
+print(origin.id2label[1], trained["beta_schedule"], origin.vae["scaling_factor"], origin.model.config.num_classes)
 """
 
 
@@ -76,6 +130,6 @@ def test_a_fine_tuning_starts_from_an_id_on_the_hub(hub, saved: Path, hub_enviro
         env=hub_environment | {"PYTHONPATH": str(source)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert result.stdout.split() == ["goldfish", "linear", "0.18215", "4"], result.stderr

@@ -47,7 +47,7 @@ def shards() -> dict[str, bytes]:
 
 
 def run(command: list[str], environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture
@@ -82,10 +82,21 @@ def test_imagenet_is_streamed_trained_on_and_pushed_and_the_model_loads_with_and
     assert not (tmp_path / "out" / "checkpoints").exists()
 
     imagenet.granted.add("user")
-    hub.fail("POST", "/commit/", 500, times=4)  # the push of a checkpoint fails, the training does not
+    hub.fail("POST", "/commit/", 500, times=8)  # of a checkpoint and of the end; neither ends the training
     trained = run(command, hub_environment, tmp_path)
-    assert trained.returncode == 0, trained.stderr[-3000:]
-    assert "the push failed, the training does not" in trained.stderr
+    assert trained.stderr.count("the push failed, the training continues") == 2
+    assert trained.returncode == 1
+    last = trained.stderr.splitlines()[-1]
+    assert last.startswith("error: the training is finished and its files are whole, but user/dit-imagenet does not")
+    status = json.loads((tmp_path / "out" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("failed", 4)
+    assert "user/dit-imagenet does not have them" in status["reason"]
+    assert (tmp_path / "out" / "pipeline" / "README.md").exists()
+
+    again = run(command, hub_environment, tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "nothing to do" in again.stderr
+    assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "finished"
     repository = hub.repository("user/dit-imagenet")
     assert repository.private
     assert repository.refs["main"].message == "End of training"
@@ -94,7 +105,10 @@ def test_imagenet_is_streamed_trained_on_and_pushed_and_the_model_loads_with_and
     assert "- ILSVRC/imagenet-1k" in card
     assert "license: cc-by-nc-4.0" in card
     assert "| classes | 1000 |" in card
+    assert "  output:\n    url: samples/00.png" in card
+    assert "samples/00.png" in repository.files()
     token = hub_environment["HF_TOKEN"]
+    assert token not in again.stderr + again.stdout
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not [path for path in written if token.encode() in path.read_bytes()]
     assert token not in trained.stderr + trained.stdout

@@ -1,22 +1,29 @@
 """Whole fine-tunings of seconds: what is trained, what is written, and that they go on bit for bit."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from diffusers.utils import make_image_grid
+from PIL import Image
 from safetensors.torch import load_file
 
-import dit_hf
+sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the module by its name
+
+import trainer
+
 from dit_hf import DiTPipeline
 from dit_hf.finetuning import carry_classes
 from dit_hf.training.loop import StepRecord
 from dit_hf.training.observer import Observer
+from dit_hf.training.origin import load_origin
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
+from dit_hf.training.start import adapt_to_data
 
 STEPS = 8
 
@@ -103,11 +110,8 @@ def test_a_part_is_trained_averaged_and_goes_on_bit_for_bit(
 def test_an_adapter_is_trained_by_two_processes_as_by_one(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--keep_classes", "--lora_rank", "2")
     train(tiny, tmp_path / "one", *flags)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command = [*torchrun, "-m", "dit_hf.training.run", str(tiny / "tiny.yaml"), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
-    half = ["--output_dir", str(tmp_path / "two"), "--train_batch_size", "3"]
-    subprocess.run([*command, *half], check=True, timeout=600, env=environment)
+    half = [str(tiny / "tiny.yaml"), "--output_dir", str(tmp_path / "two"), "--train_batch_size", "3", *flags]
+    trainer.finish(trainer.start_two(tmp_path / "journal", half), tmp_path / "journal")
     once, twice = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(once, twice, rtol=1e-3, atol=1e-4)  # sums in another order
 
@@ -144,6 +148,26 @@ def test_an_adapter_is_written_loads_and_gives_what_the_merged_pipeline_gives(ti
     torch.testing.assert_close(*images, rtol=1e-3, atol=1e-3)  # sums in another order
 
 
+def test_pictures_before_and_after_show_the_classes_of_the_data(tiny: Path, tmp_path: Path, base: Path):
+    """With the classes c, d and x kept, those of the data are a, b, c and d: the model's 3, 4, 0 and 1."""
+    flags = ("--init_from", str(base), "--keep_classes", "--max_train_steps", "2", "--ema_decay", "0")
+    after = load(train(tiny, tmp_path, *flags, "--learning_rate", "0.05"))
+    origin = load_origin(str(base))
+    model = adapt_to_data(origin, ["a", "b", "c", "d"], sample_size=8, keep_classes=True).model.eval()
+    before = DiTPipeline(model, after.vae, after.scheduler, after.config.id2label)
+    before.set_progress_bar_config(disable=True)
+    rows = []
+    for pipeline in (before, after):
+        noise = torch.Generator().manual_seed(0)
+        arguments = {"guidance_scale": 4.0, "num_inference_steps": 2, "generator": noise}
+        images = pipeline(["a", "b", "c", "d"], **arguments).images
+        rows.append(np.array(make_image_grid(images, 2, 2)))
+    picture = np.array(Image.open(tmp_path / "before_after.png"))
+    np.testing.assert_array_equal(picture[:32], rows[0])
+    np.testing.assert_array_equal(picture[40:], rows[1])
+    assert not np.array_equal(*rows)
+
+
 def test_a_pipeline_goes_on_at_twice_its_resolution(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--resolution", "32", "--max_train_steps", "2", "--ema_decay", "0.01")
     pipeline = load(train(tiny, tmp_path, *flags, "--position_embedding", "interpolate"))
@@ -153,15 +177,33 @@ def test_a_pipeline_goes_on_at_twice_its_resolution(tiny: Path, tmp_path: Path, 
     assert pipeline("a", num_inference_steps=2).images[0].size == (32, 32)
 
 
+def test_a_fine_tuning_needs_no_more_than_a_model_and_images(tiny: Path, tmp_path: Path, base: Path):
+    """VAE, objective, schedule, size and resolution are the model's; the defaults are a VAE of the Hub at 256 px."""
+    short = ["--max_train_steps", "2", "--train_batch_size", "6", "--ema_decay", "0", "--report_to", "none"]
+    short += ["--num_threads", "1", "--dataloader_num_workers", "0", "--validation_inference_steps", "2"]
+    arguments = ["--init_from", str(base), "--dataset_name", str(tiny / "data"), "--output_dir", str(tmp_path), *short]
+    pipeline = load(run(parse_settings(arguments)))
+    assert pipeline.transformer.config.sample_size == load(base).transformer.config.sample_size
+    torch.testing.assert_close(pipeline.vae.state_dict(), load(base).vae.state_dict(), rtol=0, atol=0)
+    recorded = yaml.safe_load((tmp_path / "settings.yaml").read_text())
+    assert (recorded["resolution"], recorded["objective"], recorded["vae_name_or_path"]) == (16, "hybrid", str(base))
+    run(parse_settings(arguments))  # finds nothing to do, and nothing changed
+    with pytest.raises(ValueError, match="no multiple of 2"):
+        run(parse_settings([*arguments, "--resolution", "15"]))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--init_from", "./nowhere"], "init_from='./nowhere' is not there"),
-        (["--init_from", "BASE", "--objective", "sample"], "learn_sigma=False is asked for, and .* learn_sigma=True"),
-        (["--init_from", "BASE", "--beta_end", "0.03"], r"beta_end=0.03 is asked for, and .* trained with 0.02"),
-        (["--init_from", "BASE", "--model", "DiT-S/2"], "patch_size=2 is asked for, and .* has patch_size=4"),
-        (["--init_from", "BASE", *overrides(block_type="adaln")], "block_type='adaln' is asked for"),
-        (["--init_from", "BASE", *overrides(num_classes=0)], "num_classes=0 is asked for, and .* has num_classes=3"),
+        (["--init_from", "BASE", "--objective", "sample"], "objective='sample', but it was trained with 'hybrid'"),
+        (["--init_from", "BASE", "--beta_end", "0.03"], r"beta_end=0.03, but it was trained with 0.02"),
+        (["--init_from", "BASE", "--model", "DiT-S/2"], "patch_size=2, but it has patch_size=4"),
+        (
+            ["--init_from", "BASE", *overrides(block_type="adaln")],
+            "block_type='adaln', but it has ",
+        ),
+        (["--init_from", "BASE", *overrides(num_classes=0)], "num_classes=0, but it has num_classes=3"),
         (["--init_from", "BASE", "--last_blocks", "9"], "last_blocks=9: the model has 2 blocks"),
         (["--init_from", "BASE", "--lora_rank", "99"], r"rank=99 is outside 1\.\.32"),
     ],

@@ -136,8 +136,8 @@ def test_step_whose_loss_is_not_finite_on_one_process_changes_no_split_weights(
     tiny: Path, tmp_path: Path, split: dict[str, str]
 ):
     flags = ("--max_train_steps", "3", "--checkpointing_steps", "1", "--validation_steps", "100", "--ema_decay", "0.01")
-    out = train_two(tiny, tmp_path, *flags, events={"bad_batch": "1:2"}, **split)
-    message = "step 2 was passed over: the loss on ranks [1] is not finite"
+    out = train_two(tiny, tmp_path, *flags, events={"at_batch": {"1:2": "spoil"}}, **split)
+    message = "step 2 was skipped: the loss on ranks [1] is not finite"
     assert all(message in (tmp_path / f"journal.{rank}.out").read_text() for rank in range(2))
     torch.testing.assert_close(weights(out, 2, "model"), weights(out, 1, "model"), rtol=0, atol=0)
     torch.testing.assert_close(weights(out, 2, "ema"), weights(out, 1, "ema"), rtol=0, atol=0)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the module by its name
+
+import trainer
 
 from dit_hf import DiTPipeline
 from dit_hf.training.loop import StepRecord
@@ -135,7 +138,8 @@ def test_other_settings_are_refused_by_name_when_a_run_goes_on(tiny: Path, finis
         (["--model_overrides", "{hidden"], "no JSON object"),
         (["--model_overrides", "[1]"], r"\[1\]' is no JSON object"),
         (["--max_grad_norm", "0"], "max_grad_norm=0.0"),
-        (["--report_to", "tensorbord"], "report_to='tensorbord' is not installed: choose one of none, "),
+        (["--report_to", "tensorbord"], "report_to='tensorbord' is unknown: choose one of none, "),
+        (["--report_to", "dvclive"], "'dvclive' is not installed: run `pip install dvclive`, or choose one of none, "),
         (["--model", "DiT-M/2"], "unknown size 'DiT-M/2'"),
     ],
 )
@@ -217,7 +221,7 @@ def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny: Path, tmp_p
     from dit_hf.diffusion import HybridLoss
 
     monkeypatch.setattr(HybridLoss, "_bound", lambda *arguments: torch.full((6,), float("nan")))
-    message = "step 3 was passed over: the loss on ranks .0. is not finite; loss=nan, .*in a row: lower --learning_rate"
+    message = "step 3 was skipped: the loss on ranks .0. is not finite; loss=nan, .*in a row: lower --learning_rate"
     with pytest.raises(FloatingPointError, match=message):
         train(tiny, tmp_path, "--max_skipped_steps", "3")
     assert not (tmp_path / "checkpoints").exists()
@@ -234,15 +238,9 @@ def launch(tiny: Path, output_dir: Path, *launcher: str, flags: tuple[str, ...] 
     return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=600, env=environment)
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
 @pytest.mark.long
 def test_two_processes_train_on_the_batches_of_one(tiny: Path, tmp_path: Path, finished: Path):
-    torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port())
+    torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(trainer.free_port()))
     result = launch(tiny, tmp_path, *torchrun, flags=("--train_batch_size", "3"))
     assert result.returncode == 0, result.stderr
     assert "2 processes on cpu" in result.stderr + result.stdout

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,7 @@ def test_images_that_were_skipped_are_counted_once_and_across_a_restart(tiny: Pa
 def test_too_many_bad_steps_end_the_run_with_step_rank_samples_and_checkpoint(tiny: Path, tmp_path: Path, monkeypatch):
     spoil(monkeypatch, {5, 6, 7}, float("nan"))
     message = (
-        r"step 7 was passed over: the loss on ranks \[0\] is not finite; loss=nan, \(epoch, offset\) on rank 0: "
+        r"step 7 was skipped: the loss on ranks \[0\] is not finite; loss=nan, \(epoch, offset\) on rank 0: "
         r"\(1, 16\), \(1, 17\), .*in a row: lower --learning_rate.*newest checkpoint is that of step 4"
     )
     with pytest.raises(FloatingPointError, match=message):
@@ -104,23 +106,41 @@ def test_out_of_memory_names_the_step_and_what_to_change(tiny: Path, tmp_path: P
         train(tiny, tmp_path)
 
 
-def test_last_step_is_saved_when_the_data_end_with_an_error(tiny: Path, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (ValueError("shard 7 is gone"), ValueError, "shard 7 is gone$"),
+        (OSError(5, "Input/output error"), OSError, ".*Input/output error$"),
+        (
+            tarfile.ReadError("unexpected end of data"),
+            OSError,
+            r"the data cannot be read after .* \(1, 16\): ReadError",
+        ),
+        (MemoryError("64 GB"), MemoryError, r"out of memory in step 7, .* that of step 6\. 64 GB"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_last_step_is_saved_when_the_data_end_with_any_error(
+    tiny: Path, tmp_path: Path, monkeypatch, error: Exception, expected: type, message: str
+):
     from dit_hf.data.streaming import ImageStream
 
-    whole = ImageStream.__iter__
+    whole = ImageStream.batches
 
-    def broken(self):
-        for number, batch in enumerate(whole(self), 1):
+    def broken(self, is_stopped):
+        for number, batch in enumerate(whole(self, is_stopped), 1):
             if number > 6:
-                raise ValueError("shard 7 is gone")
+                raise error
             yield batch
 
     with monkeypatch.context() as patched:
-        patched.setattr(ImageStream, "__iter__", broken)
-        with pytest.raises(ValueError, match="shard 7 is gone"):
+        patched.setattr(ImageStream, "batches", broken)
+        with pytest.raises(expected, match=message):
             train(tiny, tmp_path)
     assert (tmp_path / "checkpoints" / "step-00000006" / "manifest.json").exists()
-    assert json.loads((tmp_path / "status.json").read_text())["reason"] == "shard 7 is gone"
+    assert re.match(message, json.loads((tmp_path / "status.json").read_text())["reason"])
+    train(tiny, tmp_path)  # the same command goes on
+    assert metrics(tmp_path)[-1]["step"] == 8
 
 
 def test_losses_of_the_quarters_of_the_timesteps_make_the_loss(tiny: Path, tmp_path: Path):
@@ -167,7 +187,7 @@ def test_push_that_runs_is_left_where_it_is_when_the_run_is_asked_to_stop():
         is_busy = True
 
     with StopRequest() as stop:
-        work = Trainer(*[None] * 3, stop, *[None] * 2, Slow(), None, None, None)
+        work = Trainer(*[None] * 3, stop, *[None] * 2, Slow(), None, None, None, None)
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(Preempted, match="during a push"):
             work.wait_for_push()

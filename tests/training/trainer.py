@@ -8,10 +8,14 @@ Its journal has a line for each event of the observer. A phase that a test waits
 signal or by `release`, so that no verdict depends on how fast anything is.
 """
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
+import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,14 +39,16 @@ class Journal(Observer):
         hold: Phase that lasts until the stop request or the file `FILE.release` is there; "step" for the first batch.
         stop: Stop request of the run.
         kill_at: Number of the operation of a save or a deletion, from 1, before which the process kills itself.
-        bad_batch: "RANK:NUMBER" of the batch whose noise is not a number.
+        at_batch: What to do at which batch, "RANK:NUMBER" -> a name of `ACTIONS`.
     """
 
-    def __init__(self, file: str, hold: str, stop: StopRequest, kill_at: int = 0, bad_batch: str = "") -> None:
+    def __init__(
+        self, file: str, hold: str, stop: StopRequest, kill_at: int = 0, at_batch: dict[str, str] | None = None
+    ) -> None:
         self.rank = os.environ.get("RANK", "0")
         self.descriptor = os.open(f"{file}.{self.rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self.release, self.hold, self.stop = Path(f"{file}.release"), hold, stop
-        self.kill_at, self.bad_batch = kill_at, bad_batch
+        self.kill_at, self.at_batch = kill_at, at_batch or {}
         self.num_batches, self.num_operations, self.phase_now = 0, 0, ""
         self.note(f"pid {os.getpid()}")
 
@@ -81,8 +87,9 @@ class Journal(Observer):
         if self.num_batches == 1:
             self.note("begin step")
             self.wait_in("step")
-        if self.bad_batch == f"{self.rank}:{self.num_batches}":
-            draws.noise.fill_(float("nan"))
+        if action := self.at_batch.get(f"{self.rank}:{self.num_batches}"):
+            ACTIONS[action](draws)
+            self.note(f"did {action}")
 
     def on_step(self, record: Any) -> None:
         self.note(f"end step {record.step}")
@@ -96,6 +103,18 @@ class Journal(Observer):
             begin_and_die(operation, path)
 
 
+def signal_workers(number: int) -> None:
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, number)
+
+
+ACTIONS = {
+    "spoil": lambda draws: draws.noise.fill_(float("nan")),
+    "kill workers": lambda draws: signal_workers(signal.SIGKILL),  # as the kernel does if memory runs out
+    "freeze workers": lambda draws: signal_workers(signal.SIGSTOP),  # as a network that hangs
+}
+
+
 def begin_and_die(operation: str, path: Path) -> None:
     """Leave a file half written, or a folder half deleted, as a kill in the middle of the operation does."""
     if operation == "write":
@@ -103,6 +122,14 @@ def begin_and_die(operation: str, path: Path) -> None:
     if operation == "delete" and path.is_dir():
         next(path.iterdir()).unlink()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def shrink_shared_memory(size: str) -> None:
+    """Give this process a /dev/shm of its own, in a mount namespace."""
+    if ctypes.CDLL(None, use_errno=True).unshare(0x00020000):  # CLONE_NEWNS
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
 
 
 def train(
@@ -118,13 +145,19 @@ def train(
         events: Further arguments of `Journal`.
     """
     os.environ.update(environment or {})
+    if "SHARED_MEMORY" in os.environ:
+        shrink_shared_memory(os.environ["SHARED_MEMORY"])
     multiprocessing.set_start_method("fork", force=True)  # loader workers, as in a trainer started by a launcher
     if environment is not None:
         out = os.open(f"{journal}.{os.environ.get('RANK', 0)}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if "NOBODY_READS" in os.environ:
+            reader, out = os.pipe()
+            os.close(reader)
         os.dup2(out, 1)
         os.dup2(out, 2)
     from dit_hf.training import run
 
+    exec(os.environ.get("SETUP", ""))  # such as a technique that a test adds
     stop = StopRequest()
     run.main(arguments, observer=Journal(journal, hold, stop, **events), stop=stop)
 
@@ -146,6 +179,12 @@ def start(
     process = FORKED.Process(target=train, args=(str(journal), hold, arguments, environment), kwargs=events or {})
     process.start()
     return process
+
+
+def start_two(journal: Path, arguments: list[str], **environment: str) -> list[Any]:
+    """Fork two trainers that train together."""
+    port = free_port()
+    return [start(journal, arguments, rank=rank, port=port, **environment) for rank in range(2)]
 
 
 def lines(journal: Path, rank: int = 0) -> list[str]:
@@ -186,9 +225,11 @@ def finish(processes: list[Any], journal: Path, code: int = 0) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port below those that the kernel gives to outgoing connections, so that nothing takes it in the meantime."""
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 30_000)))
+            return listener.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Model cards: of a pipeline, of converted weights, of an adapter, and the results in them."""
+"""Model cards: of a pipeline, a training, converted weights and an adapter, and the results of evaluations in them."""

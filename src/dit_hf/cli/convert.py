@@ -49,7 +49,14 @@ def convert(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Weights to take from a training checkpoint: ema or model.", show_default="ema"),
+        typer.Option(
+            help="Weights to take from a checkpoint: ema, model, or their place in it, such as state_dict.ema_model.",
+            show_default="ema",
+        ),
+    ] = None,
+    ignore: Annotated[
+        str | None,
+        typer.Option(help="Weights of a checkpoint that only its training needed, such as projectors; with commas."),
     ] = None,
     timestep_freq_shift: Annotated[
         float | None,
@@ -70,6 +77,7 @@ def convert(
     options = {
         "num_attention_heads": num_attention_heads,
         "weights": weights,
+        "ignore": None if ignore is None else [name.strip() for name in ignore.split(",")],
         "timestep_freq_shift": timestep_freq_shift,
         "revision": revision,
         "vae": vae,

@@ -3,8 +3,11 @@
 A command imports torch and the other rooms when it runs: the help and the errors of the command line come without them.
 """
 
+import re
 import sys
-from typing import Annotated, Any, Literal
+import warnings
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -61,18 +64,56 @@ def refuse(options: dict[str, Any], reason: str) -> None:
         raise ValueError(f"{given[0]} {reason}")
 
 
+def in_flags(message: str, options: Iterable[str]) -> str:
+    """Write the arguments that a message names as options: "num_images=0" becomes "--num-images 0".
+
+    Args:
+        message: Message of an error, written for people who call Python functions.
+        options: Names of the options as Python writes them, such as "num_images".
+    """
+    for name in options:
+        flag = f"--{name.replace('_', '-')}"
+        message = re.sub(rf"(?<![\w.-]){name}=None\b", f"{flag} none", message)
+        message = re.sub(rf"(?<![\w.-]){name}=(?=\S)", f"{flag} ", message)
+        if "_" in name:  # a single word may just be a word
+            message = re.sub(rf"(?<![\w.-]){name}(?![\w.(=-])", flag, message)
+    return message
+
+
+def _options_in_use() -> list[str]:
+    """Return the names of the options of the command that is run."""
+    commands = typer.main.get_group(app).commands
+    words = [word for word in sys.argv[1:] if word in commands]
+    parameters = commands[words[0]].params if words else []
+    return [each.name for each in parameters if each.param_type_name == "option"]
+
+
 def _http_error() -> type[Exception]:
     from huggingface_hub.errors import HTTPError
 
     return HTTPError
 
 
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning in one line, without the line of code that it comes from; the signature is that of `warnings`."""
+    typer.echo(f"dit-hf: warning: {in_flags(' '.join(str(message).split()), _options_in_use())}", err=True)
+
+
 def main() -> None:
     """Run the command line. An error that the user can correct is printed in one line, with exit status 1."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            app()
     except SystemExit:  # of --help and typing errors: without this clause they would import the error of the next one
         raise
     except (ValueError, OSError, ImportError, FloatingPointError, _http_error()) as error:
-        typer.echo(f"dit-hf: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"dit-hf: {in_flags(' '.join(str(error).split()), _options_in_use())}", err=True)
         sys.exit(1)

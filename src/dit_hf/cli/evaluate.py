@@ -6,28 +6,76 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .entry import Command, DtypeName, app, refuse
+from .local_files import check_extractor, check_labels, check_num_images, check_source
 
 PrecisionRecallMode = Literal["exact", "adm_float16"]
 # titles of groups of options in the help
 MODEL = "With --model"
 DATA_SETS = "With data sets"
+METRIC_NAMES = ("fid", "sfid", "inception_score", "precision_recall", "kid", "density_coverage", "class_fid")
+
+
+def split_metrics(names: str | None) -> list[str] | None:
+    """Turn "fid, kid" into ["fid", "kid"].
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    metrics = None if names is None else [name.strip() for name in names.split(",")]
+    if unknown := [name for name in metrics or () if name not in METRIC_NAMES]:
+        raise ValueError(f"metric {unknown[0]!r} is unknown: choose from {', '.join(METRIC_NAMES)}")
+    return metrics
+
+
+def _check_metrics(names: str | None) -> str | None:
+    split_metrics(names)
+    return names
+
+
+def _check_card(card: Path | None) -> Path | None:
+    if card is not None and not card.is_file():
+        raise ValueError(f"{card} is no file: name the model's README.md")
+    return card
+
+
+def _check_statistics(path: Path | None) -> Path | None:
+    if path is not None and path.suffix != ".npz":
+        raise ValueError(f"{path}: a file of statistics must end in .npz")
+    return path
 
 
 Reference = Annotated[
     str | None,
-    typer.Option(help="Real images: ADM's .npz, statistics of --save-reference, a folder or a data set."),
+    typer.Option(
+        callback=check_source, help="Real images: ADM's .npz, statistics of --save-reference, a folder or a data set."
+    ),
 ]
-Samples = Annotated[str | None, typer.Option(help="Samples to measure: ADM's .npz, a folder of images, or a data set.")]
+Samples = Annotated[
+    str | None,
+    typer.Option(callback=check_source, help="Samples to measure: ADM's .npz, a folder of images, or a data set."),
+]
 Model = Annotated[
-    str | None, typer.Option(help="Pipeline to draw samples from, instead of --samples: its folder or id.")
+    str | None,
+    typer.Option(callback=check_source, help="Pipeline to draw samples from, instead of --samples: its folder or id."),
 ]
 NumImages = Annotated[int | None, typer.Option(min=1, help="Number of samples.", show_default="all")]
 Extractor = Annotated[
     str,
-    typer.Option(help="Network that computes features: inception, dinov2, or your own as my_network.py:Name."),
+    typer.Option(
+        callback=check_extractor,
+        help="Network that computes features: inception, dinov2, or your own as my_network.py:Name.",
+    ),
 ]
-Weights = Annotated[str | None, typer.Option(help="File or id of the extractor's weights.", show_default="downloaded")]
-Metrics = Annotated[str | None, typer.Option(help="Names of metrics, separated by commas.", show_default="all")]
+Weights = Annotated[
+    str | None,
+    typer.Option(callback=check_source, help="File or id of the extractor's weights.", show_default="downloaded"),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        callback=_check_metrics, help=f"Metrics, separated by commas: {', '.join(METRIC_NAMES)}.", show_default="all"
+    ),
+]
 PrecisionRecall = Annotated[
     PrecisionRecallMode | None,
     typer.Option(
@@ -37,11 +85,22 @@ PrecisionRecall = Annotated[
     ),
 ]
 KidSubsetSize = Annotated[int, typer.Option(min=2, help="Number of images in each subset of KID.")]
+InceptionScoreSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Seed of a permutation of the samples before they are split for the Inception score.",
+        show_default="the order of the samples, as in published numbers",
+    ),
+]
 NumGroups = Annotated[int, typer.Option(min=1, help="Number of groups for jackknife standard errors; 1 computes none.")]
 Output = Annotated[Path | None, typer.Option(help="JSON file for the result and all settings.")]
-Card = Annotated[Path | None, typer.Option(help="Model card that the result is written into.")]
+Card = Annotated[Path | None, typer.Option(callback=_check_card, help="Model card that the result is written into.")]
 SaveReference = Annotated[
-    Path | None, typer.Option(help="File (.npz) for the statistics of --samples, instead of a comparison.")
+    Path | None,
+    typer.Option(
+        callback=_check_statistics, help="File (.npz) for the statistics of --samples, instead of a comparison."
+    ),
 ]
 WorkDir = Annotated[
     Path | None, typer.Option(help="Folder that keeps features, so that an interrupted command can continue.")
@@ -53,7 +112,9 @@ Resolution = Annotated[
 ]
 Split = Annotated[str, typer.Option(rich_help_panel=DATA_SETS, help="Split of a data set.")]
 ImageColumn = Annotated[str, typer.Option(rich_help_panel=DATA_SETS, help="Column of the images.")]
-LabelColumn = Annotated[str, typer.Option(rich_help_panel=DATA_SETS, help="Column of the class of each image.")]
+LabelColumn = Annotated[
+    str, typer.Option(rich_help_panel=DATA_SETS, help="Column of the class of each image; none reads no classes.")
+]
 GuidanceScale = Annotated[
     float | None,
     typer.Option(
@@ -70,6 +131,7 @@ Labels = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=MODEL,
+        callback=check_labels,
         help="Labels of the samples: random, balanced, or a text file with one label on each line.",
         show_default="random",
     ),
@@ -109,6 +171,7 @@ def evaluate(
     metrics: Metrics = None,
     precision_recall: PrecisionRecall = None,
     kid_subset_size: KidSubsetSize = 1000,
+    inception_score_seed: InceptionScoreSeed = None,
     num_groups: NumGroups = 1,
     output: Output = None,
     card: Card = None,
@@ -136,6 +199,8 @@ def evaluate(
         raise ValueError("--reference and --save-reference: give one of them")
     if samples is not None:
         refuse({f"--{name.replace('_', '-')}": value for name, value in sampling.items()}, "is for --model")
+    if model is not None:
+        check_num_images(num_images, labels)
     if save_reference is not None:
         comparison = {"--model": model, "--output": output, "--card": card, "--metrics": metrics}
         refuse(comparison, "is for comparing: leave out --save-reference")
@@ -143,22 +208,28 @@ def evaluate(
     from accelerate import PartialState
 
     from ..evaluation import MetricSettings, run
+    from ..evaluation.sources import SourceOptions
 
-    options = run.SourceOptions(batch_size, resolution, split, image_column, label_column)
-    network = run.open_extractor(extractor, weights)
+    columns = (image_column, None if label_column == "none" else label_column)
+    options = SourceOptions(batch_size, resolution, split, *columns)
+    network = run.ExtractorChoice(extractor, weights)
     limits: dict[str, Any] = {"num_images": num_images, "work_dir": work_dir}
     if save_reference is not None:
         run.save_statistics(str(samples), save_reference, network, options, **limits)
         PartialState().print(f"wrote {save_reference}")  # once for all processes
         return
-    names = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    settings = MetricSettings(precision_recall_mode=precision_recall, kid_subset_size=kid_subset_size)
+    settings = MetricSettings(
+        precision_recall_mode=precision_recall,
+        kid_subset_size=kid_subset_size,
+        inception_score_seed=inception_score_seed,
+    )
     compared = (str(reference), network, settings, options)
+    limits |= {"metrics": split_metrics(metrics), "num_groups": num_groups}
     if model is None:
-        result = run.evaluate_source(str(samples), *compared, metrics=names, num_groups=num_groups, **limits)
+        result = run.evaluate_source(str(samples), *compared, **limits)
     else:
         draws = run.SamplingOptions(**sampling)
-        result = run.evaluate_model(model, *compared, draws, metrics=names, num_groups=num_groups, **limits)
+        result = run.evaluate_model(model, *compared, draws, **limits)
     if PartialState().is_main_process:
         typer.echo(result.table())
         run.write_result(result, output, card)

@@ -1,20 +1,56 @@
 """`dit-hf generate`: images of given classes in one file, or many images in a folder or an `.npz`."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .entry import Command, DtypeName, app, refuse
+from .local_files import check_labels, check_num_images, check_source
 
 MANY = "Many images"  # title of a group of options in the help
 
 
-def parse_labels(text: str) -> list[int | str]:
-    """Turn "3, panda face" into [3, "panda face"]: digits are ids, everything else is a name."""
+def parse_labels(text: str, names: Collection[str] = ()) -> list[int | str]:
+    """Turn "3, panda face" into [3, "panda face"]: digits are ids, everything else is a name.
+
+    Args:
+        text: Labels, separated by commas.
+        names: Names of the model's classes. Digits that are one of them are a name as well: in a model whose classes
+            are called "0", "1", "10", "2" ..., "10" is the class of that name, whose id is 2.
+    """
     labels = [label.strip() for label in text.split(",")]
-    return [int(label) if label.isdecimal() else label for label in labels if label]
+    return [int(label) if label.isdecimal() and label not in names else label for label in labels if label]
+
+
+def _list_classes(model: str) -> None:
+    """Print the id and the names of each class of a pipeline, without loading its weights."""
+    from ..pipeline_dit import DiTPipeline
+
+    labels = DiTPipeline.load_config(model).get("id2label") or {}
+    if not labels:
+        raise ValueError(f"{model} has no names of classes: use ids, from 0 on")
+    for class_id, label in sorted((int(class_id), label) for class_id, label in labels.items()):
+        typer.echo(f"{class_id:>4}  {label}")
+
+
+def with_scheduler(pipeline: Any, name: str) -> Any:
+    """Return the pipeline with another scheduler of diffusers, which keeps the betas of the training."""
+    import diffusers
+
+    from ..conversion.schedulers import make_scheduler
+    from ..pipeline_dit import DiTPipeline
+    from ..sampling.schedulers import SCHEDULERS
+
+    if name not in SCHEDULERS:
+        raise ValueError(f"--scheduler {name}: choose from {', '.join(SCHEDULERS)}")
+    if SCHEDULERS[name].flow:
+        scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
+    else:
+        scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
+    return DiTPipeline.from_pipe(pipeline, scheduler=scheduler)
 
 
 def _check_destination(output_dir: Path | None, npz: Path | None) -> Path | None:
@@ -47,7 +83,9 @@ def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> No
     make_image_grid(images + [empty] * (rows * columns - len(images)), rows, columns).save(output)
 
 
-Model = Annotated[str, typer.Argument(help="Folder of a pipeline, or its id on the Hub.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(callback=check_source, help="Folder of a pipeline, or its id on the Hub.", show_default=False)
+]
 ClassLabels = Annotated[
     str | None,
     typer.Option(help="Classes to draw: ids or names, separated by commas. Leave out for an unconditional model."),
@@ -80,6 +118,13 @@ GuidanceInterval = Annotated[
         show_default="all steps",
     ),
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Class name of a scheduler of diffusers, such as DPMSolverMultistepScheduler.",
+        show_default="that of the pipeline",
+    ),
+]
 NumInferenceSteps = Annotated[
     int | None,
     typer.Option(min=1, help="Number of sampling steps.", show_default="depends on the scheduler"),
@@ -99,6 +144,7 @@ Labels = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=MANY,
+        callback=check_labels,
         help="Labels of the images: random, balanced, or a text file with one label on each line.",
         show_default="random",
     ),
@@ -108,6 +154,9 @@ BatchSize = Annotated[
     typer.Option(
         rich_help_panel=MANY, min=1, help="Number of images that each process draws at once.", show_default="32"
     ),
+]
+ListClasses = Annotated[
+    bool, typer.Option("--list-classes", help="Print the ids and names of the model's classes, and stop.")
 ]
 
 
@@ -124,6 +173,7 @@ def generate(
     num_images: NumImages = None,
     guidance_scale: GuidanceScale = None,
     guidance_interval: GuidanceInterval = None,
+    scheduler: Scheduler = None,
     num_inference_steps: NumInferenceSteps = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -131,28 +181,36 @@ def generate(
     npz: Npz = None,
     labels: Labels = None,
     batch_size: BatchSize = None,
+    list_classes: ListClasses = False,
 ) -> None:
     """Draw images of given classes into one file, or many images into a folder or an .npz file.
 
     Many images can be drawn by several processes. Image k depends only on the seed and on k, and an interrupted command
     continues when it is run again.
     """
-    import torch
-    from accelerate import PartialState
+    if list_classes:
+        return _list_classes(model)
 
     destination = _check_destination(output_dir, npz)
     if destination:
         one_file = {"--class-labels": class_labels, "--output": output, "--num-images-per-label": num_images_per_label}
         refuse(one_file, "is for one file: with --output-dir or --npz use --labels and --num-images")
+        check_num_images(num_images, labels)
     else:
         refuse({"--labels": labels, "--batch-size": batch_size}, "is for many images: give --output-dir or --npz too")
         refuse({"--num-images": num_images if class_labels else None}, "counts all images: use --num-images-per-label")
         output = _check_format(output or Path("out.png"))
 
+    import torch
+    from accelerate import PartialState
+
     from ..generation.from_pipeline import generate_with_pipeline
     from ..pipeline_dit import DiTPipeline
+    from ..sampling.class_names import names_to_ids
 
     pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    if scheduler is not None:
+        pipeline = with_scheduler(pipeline, scheduler)
     if guidance_scale is None:
         guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
     arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
@@ -166,7 +224,9 @@ def generate(
         refuse({"--num-images-per-label": num_images_per_label}, "needs --class-labels: use --num-images")
         arguments["num_images"] = num_images
     else:
-        arguments |= {"class_labels": parse_labels(class_labels), "num_images_per_label": num_images_per_label or 1}
+        names = names_to_ids(pipeline.config.id2label or {})
+        arguments["class_labels"] = parse_labels(class_labels, names)
+        arguments["num_images_per_label"] = num_images_per_label or 1
     pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
     images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images
     assert output is not None

@@ -1,4 +1,4 @@
-"""`dit-hf study` trains and measures the paper's models in miniature; `dit-hf plot` draws the figures."""
+"""`dit-hf study`: the paper's models in miniature, trained and measured."""
 
 import math
 from pathlib import Path
@@ -71,23 +71,3 @@ def study(
     typer.echo(work.plan())
     if not plan:
         work.run(deadline)
-
-
-@app.command(cls=Command, epilog="Example: dit-hf plot runs/results/fashion_mnist.csv --output-dir docs/images/study")
-def plot(
-    results: Annotated[Path, typer.Argument(help="File results.csv of dit-hf study.", show_default=False)],
-    output_dir: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("figures"),
-    samples: Annotated[
-        Path | None, typer.Option(help="Folder of the study's samples, for the figure of samples from the same noise.")
-    ] = None,
-    quoted: Annotated[
-        bool, typer.Option(help="Whether to draw the paper's own numbers beside the results, marked as quoted.")
-    ] = True,
-) -> None:
-    """Draw the paper's figures from the results of a study."""
-    from ..analysis.figures import draw_all
-
-    written, lacking = draw_all(results, output_dir, samples=samples, quoted=quoted)
-    typer.echo("\n".join(f"wrote {path}" for path in written))
-    if lacking:
-        typer.echo(f"the results have no rows yet for {', '.join(lacking)}")

@@ -3,8 +3,9 @@
 from .diffusers_format import from_diffusers, to_diffusers
 from .folders import convert
 from .original import from_original, to_original
-from .pipelines import load_pipeline, save_for_diffusers
-from .safe_load import CheckpointError
+from .pipelines import load_pipeline
+from .stock_pipeline import save_for_diffusers
+from .stored import CheckpointError
 
 __all__ = [
     "CheckpointError",

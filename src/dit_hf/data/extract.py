@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..files import remove_leftovers, write_bytes, written_whole
 from ..images import BadImage, decode_image
+from .bad_images import check_bad_images
 from .moments import COLUMNS, METADATA_KEY, LatentsInfo, pack, unpack
 from .preparation import image_to_tensor, resize_and_crop
 from .rows import Rows
@@ -77,7 +78,7 @@ def extract_latents(
         split: Split that the shards are named after.
         batch_size: Number of images that are encoded together, and as many mirror images.
         num_workers: Number of threads of each process that prepare images.
-        max_bad_images: Share of the images that may be skipped. One image may always be skipped, except if this is 0.
+        max_bad_images: Share of the images that may be skipped, see `allowed_bad_images`.
         rows_of_a_shard: Number of images that a shard should have.
 
     Returns:
@@ -222,12 +223,7 @@ def _check_skipped(paths: Sequence[Path], max_bad_images: float) -> None:
     """Raise a ValueError if more images were skipped, in all finished shards together, than `max_bad_images` allows."""
     reports = list(map(_report, paths))
     skipped = [key for _, report in reports for key in report["skipped"]]
-    images = sum(rows for rows, _ in reports) + len(skipped)
-    if len(skipped) > (max(max_bad_images * images, 1) if max_bad_images else 0):
-        raise ValueError(
-            f"{len(skipped)} of {images} images cannot be decoded, more than max_bad_images={max_bad_images} allows: "
-            f"{'; '.join(skipped[:5])}. Mend or remove them, or allow more"
-        )
+    check_bad_images(skipped, max_bad_images, sum(rows for rows, _ in reports) + len(skipped))
 
 
 def _sum_up(paths: Sequence[Path]) -> dict[str, Any]:

@@ -1,6 +1,13 @@
-"""Which classes a model learns: all classes of a data set, some of them, or new ones that they are mapped to."""
+"""Which classes a model learns: all classes of a data set, some of them, or new ones that they are mapped to.
 
+A name is compared as a whole, so that "frog, green" and "frog, red" are two classes. Names are compared in Unicode's
+form NFC: "é" is the same letter whether it is stored as one character or, as macOS does in names of files, as "e" and
+an accent.
+"""
+
+import difflib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +43,19 @@ class Classes:
         """
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise ValueError(f"label {label!r} of {key} is no class: mend or remove that row")
-        if self.complete and label not in self.numbers:
+        class_label = self.get(label)
+        if self.complete and class_label is None:
             raise ValueError(f"label {label!r} of {key} is outside the {len(self.names)} classes: mend or remove it")
-        return self.numbers.get(label)
+        return class_label
+
+    def get(self, label: Any) -> int | None:
+        """Find the class of a label; None for a label of no class."""
+        return self.numbers.get(normal(label) if isinstance(label, str) else label)
+
+
+def normal(name: str) -> str:
+    """Return a name in Unicode's form NFC, without spaces around it."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int]:
@@ -51,12 +68,16 @@ def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int
     Raises:
         ValueError: If a chosen name is not a class of the data set, or is chosen twice.
     """
-    if twice := [name for name, count in Counter(chosen).items() if count > 1]:
+    wanted, labels = [normal(name) for name in chosen], {normal(name): label for label, name in enumerate(names)}
+    if twice := [name for name, count in Counter(wanted).items() if count > 1]:
         raise ValueError(f"class {twice[0]!r} is chosen twice: leave one of them out")
-    if unknown := sorted(set(chosen) - set(names)):
-        raise ValueError(f"the data set has no class {unknown[0]!r}; its {len(names)} classes begin {list(names[:5])}")
-    labels = {name: label for label, name in enumerate(names)}
-    return {labels[name]: new_label for new_label, name in enumerate(chosen)}
+    if unknown := sorted(set(wanted) - set(labels)):
+        near = difflib.get_close_matches(unknown[0], labels, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"the data set has no class {unknown[0]!r}; its {len(names)} classes begin {list(names[:5])}{hint}"
+        )
+    return {labels[name]: new_label for new_label, name in enumerate(wanted)}
 
 
 def resolve_classes(
@@ -78,12 +99,14 @@ def resolve_classes(
     if not isinstance(feature, ClassLabel) and not kind.startswith(("int", "uint", "string", "large_string")):
         raise ValueError(f"column {column!r} holds {kind}: classes are ClassLabel, whole numbers or texts")
     is_text = kind in ("string", "large_string")
+    chosen = [normal(name) for name in chosen] if chosen else None
     if mapping:
+        mapping = {normal(name): normal(to) for name, to in mapping.items()}
         return _mapped(feature, mapping, chosen, is_text)
     if isinstance(feature, ClassLabel):
-        known: list[int | str] = [*select_classes(feature.names, chosen or feature.names)]
-        numbers = {label: k for k, label in enumerate(known)}
-        return Classes(list(chosen or feature.names), numbers, complete=not chosen)
+        names = chosen or [normal(name) for name in feature.names]
+        known: list[int | str] = [*select_classes(feature.names, names)]
+        return Classes(names, {label: k for k, label in enumerate(known)}, complete=not chosen)
     if not chosen:
         raise ValueError(
             f"column {column!r} holds {kind} without names: name the classes, one a line, in a file, and pass it as "
@@ -108,22 +131,47 @@ def _mapped(feature: Any, mapping: Mapping[str, str], chosen: Sequence[str] | No
 
 
 def read_names(path: str | None) -> list[str] | None:
-    """Read class names from a file, one on each line; None without a file."""
-    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line] if path else None
+    """Read class names from a file, one on each line; None without a file. Blank lines are not counted.
+
+    Raises:
+        ValueError: If the file is not in UTF-8, or names nothing.
+    """
+    if not path:
+        return None
+    names = [normal(line) for line in read_utf8(path).split("\n")]
+    if not any(names):
+        raise ValueError(f"{path} holds no names: write one on each line")
+    return [name for name in names if name]
 
 
 def read_map(path: str | None) -> dict[str, str] | None:
     """Read a label map from a JSON file, `{"name in the data set": "name of the class"}`; None without a file.
 
     Raises:
-        ValueError: If the file holds anything else.
+        ValueError: If the file holds anything else, or is not in UTF-8.
     """
     if not path:
         return None
     try:
-        mapping = json.loads(Path(path).read_text(encoding="utf-8"))
+        mapping = json.loads(read_utf8(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not (isinstance(mapping, dict) and mapping and all(isinstance(name, str) for name in mapping.values())):
         raise ValueError(f'{path} is no label map: write {{"name in the data set": "name of the class", ...}}')
     return mapping
+
+
+def read_utf8(path: str) -> str:
+    """Read a text file in UTF-8, with a byte order mark or without; lines end as in Python, whatever system wrote it.
+
+    Raises:
+        ValueError: If the file is in another encoding.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise ValueError(f"{path} is in UTF-16 or UTF-32, or is no text: save it in UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8, as byte {error.start} shows: save it in UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,26 +1,26 @@
-"""Opening a data set of labelled images, or of extracted latents, by any name or path that `datasets` knows."""
+"""Opening a data set of labelled images, or of extracted latents: a local folder, files, or a name on the Hub."""
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import DatasetBuilder, Image, IterableDataset, Value, load_dataset_builder
+from datasets import ClassLabel, DatasetBuilder, Image, IterableDataset, Value
 
+from ..network import reason_of
 from .image_files import FilesSource
 from .labels import Classes, resolve_classes
+from .local_folders import find_image_folder
 from .moments import COLUMNS
+from .names import find_builder
 from .parquet import ParquetSource
-from .retries import retried
+from .retries import SourceError, retried
 from .revision import LOCAL_PREFIX
-from .sequential import SequentialSource
+from .sequential import DAMAGE, SequentialSource
+from .tars import stream_tars
 
 __all__ = ["FilesSource", "ImageSource", "ParquetSource", "SequentialSource", "open_images"]
 
-logger = logging.getLogger(__name__)
-
 BINARY = {"binary", "large_binary"}
-READERS = {".parquet": "parquet", ".tar": "webdataset"}  # suffix of a pattern -> the reader of `datasets`
 ImageSource = ParquetSource | FilesSource | SequentialSource
 
 
@@ -37,8 +37,11 @@ def open_images(
 ) -> ImageSource:
     """Open a data set of labelled images. No image is decoded, and of parquet shards only the footers are read.
 
+    A local folder with class folders of images is read file by file, see `find_image_folder`. Everything else is opened
+    by `datasets`.
+
     Args:
-        name: Id on the Hub, folder, or pattern of files such as `shards/*.parquet` or `shards/*.tar`.
+        name: Folder, file, pattern of files such as `shards/*.parquet`, or id on the Hub.
         split: Split of the data set, such as "train".
         image_column: Column that holds the images: a `datasets.Image`, or the bytes of image files.
         label_column: Column that holds the classes: a `datasets.ClassLabel`, whole numbers or texts.
@@ -49,40 +52,66 @@ def open_images(
         label_map: Name in the data set -> name of the class, see `resolve_classes`.
 
     Raises:
-        ValueError: If a column is missing or of another type (the message lists the columns), if a class is unknown, or
-            if local files are not those of `revision`.
-        SourceError: If a shard cannot be read.
+        ValueError: If a column is missing or of another type (the message lists the columns), if a class is unknown, if
+            a folder cannot be understood, or if local files are not those of `revision`.
+        SourceError: If a file is not there or cannot be read.
     """
-    builder = _find_builder(name, config_name, revision)
-    dataset = retried(lambda: builder.as_streaming_dataset(split=split), f"the data set {name}")
-    if dataset.features is None:
-        dataset = dataset._resolve_features()
-    features = dataset.features
-    columns = [column for column in COLUMNS if column in features] or [image_column]
-    if columns == [image_column]:
-        _check_columns(name, features, image_column, label_column)
-    else:
-        label_column = "label"
-    classes = resolve_classes(features[label_column], label_column, class_names, label_map)
-    files = [str(path) for path in (builder.config.data_files or {}).get(split, [])]
+    name = os.path.expanduser(name)
+    has_images = config_name is None and image_column == "image"
+    folder = find_image_folder(name, split, label_column) if has_images else None
     source: ImageSource
-    if builder.name == "parquet" and files:
-        source = ParquetSource(files, columns, label_column, classes)
+    if folder is not None:
+        feature = ClassLabel(names=folder.class_names)
+        source = FilesSource.of_folder(folder, resolve_classes(feature, "label", class_names, label_map))
     else:
-        dataset = _two_columns(dataset, image_column, label_column)
-        listed = _list_files(dataset, classes) if builder.name == "imagefolder" else None
-        source = listed or SequentialSource(dataset, files, classes)
+        columns = (image_column, label_column)
+        source = _open_with_datasets(name, split, columns, config_name, revision, (class_names, label_map))
+    if revision and not revision.startswith(LOCAL_PREFIX) and source.revision.startswith(LOCAL_PREFIX):
+        raise ValueError(f"dataset_revision={revision!r} is a version on the Hub, and {name} is local: leave it out")
     if revision and revision.startswith(LOCAL_PREFIX) and revision != source.revision:
-        raise ValueError(f"{name} has changed: it was {revision} and is {source.revision}; put the files back")
+        raise ValueError(
+            f"{name} has changed: it was {revision} and is {source.revision}; put the files back, or leave out "
+            "--dataset_revision"
+        )
     return source
 
 
-def _find_builder(name: str, config_name: str | None, revision: str | None) -> DatasetBuilder:
-    reader = READERS.get(os.path.splitext(name)[1])
-    if reader:
-        return load_dataset_builder(reader, config_name, data_files=name)
-    commit = None if revision and revision.startswith(LOCAL_PREFIX) else revision
-    return retried(lambda: load_dataset_builder(name, config_name, revision=commit), f"the data set {name}")
+def _open_with_datasets(
+    name: str,
+    split: str,
+    columns: tuple[str, str],
+    config_name: str | None,
+    revision: str | None,
+    choice: tuple[Sequence[str] | None, Mapping[str, str] | None],
+) -> ImageSource:
+    builder = find_builder(name, config_name, revision)
+    dataset = _open_split(name, builder, split)
+    features, (image_column, label_column) = dataset.features, columns
+    if latent_columns := [column for column in COLUMNS if column in features]:
+        label_column = "label"
+    else:
+        _check_columns(name, features, image_column, label_column)
+    classes = resolve_classes(features[label_column], label_column, *choice)
+    files = [str(path) for path in (builder.config.data_files or {}).get(split, [])]
+    if builder.name == "parquet" and files:
+        return ParquetSource(files, latent_columns or [image_column], label_column, classes)
+    if builder.name == "webdataset" and files:
+        dataset = stream_tars(builder, files, features)
+    dataset = _two_columns(dataset, image_column, label_column)
+    listed = _list_files(dataset, classes) if builder.name == "imagefolder" else None
+    return listed or SequentialSource(dataset, files, classes)
+
+
+def _open_split(name: str, builder: DatasetBuilder, split: str) -> IterableDataset:
+    """Open a split, whose first rows may be read to learn its columns."""
+    try:
+        dataset = retried(lambda: builder.as_streaming_dataset(split=split), f"the data set {name}")
+        return dataset if dataset.features is not None else dataset._resolve_features()
+    except DAMAGE as error:
+        if isinstance(error, ValueError) and "split" in str(error):  # one that the data set does not have
+            raise
+        first = next(iter((builder.config.data_files or {}).get(split, [])), name)
+        raise SourceError(f"the first rows of {first} cannot be read: {reason_of(error)}") from error
 
 
 def _check_columns(name: str, features: Any, image_column: str, label_column: str) -> None:

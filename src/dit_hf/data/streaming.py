@@ -18,15 +18,17 @@ from math import gcd
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ..images import BadImage, decode_image
+from .bad_images import check_bad_images
 from .batches import BEGINNING, ImageBatch, Position, Skipped, merge_parts
 from .moments import unpack
 from .preparation import image_to_tensor, jitter, resize_and_crop
 from .rows import Rows
 from .samples import open_samples
 from .sources import ImageSource, SequentialSource
+from .workers import receive, share
 
 __all__ = ["BEGINNING", "ImageBatch", "ImageStream", "Position", "Skipped"]
 
@@ -38,7 +40,8 @@ class ImageStream:
 
     The content of a global batch depends on the source, `seed`, `batch_size * world_size` and `start` alone. An image
     that cannot be decoded is skipped: the next good image of its group of rows stands in for it, with its own label, so
-    that neither workers nor restarts change a batch. The batch lists the image in `skipped`.
+    that neither workers nor restarts change a batch. If a group has no good image, the first good one of the data set
+    stands in. The batch lists the image in `skipped`.
 
     Args:
         source: Images, from `open_images`.
@@ -53,7 +56,7 @@ class ImageStream:
         images_seen: Number of images that all processes together have trained on before `start`.
         bad_images: Images that any process skipped before `start`, each with the reason.
         num_workers: Number of processes that prepare samples beside this one; 0 to prepare them here.
-        max_bad_images: Share of the images that may be skipped. One image may always be skipped, except if this is 0.
+        max_bad_images: Share of the images that may be skipped, see `allowed_bad_images`.
         worker_init: Function that each worker calls with its index when it starts.
         num_streams: Number of streams that the order is cut into. Default: `source.num_streams`.
         window: Number of rows that are shuffled together. Default: `source.window`.
@@ -91,11 +94,15 @@ class ImageStream:
         self._shares = _Shares(self)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        """Yield this process's share of each global batch.
+        """Yield this process's share of each global batch, and wait for each as long as it takes."""
+        return (batch for batch in self.batches(lambda: False) if batch is not None)
+
+    def batches(self, is_stopped: Callable[[], bool]) -> Iterator[ImageBatch | None]:
+        """Yield this process's share of each global batch, or None if `is_stopped()` ends the wait for the workers.
 
         Raises:
             ValueError: If a label is outside the classes, or, on a single process, if too many images are bad.
-            SourceError: If a shard cannot be read.
+            SourceError: If a shard cannot be read, or a worker is gone or has no room for its share.
         """
         stride = self.world_size * max(self.num_workers, 1)
         times = stride // gcd(stride, self.num_streams)
@@ -104,7 +111,10 @@ class ImageStream:
                 f"each row group is read {times} times: make processes x workers, here {stride}, a divisor of "
                 f"{self.num_streams} to read each once"
             )
-        for batch in self._batches():
+        for batch in self._batches(is_stopped):
+            if batch is None:
+                yield None
+                continue
             self.images_seen += len(batch.positions) * self.world_size
             fresh = {key: reason for key, reason in batch.skipped if key not in self.bad_images}
             for key, reason in fresh.items():
@@ -114,26 +124,21 @@ class ImageStream:
                 self.check_bad_images()
             yield batch
 
-    def _batches(self) -> Iterator[ImageBatch]:
+    def _batches(self, is_stopped: Callable[[], bool]) -> Iterator[ImageBatch | None]:
         if not self.num_workers:
             yield from self._shares.batches(0, 1)
             return
-        loader = DataLoader(
-            self._shares,
-            batch_size=None,
-            num_workers=self.num_workers,
-            generator=torch.Generator(),  # its own, because a loader without one draws from the global generator
-            worker_init_fn=self.worker_init,
-        )
-        shares = iter(loader)
-        while True:
-            batch = []
-            for _ in range(self.num_workers):
-                share = next(shares)
-                if isinstance(share, Exception):
-                    raise share
-                batch.append(share)
-            yield merge_parts(batch)
+        batch = []
+        for item in receive(self._shares, self.num_workers, self.worker_init, is_stopped):
+            if item is None:
+                yield None
+                continue
+            if isinstance(item, Exception):
+                raise item
+            batch.append(item)
+            if len(batch) == self.num_workers:
+                yield merge_parts(batch)
+                batch = []
 
     def check_bad_images(self) -> None:
         """Judge whether too many images are bad.
@@ -146,14 +151,8 @@ class ImageStream:
         if isinstance(self.source, SequentialSource):  # whose number of images is not known
             images = max(self.images_seen, 1000)
         else:
-            images = self.source.group_sizes.sum()
-        share = self.max_bad_images * images
-        if len(self.bad_images) > (max(share, 1) if self.max_bad_images else 0):
-            listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad_images.items())[:5])
-            raise ValueError(
-                f"{len(self.bad_images)} images cannot be decoded, more than max_bad_images={self.max_bad_images} "
-                f"allows: {listed}. Mend or remove them, or allow more"
-            )
+            images = int(self.source.group_sizes.sum())
+        check_bad_images([f"{key}: {reason}" for key, reason in self.bad_images.items()], self.max_bad_images, images)
 
 
 class _Shares(IterableDataset):
@@ -168,7 +167,10 @@ class _Shares(IterableDataset):
         worker = get_worker_info()
         assert worker is not None
         try:
-            yield from self.batches(worker.id, worker.num_workers)
+            for batch in self.batches(worker.id, worker.num_workers):
+                share(batch.images)
+                share(batch.class_labels)
+                yield batch
         except (ValueError, OSError) as error:
             yield error
 
@@ -190,7 +192,7 @@ class _Shares(IterableDataset):
         skipped: list[Skipped] = []
         for position, rows, row in share:
             mirrored, variant = self._draw_augmentation(position)
-            sample, row = self._load_next_good(rows, row, mirrored, variant, skipped)
+            sample, rows, row = self._load_next_good(rows, row, mirrored, variant, skipped)
             samples.append(sample)
             labels.append(rows.labels[row])
             identities.append((*rows.numbers[row], mirrored, variant))
@@ -212,14 +214,23 @@ class _Shares(IterableDataset):
 
     def _load_next_good(
         self, rows: Rows, row: int, mirrored: bool, variant: int, skipped: list[Skipped]
-    ) -> tuple[Tensor, int]:
-        """Load the sample of a row, or of the next row of its group that can be decoded; return that row too."""
-        for candidate in ((row + k) % len(rows) for k in range(len(rows))):
+    ) -> tuple[Tensor, Rows, int]:
+        """Load the sample of a row, or of the image that stands in for it; return where that image is, too."""
+        for group, candidate in self._stand_ins(rows, row):
             try:
-                return self._load(rows, candidate, mirrored, variant), candidate
+                return self._load(group, candidate, mirrored, variant), group, candidate
             except BadImage as error:
-                skipped.append(Skipped(rows.key(candidate), str(error)))
+                skipped.append(Skipped(group.key(candidate), str(error)))
         raise ValueError(f"none of the {len(rows)} images beside {skipped[0].key} can be decoded: {skipped[0].reason}")
+
+    def _stand_ins(self, rows: Rows, row: int) -> Iterator[tuple[Rows, int]]:
+        """Yield a row and the rows after it in its group, then those at the beginning of the data set.
+
+        A last group may hold a single image, and that one may be bad.
+        """
+        yield from ((rows, (row + k) % len(rows)) for k in range(len(rows)))
+        first = next(self.stream.source.read_part(0))
+        yield from ((first, k) for k in range(len(first)))
 
     def _load(self, rows: Rows, row: int, mirrored: bool, variant: int) -> Tensor:
         latents = self.stream.source.latents

@@ -10,7 +10,8 @@ from accelerate.utils import broadcast_object_list
 
 from ..distributed import start_inference_accelerator
 from ..provenance import environment
-from .features.extract import extract
+from .comparability import warn_of_class_order, warn_of_other_sizes
+from .features.extract import check_num_images, extract
 from .features.extractors import FID_NAME, Extractor
 from .features.features import Features
 from .features.images import Batch
@@ -42,6 +43,7 @@ def measure(
     is_fid = samples.extractor["name"] == FID_NAME
     if settings.precision_recall_mode is None:
         settings = replace(settings, precision_recall_mode="adm_float16" if is_fid else "exact")
+    _warn_of_what_does_not_compare(samples, reference, metrics, settings)
     values, skipped = _compute(samples, reference, metrics, settings)
     if metrics is not None and skipped:
         name, reason = next(iter(skipped.items()))
@@ -51,10 +53,20 @@ def measure(
         values, spread = rename_for_other_features(values), rename_for_other_features(spread)
         skipped = rename_for_other_features(skipped)
     result_settings: dict[str, Any] = {"num_images": samples.num_images, "extractor": samples.extractor}
+    result_settings["image_sizes"] = [list(size) for size in samples.image_sizes]  # as JSON gives them back
     result_settings |= {"reference": reference.settings, "metrics": asdict(settings)}
     if len(samples.groups) > 1:
         result_settings["spread"] = f"jackknife standard error over {len(samples.groups)} groups"
     return Evaluation(values, spread, skipped, result_settings)
+
+
+def _warn_of_what_does_not_compare(
+    samples: Features, reference: Reference, metrics: Sequence[str] | None, settings: MetricSettings
+) -> None:
+    warn_of_other_sizes(samples.image_sizes, reference.image_sizes)
+    has_score = samples.groups[0].scores is not None and (metrics is None or "inception_score" in metrics)
+    if has_score and samples.labels is not None and settings.inception_score_seed is None:
+        warn_of_class_order(samples.labels, settings.inception_score_split_size)
 
 
 def _compute(
@@ -122,6 +134,7 @@ def evaluate(
         ValueError: If an argument does not fit, before any work if that can be known.
     """
     check_metrics(metrics)
+    check_num_images(images, num_images)
     settings = settings or MetricSettings()
     work_dirs = {name: None if work_dir is None else Path(work_dir) / name for name in ("reference", "samples")}
     if isinstance(reference, str | Path):
@@ -135,6 +148,7 @@ def evaluate(
         keep_rows=metrics is None or bool(ROW_METRICS.intersection(metrics)),
         num_groups=num_groups,
         split_size=settings.inception_score_split_size,
+        split_seed=settings.inception_score_seed,
         work_dir=work_dirs["samples"],
     )
     accelerator = start_inference_accelerator()

@@ -1,16 +1,15 @@
 """The table of metrics: what each takes from the features of samples and reference, and when it cannot be computed."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .comparability import warn_if_singular
 from .features.extractors import POOL, SPATIAL
 from .features.features import Features
 from .features.reference import Reference
-from .features.statistics import Moments
 from .metrics.frechet import class_frechet_distances, frechet_distance
 from .metrics.inception_score import SPLIT_SIZE
 from .metrics.kernel_distance import NUM_SUBSETS, SUBSET_SIZE, kernel_distance
@@ -30,6 +29,8 @@ class MetricSettings:
         kid_subset_size: Number of images of a subset of KID.
         kid_seed: Seed of the subsets of KID.
         inception_score_split_size: Number of images of a split of the Inception score.
+        inception_score_seed: Seed of the permutation of the images before they are split. None keeps their order, as
+            ADM's script does; images in the order of their classes then score far too low.
     """
 
     precision_recall_mode: Mode | None = None
@@ -39,6 +40,7 @@ class MetricSettings:
     kid_subset_size: int = SUBSET_SIZE
     kid_seed: int = 0
     inception_score_split_size: int = SPLIT_SIZE
+    inception_score_seed: int | None = None
 
 
 class MetricUnavailable(ValueError):
@@ -60,15 +62,6 @@ def _check_neighbours(name: str, k: int, *sets: NDArray[np.float32]) -> None:
         raise MetricUnavailable(f"{name}={k} needs more images than that in a set, there are {fewest}")
 
 
-def _warn_if_singular(name: str, moments: Moments) -> None:
-    if moments.num is not None and moments.num <= len(moments.mean):
-        warnings.warn(
-            f"{moments.num} images in the {name} for {len(moments.mean)} features: the covariance is singular and the "
-            "distance far too large; compare it at equal numbers of images only",
-            stacklevel=2,
-        )
-
-
 def _frechet(samples: Features, reference: Reference, tap: str) -> float:
     moments = samples.moments()
     if tap not in moments:
@@ -76,8 +69,8 @@ def _frechet(samples: Features, reference: Reference, tap: str) -> float:
     if tap not in reference.moments:
         raise MetricUnavailable(f"the reference has no statistics of the tap {tap!r}")
     of_samples, of_reference = moments[tap], reference.moments[tap]
-    _warn_if_singular("samples", of_samples)
-    _warn_if_singular("reference", of_reference)
+    warn_if_singular("samples", of_samples)
+    warn_if_singular("reference", of_reference)
     return frechet_distance(of_samples.mean, of_samples.covariance, of_reference.mean, of_reference.covariance)
 
 
@@ -112,15 +105,27 @@ def _kid(samples: Features, reference: Reference, settings: MetricSettings) -> d
     rows = _get_rows(samples, reference)
     size, fewest = settings.kid_subset_size, min(map(len, rows))
     if size > fewest:
-        raise MetricUnavailable(f"kid_subset_size={size} is more than the {fewest} images of the smaller set")
+        raise MetricUnavailable(
+            f"kid_subset_size={size} is more than the {fewest} images of the smaller set: set it lower"
+        )
     distance = kernel_distance(*rows, num_subsets=settings.kid_num_subsets, subset_size=size, seed=settings.kid_seed)
     return {"kid": distance.mean, "kid_std": distance.std}
+
+
+def _check_class_names(samples: Sequence[str] | None, reference: Sequence[str] | None) -> None:
+    """Refuse classes that have the same numbers and other names."""
+    if samples is None or reference is None or list(samples) == list(reference):
+        return
+    differing = [pair for pair in zip(samples, reference, strict=False) if pair[0] != pair[1]]
+    example = "{!r} in the samples is {!r} in the reference".format(*differing[0]) if differing else "one has more"
+    raise MetricUnavailable(f"samples and reference have other classes: {example}")
 
 
 def _class_fid(samples: Features, reference: Reference, settings: MetricSettings) -> dict[str, float]:
     rows_of_reference, rows_of_samples = _get_rows(samples, reference)
     if samples.labels is None or reference.labels is None:
         raise MetricUnavailable("samples or reference have no labels")
+    _check_class_names(samples.class_names, reference.class_names)
     try:
         distances = class_frechet_distances(rows_of_samples, samples.labels, rows_of_reference, reference.labels)
     except ValueError as error:  # the classes differ, or a class has too few images

@@ -1,11 +1,8 @@
-"""The work of `dit-hf evaluate`: opens images, reference and extractor by name, and puts them together.
-
-This is the one file of this room that imports other rooms.
-"""
+"""The work of `dit-hf evaluate`: opens an extractor, a model and a reference by name, and puts all together."""
 
 import json
 import runpy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,47 +11,21 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 
 from ..cards.results import write_results
-from ..data.preparation import resize_and_crop
-from ..data.sources import open_images
 from ..distributed import start_inference_accelerator
 from ..generation.batches import iterate_batches
 from ..generation.from_pipeline import choose_labels, pipeline_sampler, pipeline_settings
-from ..image_folder import list_images
-from ..images import BadImage, decode_image
 from ..pipeline_dit import DiTPipeline
 from .evaluate import evaluate
-from .features.adm import npz_batches
+from .features.adm import npz_names
+from .features.extract import check_num_images
 from .features.extractors import DINOV2, DINOv2Extractor, Extractor, InceptionExtractor
-from .features.folder import folder_batches
-from .features.images import BATCH_SIZE, Batch, ImageBatches, check_batch, row_batches
+from .features.images import Batch, ImageBatches
 from .features.reference import Reference, load_reference, make_reference
 from .metric_table import MetricSettings, check_metrics
 from .result import Evaluation, average
-
-DATA_SET_SUFFIXES = {".parquet", ".arrow", ".tar"}
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """How images are read that exist already.
-
-    Attributes:
-        batch_size: Number of images of a batch.
-        resolution: Side in pixels to crop images to, as the references of ImageNet were made. None leaves images as
-            they are.
-        split: Split of a data set.
-        image_column: Column of a data set that holds the image.
-        label_column: Column of a data set that holds the class.
-    """
-
-    batch_size: int = BATCH_SIZE
-    resolution: int | None = None
-    split: str = "train"
-    image_column: str = "image"
-    label_column: str = "label"
+from .sources import SourceOptions, open_batches
 
 
 @dataclass(frozen=True)
@@ -79,73 +50,41 @@ class SamplingOptions:
     dtype: str = "float32"
 
 
-def open_extractor(name: str, weights: str | None = None) -> Extractor:
-    """Return an extractor on the device of this process.
+@dataclass(frozen=True)
+class ExtractorChoice:
+    """The network that gives the features.
 
-    Args:
+    Attributes:
         name: `inception`, `dinov2`, or a class in a file of yours, such as `my_network.py:MyNetwork`. The class is
             called without arguments, or with `weights` if they are given.
         weights: File of the Inception network's weights, or folder or id of a DINOv2 model. None downloads them.
-
-    Raises:
-        ValueError: If the name is unknown.
     """
-    device = start_inference_accelerator().device
-    if name == "inception":
-        return InceptionExtractor.from_file(weights, device)
-    if name == "dinov2":
-        return DINOv2Extractor(weights or DINOV2, device)
-    file, _, class_name = name.rpartition(":")
-    if not file.endswith(".py"):
-        raise ValueError(f"extractor {name!r} is unknown: choose inception, dinov2, or a class as my_network.py:Name")
-    members = runpy.run_path(file)
-    if class_name not in members:
-        raise ValueError(f"{file} has no {class_name!r}: name a class with the members of dit_hf.evaluation.Extractor")
-    return members[class_name](*([weights] if weights else []))
 
+    name: str = "inception"
+    weights: str | None = None
 
-def open_source(source: str, options: SourceOptions | None = None) -> Iterable[Batch]:
-    """Return the images of an `.npz` in ADM's form, of a folder, or of a data set that is streamed.
+    def open(self) -> Extractor:
+        """Return the extractor on the device of this process.
 
-    Args:
-        source: File, folder, or id on the Hub.
-        options: How to read the images. Default: `SourceOptions()`.
-
-    Raises:
-        ValueError: If the source cannot be read, or if it is an `.npz` with images of another size than the resolution.
-    """
-    options = options or SourceOptions()
-    resolution = options.resolution
-
-    def prepare(image: Image.Image) -> Image.Image:
-        return image if resolution is None else resize_and_crop(image, resolution)
-
-    if source.endswith(".npz"):
-        batches = npz_batches(source, options.batch_size)
-        if resolution is not None and (size := check_batch(batches[0])[0].shape[1:3]) != (resolution, resolution):
-            raise ValueError(f"{source} holds images of {size}, which are not cropped: leave out {resolution=}")
-        return batches
-    if Path(source).is_dir() and _is_folder_of_images(source):
-        return folder_batches(source, options.batch_size, prepare)
-    rows = _decode_rows(source, options)
-    return row_batches(rows, batch_size=options.batch_size, prepare=prepare, label_column="label")
-
-
-def _is_folder_of_images(folder: str) -> bool:
-    """Return whether a folder holds image files, and no files that hold images of a data set."""
-    listed = list_images(folder)
-    return bool(listed.names) and not any(suffix in DATA_SET_SUFFIXES for suffix in listed.left_out)
-
-
-def _decode_rows(source: str, options: SourceOptions) -> Iterator[Mapping[str, Any]]:
-    data = open_images(source, options.split, options.image_column, options.label_column)
-    for part in range(data.num_parts):
-        for rows in data.read_part(part):
-            for row, label in enumerate(rows.labels):
-                try:
-                    yield {"image": decode_image(rows.read(row)), "label": label}
-                except BadImage as error:
-                    raise BadImage(f"{rows.key(row)}: {error}") from error
+        Raises:
+            ValueError: If the name is unknown.
+        """
+        device = start_inference_accelerator().device
+        if self.name == "inception":
+            return InceptionExtractor.from_file(self.weights, device)
+        if self.name == "dinov2":
+            return DINOv2Extractor(self.weights or DINOV2, device)
+        file, _, class_name = self.name.rpartition(":")
+        if not file.endswith(".py"):
+            raise ValueError(
+                f"extractor {self.name!r} is unknown: choose inception, dinov2, or a class as my_network.py:Name"
+            )
+        members = runpy.run_path(file)
+        if class_name not in members:
+            raise ValueError(
+                f"{file} has no {class_name!r}: name a class with the members of dit_hf.evaluation.Extractor"
+            )
+        return members[class_name](*([self.weights] if self.weights else []))
 
 
 def model_batches(
@@ -188,30 +127,34 @@ def model_batches(
     return ImageBatches(num_images, batch_size, read, source=source, is_costly=True), settings
 
 
-def open_reference(
-    reference: str, extractor: Extractor, options: SourceOptions, work_dir: Path | None = None
-) -> Reference:
-    """Return the reference of a file `.npz` with statistics or images, or of anything that `open_source` takes.
+def find_reference(
+    reference: str, options: SourceOptions, work_dir: Path | None = None
+) -> Callable[[Extractor], Reference]:
+    """Open a file `.npz` with statistics or images, or anything that `open_batches` takes, to compare with.
 
     Args:
         reference: File, folder, or id on the Hub.
-        extractor: Network that gives the features.
         options: How to read the images.
         work_dir: Folder in whose folder `reference` the features are kept.
 
+    Returns:
+        Function from the extractor to the reference. The extractor may be large, so it is opened after all else.
+
     Raises:
-        ValueError: If the reference cannot be read, or if it was made with another extractor.
+        ValueError: If the reference cannot be read.
     """
     folder = None if work_dir is None else work_dir / "reference"
     if reference.endswith(".npz"):
-        return load_reference(reference, extractor, folder)
-    return make_reference(open_source(reference, options), extractor, reference, folder)
+        npz_names(reference)  # an error comes before the work
+        return lambda extractor: load_reference(reference, extractor, folder)
+    images = open_batches(reference, options)
+    return lambda extractor: make_reference(images, extractor, reference, folder)
 
 
 def save_statistics(
     samples: str,
     path: Path,
-    extractor: Extractor,
+    extractor: ExtractorChoice,
     options: SourceOptions,
     *,
     num_images: int | None = None,
@@ -232,7 +175,9 @@ def save_statistics(
     """
     if path.suffix != ".npz":
         raise ValueError(f"{path}: a file of statistics must end in .npz")
-    statistics = make_reference(open_source(samples, options), extractor, samples, work_dir, num_images)
+    images = open_batches(samples, options)
+    check_num_images(images, num_images)
+    statistics = make_reference(images, extractor.open(), samples, work_dir, num_images)
     if start_inference_accelerator().is_main_process:
         statistics.save(path)
 
@@ -240,7 +185,7 @@ def save_statistics(
 def evaluate_source(
     samples: str,
     reference: str,
-    extractor: Extractor,
+    extractor: ExtractorChoice,
     settings: MetricSettings,
     options: SourceOptions,
     *,
@@ -266,11 +211,14 @@ def evaluate_source(
         ValueError: If an argument does not fit, before any work if that can be known.
     """
     check_metrics(metrics)
-    images = open_source(samples, options)  # its errors come before the work on the reference
+    images = open_batches(samples, options)
+    check_num_images(images, num_images)
+    make = find_reference(reference, options, work_dir)
+    network = extractor.open()
     return evaluate(
         images,
-        open_reference(reference, extractor, options, work_dir),
-        extractor,
+        make(network),
+        network,
         num_images=num_images,
         metrics=metrics,
         settings=settings,
@@ -283,7 +231,7 @@ def evaluate_source(
 def evaluate_model(
     model: str,
     reference: str,
-    extractor: Extractor,
+    extractor: ExtractorChoice,
     settings: MetricSettings,
     options: SourceOptions,
     sampling: SamplingOptions,
@@ -317,12 +265,14 @@ def evaluate_model(
     arguments |= {"num_inference_steps": sampling.num_inference_steps, "batch_size": options.batch_size}
     seeds = range(sampling.seed, sampling.seed + sampling.num_seeds)
     drawn = {seed: model_batches(pipeline, num_images, seed=seed, **arguments) for seed in seeds}
-    real_images = open_reference(reference, extractor, options, work_dir)
+    make = find_reference(reference, options, work_dir)
+    network = extractor.open()
+    real_images = make(network)
     results = [
         evaluate(
             images,
             real_images,
-            extractor,
+            network,
             metrics=metrics,
             settings=settings,
             num_groups=num_groups,

@@ -3,57 +3,85 @@
 Legend: K classes of the model as it is, K' of the new set, D width.
 """
 
+import logging
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..modeling_dit import DiTModel, LabelEmbedder
-from ..sampling.class_names import names_to_ids
+
+logger = logging.getLogger("dit_hf.finetuning")
 
 
 def match_classes(known: Mapping[int, str], names: Sequence[str]) -> list[int | None]:
-    """Find for each class of a new set the known class that it is.
+    """Find for each class of a new set the known class that it continues.
 
-    A class is known by its whole label, else by one of its names: "tench, Tinca tinca" has two.
+    A new class is known by its whole name first. Failing that, it is known by a synonym of ImageNet's labels: the
+    class "tench" continues "tench, Tinca tinca". A part that several known labels share is no synonym: "frog" continues
+    neither "frog, green" nor "frog, red". New names are never divided, and no two of them continue the same class.
+    Names are compared in Unicode's form NFC, since macOS stores "é" in names of files as two characters.
 
     Args:
-        known: labels by id, as in `id2label`.
-        names: labels of the new set.
+        known: Labels by id, as in `id2label`.
+        names: Names of the new set; (K',).
 
     Returns:
-        Ids in `known`, None for a class that is not there; (K',).
+        Ids in `known`, None for a class that is new; (K',).
 
     Raises:
-        ValueError: if a name fits several known classes.
+        ValueError: If a name is the whole label of several known classes.
     """
-    by_label: dict[str, list[int]] = {}
+    whole: dict[str, list[int]] = {}
     for class_id, label in known.items():
-        by_label.setdefault(label, []).append(class_id)
-    by_name = names_to_ids(known)
-    return [_match(position, name, by_label, by_name) for position, name in enumerate(names)]
+        whole.setdefault(_normal(label), []).append(class_id)
+    matched = [_by_label(position, name, whole.get(_normal(name), [])) for position, name in enumerate(names)]
+    synonyms = _synonyms(known)
+    for position, name in enumerate(names):
+        synonym = synonyms.get(_normal(name))
+        if matched[position] is not None or synonym is None:
+            continue
+        if synonym in matched:
+            logger.warning(f"class {name!r} starts anew: another class of the data continues {known[synonym]!r}")
+        else:
+            matched[position] = synonym
+    return matched
 
 
-def _match(position: int, name: str, by_label: dict[str, list[int]], by_name: dict[str, list[int]]) -> int | None:
-    synonyms = [part.strip() for part in name.split(",")]
-    ids = by_label.get(name) or list(dict.fromkeys(i for synonym in synonyms for i in by_name.get(synonym, [])))
-    if len(ids) > 1 and position not in ids:  # ImageNet has two cranes: each keeps its place
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _by_label(position: int, name: str, ids: Sequence[int]) -> int | None:
+    """Return the class of a whole label. ImageNet has two cranes: each keeps its place."""
+    if len(ids) < 2:
+        return ids[0] if ids else None
+    if position not in ids:
         raise ValueError(f"class {name!r} fits the known classes {', '.join(map(str, ids))}: use a longer name")
-    return position if len(ids) > 1 else (ids[0] if ids else None)
+    return position
+
+
+def _synonyms(known: Mapping[int, str]) -> dict[str, int]:
+    """Map the parts of labels that no other label has to their classes: "tench, Tinca tinca" has two."""
+    parts = {class_id: {_normal(part) for part in label.split(",")} for class_id, label in known.items()}
+    counts = Counter(part for each in parts.values() for part in each)
+    return {part: class_id for class_id, each in parts.items() for part in each if counts[part] == 1}
 
 
 @torch.no_grad()
 def carry_classes(model: DiTModel, origins: Sequence[int | None]) -> None:
     """Give a model another set of classes, in place.
 
-    A row of the label table is copied where the class was known; a new class starts at the mean of the known ones, and
-    the null class stays as it is.
+    The row of a known class is copied, a new class starts at the mean of the known rows, and the row of the null class
+    stays as it is.
 
     Args:
-        model: conditional, without an adapter.
-        origins: for each new class its id so far, or None; (K',).
+        model: Conditional model without an adapter.
+        origins: Id that each new class had so far, or None; (K',).
 
     Raises:
-        ValueError: if the model is unconditional, if there are no classes, or if an id is not one of the model's.
+        ValueError: If the model is unconditional, if there are no classes, or if an id is not one of the model's.
     """
     config = model.config
     if model.y_embedder is None:

@@ -9,42 +9,35 @@ whole label table. Beside them, `classes.json` names the classes of that table.
 
 import copy
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import is_peft_available
 
+from ..cards.adapter import make_adapter_card
+from ..cards.metadata import hub_id
+from ..cards.page import CARD
 from ..modeling_dit import DiTModel
+from ..sampling.class_names import names_to_ids
 from ..weight_files import strip_wrappers
 from .classes import carry_classes
 
 LABELS = "y_embedder"
 CONFIG, WEIGHTS, CLASSES = "adapter_config.json", "adapter_model.safetensors", "classes.json"
-FILES = [CONFIG, WEIGHTS, CLASSES, "README.md"]
+FILES = [CONFIG, WEIGHTS, CLASSES, CARD]
 ADAPTER = "default"
-CARD = """# A LoRA adapter of a DiT
-
-```python
-from dit_hf import DiTPipeline
-
-pipeline = DiTPipeline.from_pretrained("{base}")
-pipeline.load_lora_weights("{source}")
-pipeline(class_labels=[{example}]).images[0].save("sample.png")
-```
-
-The adapter has its own label table, of {num_classes} classes (`{classes}`).
-"""
 
 
 def _require_peft() -> None:
     if not is_peft_available():
-        raise ImportError("LoRA needs PEFT: pip install 'dit-hf[lora]'")
+        raise ImportError("LoRA needs PEFT: run `pip install peft`")
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -99,41 +92,51 @@ def add_lora(model: DiTModel, rank: int, alpha: float | None = None) -> None:
     model.add_adapter(LoraConfig(r=rank, lora_alpha=scale, target_modules=targets, modules_to_save=saved), ADAPTER)
 
 
-def save_lora(model: DiTModel, folder: str | Path, id2label: Mapping[int, str] | None, base_model: str | None) -> None:
-    """Write a model's adapter as a folder.
+def save_lora(
+    model: DiTModel,
+    folder: str | Path,
+    id2label: Mapping[int, str] | None,
+    base_model: str | None,
+    *,
+    license: str | None = None,
+) -> None:
+    """Write a model's adapter as a folder, with a card.
 
     Args:
         model: Model with an adapter.
-        folder: Folder to write. It is created if it does not exist.
-        id2label: Names of the classes, or None if they have none.
-        base_model: Model that the adapter was trained for. It is recorded if it is an id on the Hub.
+        folder: Folder, which is made if it is missing.
+        id2label: Names of the classes, of which the model may have none.
+        base_model: Model that the adapter was trained on; written down if it is an id on the Hub.
+        license: Licence of the adapter, as the Hub calls it; None leaves it open.
 
     Raises:
-        ValueError: If the model has no adapter.
+        ValueError: If the model has no adapter, or if the licence is none of the Hub's.
     """
     if not has_adapter(model):
         raise ValueError("the model has no adapter to save: add_lora, or load one")
-    folder = Path(folder)
-    if base_model and (Path(base_model).exists() or base_model.startswith((".", "/", "~"))):
-        base_model = None  # a path of this machine must not be published
-    model.peft_config[ADAPTER].base_model_name_or_path = None  # PEFT would look it up on the Hub
+    folder, base = Path(folder), hub_id(base_model)
+    lora = model.peft_config[ADAPTER]
+    lora.base_model_name_or_path = None  # PEFT would look it up on the Hub
     model.save_pretrained(folder)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base_model
+    config["base_model_name_or_path"] = base
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     names = {str(class_id): name for class_id, name in (id2label or {}).items()}
     content = {"num_classes": model.config.num_classes, "id2label": names}
     (folder / CLASSES).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    data = ModelCardData(library_name="peft", base_model=base_model, tags=["dit", "dit-hf", "lora"])
-    first = json.dumps(next(iter(names.values())).split(",")[0]) if names else 0
-    text = CARD.format(
-        base=base_model or "the base model",
-        source=".",
-        example=first,
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        num_parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+    card = make_adapter_card(
+        base_model=base,
         num_classes=model.config.num_classes,
-        classes=CLASSES,
+        labels={name: ids[0] for name, ids in names_to_ids(id2label or {}).items() if len(ids) == 1},
+        rank=lora.r,
+        alpha=lora.lora_alpha,
+        num_parameters=num_parameters,
+        has_null_class=model.config.has_null_class,
+        license=license,
     )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+    card.save(folder / CARD)
 
 
 def load_lora(model: DiTModel, source: str | Path, **hub: Any) -> dict[int, str] | None:

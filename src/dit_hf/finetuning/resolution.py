@@ -1,4 +1,4 @@
-"""Another resolution for a trained model: only its fixed position embedding depends on the number of tokens."""
+"""Another resolution for a trained model. Only its fixed position embedding depends on the number of tokens."""
 
 from typing import Literal
 
@@ -14,12 +14,12 @@ def resize_positions(
     """Give a model another size of latents, in place.
 
     Args:
-        model: at its own resolution.
-        sample_size: side of the new latents, or (height, width).
-        policy: as in `DiTModel.resize_pos_embed`; the original's own 512 px model counts on, "extend".
+        model: Model at its own resolution.
+        sample_size: Side of the new latents, or (height, width).
+        policy: Policy of `DiTModel.resize_pos_embed`. The original's 512 px model continues the grid, "extend".
 
     Raises:
-        ValueError: if the policy is unknown, or the patch size does not divide the size.
+        ValueError: If the policy is unknown, or the patch size does not divide the size.
     """
     resized = DiTConfig.from_dict({**model.config.to_dict(), "sample_size": sample_size})  # checks and normalises
     height, width = resized.sample_height_width

@@ -1,1 +1,1 @@
-"""The Hub: pushing a pipeline, its model card, and checking what was downloaded."""
+"""The Hub: pushing pipelines and adapters, loading one commit, and checking what was downloaded."""

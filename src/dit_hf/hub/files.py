@@ -1,46 +1,27 @@
-"""What a push may send: an allow-list of files, none of which holds a secret or a path of this machine.
+"""Files that a push may send: those of an allow-list, if they hold no secret and no path of this machine.
 
-A pipeline's folder has weights, configurations, a card, pictures and this project's code; anything else in it came
-there by mistake, and is refused rather than left out, so that nobody believes it was sent.
+The folder of a pipeline holds weights, configurations, a card, pictures and this project's code. Any other file is
+there by mistake. It is refused and not left out, so that nobody believes that it was sent.
 """
 
-import re
 from pathlib import Path
 
-from huggingface_hub import get_token
+from ..redaction import find_secret
 
 SENT_SUFFIXES = {".safetensors", ".json", ".md", ".png", ".txt"}
+# Code of this project beside the weights. Folders that version 0.1 saved hold configuration_dit.py as well.
 SENT_CODE = {"pipeline_dit.py", "modeling_dit.py", "configuration_dit.py", "transformer/modeling_dit.py"}
-
-# Names of secrets, and what they look like in a file.
-SECRETS: dict[str, re.Pattern[bytes]] = {
-    "a Hugging Face token": re.compile(rb"\b(?:hf|api_org)_[A-Za-z0-9]{30,}"),
-    "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,})"),
-    "a key of an API": re.compile(rb"\bsk-[A-Za-z0-9_-]{32,}"),
-    "an AWS key": re.compile(rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
-    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-}
-
-
-def find_secret(content: bytes) -> str | None:
-    """What a content gives away of its author or machine: a secret, the token in use, or the home folder; or None."""
-    for kind, pattern in SECRETS.items():
-        if pattern.search(content):
-            return kind
-    token = get_token()
-    if token and token.encode() in content:
-        return "the token in use"
-    home = Path.home()
-    if home != Path(home.anchor) and f"{home}/".encode() in content:
-        return "a path of this machine"
-    return None
 
 
 def sent_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder that a push sends, by their names in the repository.
+    """Return the files that a push of a folder sends, by their names in the repository.
+
+    Args:
+        folder: Folder of a pipeline or of an adapter.
 
     Raises:
-        ValueError: if a file is not of those that a pipeline has, is a link, or gives a secret away.
+        ValueError: If the folder holds neither, or if a file does not belong to a pipeline, is a link, or holds a
+            secret.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
     if not files.keys() & {"model_index.json", "adapter_config.json"}:
@@ -53,14 +34,14 @@ def sent_files(folder: Path) -> dict[str, Path]:
                 f"{name} is not pushed: a repository gets {', '.join(sorted(SENT_SUFFIXES))} and the code of "
                 f"dit_hf. Move it out of {folder}"
             )
-        secret = find_secret(_scanned(path))
+        secret = find_secret(_read_text_part(path))
         if secret:
             raise ValueError(f"{name} holds {secret}: take it out, nothing was pushed")
     return files
 
 
-def _scanned(path: Path) -> bytes:
-    """The part of a file that people write: of weights the header, where metadata stands."""
+def _read_text_part(path: Path) -> bytes:
+    """Read the part of a file that people write: of weights the header, which holds the metadata."""
     if path.suffix != ".safetensors":
         return path.read_bytes()
     with path.open("rb") as file:

@@ -1,6 +1,5 @@
-"""Pushing a pipeline to the Hub: private unless told otherwise, checked first, in one commit, only what changed."""
+"""Pushing a pipeline to the Hub: private by default, checked first, in one commit, and only what changed."""
 
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -9,8 +8,11 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 
-from ..cards.pipeline import CARD, LOCAL_ID, make_card
-from .errors import HubError, one_line_errors, retried
+from ..cards.metadata import check_license
+from ..cards.page import CARD, with_repository
+from ..network import retried
+from .card import check_card, choose_card
+from .errors import HubError, one_line_errors
 from .files import sent_files
 
 
@@ -18,16 +20,16 @@ def check_push(repo_id: str, *, private: bool = True, token: str | None = None) 
     """Find out whether a push will be allowed, by creating the repository if there is none yet.
 
     Args:
-        repo_id: "user/name", or a name in one's own account.
-        private: whether the repository must be private.
-        token: one with write access; the one of `hf auth login` or HF_TOKEN if not given.
+        repo_id: Repository "user/name", or a name in one's own account.
+        private: Whether the repository must be private.
+        token: Token with write access; None takes the token of `hf auth login` or HF_TOKEN.
 
     Returns:
         The complete id, "user/name".
 
     Raises:
-        HubError: if there is no network, no token, no right to write; in one line, with the remedy.
-        ValueError: if the repository is public and `private` is not False.
+        HubError: If there is no network, no token or no right to write; in one line, with the remedy.
+        ValueError: If the repository is public and `private` is not False.
     """
     api = HfApi(token=token)
     with one_line_errors(repo_id):
@@ -55,33 +57,36 @@ def push_folder(
     create_pr: bool = False,
     token: str | None = None,
 ) -> CommitInfo:
-    """Push a saved pipeline or adapter; pushing it again sends only what changed, also after a push that was cut.
+    """Push a saved pipeline or adapter.
 
-    All files arrive in one commit, so that a reader never sees a half of them, and none is deleted.
+    All files arrive in one commit, so that a reader never sees half of them, and no file is deleted. Pushing the folder
+    again sends only what changed, also after a push that was cut.
 
     Args:
-        folder: written by `DiTPipeline.save_pretrained`, with a card and pictures perhaps; or an adapter's.
-        repo_id: "user/name", created if it is not there.
-        private: False for a repository that everybody sees.
-        revision: a branch, made from `main` if it is not there; None for `main`.
-        commit_message: first line of the commit.
-        create_pr: whether to open a pull request instead of committing.
-        token: as in `check_push`.
+        folder: Folder that `DiTPipeline.save_pretrained` wrote, perhaps with a card and pictures; or an adapter's.
+        repo_id: Repository "user/name", which is created if it is missing.
+        private: Whether the repository must be private; False for a repository that everybody sees.
+        revision: Branch, which is made from `main` if it is missing; None for `main`.
+        commit_message: First line of the commit.
+        create_pr: Whether to open a pull request instead of committing.
+        token: Token with write access, as in `check_push`.
 
     Raises:
-        HubError: as in `check_push`.
-        ValueError: if the folder holds what is never pushed, or as in `check_push`.
+        HubError: As in `check_push`.
+        ValueError: If the folder holds a file that is never pushed, if the Hub refuses the card, or as in `check_push`.
     """
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise ValueError(f"create_pr=True with revision={revision!r}: a pull request goes to main, pass one of them")
     files = sent_files(Path(folder))
     repo_id = check_push(repo_id, private=private, token=token)
+    if CARD in files:
+        check_card(files[CARD].read_text(encoding="utf-8"), repo_id)
     api = HfApi(token=token)
     with one_line_errors(repo_id):
         if revision and revision != constants.DEFAULT_REVISION and not revision.startswith("refs/"):
             retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
         additions = [CommitOperationAdd(name, _content(name, path, repo_id)) for name, path in files.items()]
-        # retries by itself, and leaves out what the Hub already has
+        # tries again by itself, and leaves out what the Hub already has
         api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr)
         commit = retried(
             lambda: api.create_commit(
@@ -91,53 +96,67 @@ def push_folder(
                 revision=revision,
                 create_pr=create_pr,
             ),
-            only={429, 503} if create_pr else None,  # a lost answer must not open a second pull request
+            statuses={429, 503} if create_pr else None,  # a lost answer must not open a second pull request
         )
         visibility = "private" if retried(lambda: api.model_info(repo_id)).private else "PUBLIC"
     print(f"pushed to {commit.pr_url or commit.commit_url} ({visibility})", file=sys.stderr)  # noqa: T201
     return commit
 
 
-def push_pipeline(pipeline: DiffusionPipeline, repo_id: str, *, token: str | None = None, **options: Any) -> CommitInfo:
-    """Save a pipeline and push it, with its card.
-
-    A card that is on the Hub already stays as it is, since people edit it. Else the pipeline's own goes along, from the
-    folder that it was loaded from; or one is made.
+def push_pipeline(
+    pipeline: DiffusionPipeline,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> CommitInfo:
+    """Save a pipeline and push it, with the card that `choose_card` returns.
 
     Args:
-        pipeline: what to push.
-        repo_id: as in `push_folder`.
-        token: as in `push_folder`.
-        **options: as in `push_folder`.
+        pipeline: Pipeline to push.
+        repo_id: Repository, as in `push_folder`.
+        license: Licence of the weights, as the Hub calls it; None keeps the licence that the card states.
+        token: Token, as in `push_folder`.
+        **options: Other arguments of `push_folder`.
 
     Raises:
-        HubError: as in `push_folder`.
-        ValueError: as in `push_folder`.
+        HubError: As in `push_folder`.
+        ValueError: If the licence is none of the Hub's, or as in `push_folder`.
     """
+    check_license(license)
     full_id = check_push(repo_id, private=options.get("private", True), token=token)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary, "pipeline")
         pipeline.save_pretrained(folder)
-        with one_line_errors(full_id):
-            has_card = retried(lambda: HfApi(token=token).file_exists(full_id, CARD, revision=options.get("revision")))
-        if not has_card:
-            _write_card(pipeline, folder)
+        published = _read_published_card(full_id, options.get("revision"), token)
+        origin = Path(pipeline.name_or_path or "")
+        card = choose_card(pipeline, folder, published, license, full_id)
+        (folder / CARD).write_text(card.text, encoding="utf-8")
+        if card.is_of_origin:
+            _copy_pictures(origin, folder)
         return push_folder(folder, full_id, token=token, **options)
 
 
-def _write_card(pipeline: DiffusionPipeline, folder: Path) -> None:
-    origin = Path(pipeline.name_or_path or "")
-    if (origin / CARD).is_file() and (origin / "model_index.json").is_file():
-        for path in [origin / CARD, *origin.glob("*.png")]:
-            (folder / path.name).write_bytes(path.read_bytes())
-    else:
-        make_card(pipeline).save(folder / CARD)
+def _read_published_card(repo_id: str, revision: str | None, token: str | None) -> str | None:
+    """Return the card that is on the Hub; None if there is none."""
+    api = HfApi(token=token)
+    with one_line_errors(repo_id), tempfile.TemporaryDirectory() as temporary:
+        if not retried(lambda: api.file_exists(repo_id, CARD, revision=revision)):
+            return None
+        file = retried(lambda: api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=temporary))
+        return Path(file).read_text(encoding="utf-8")
+
+
+def _copy_pictures(origin: Path, folder: Path) -> None:
+    for picture in [*origin.glob("*.png"), *origin.glob("samples/*.png")]:
+        copy = folder / picture.relative_to(origin)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(picture.read_bytes())
 
 
 def _content(name: str, path: Path, repo_id: str) -> str | bytes:
-    """A path to send, or for the card its text, in which the folder's own name becomes the repository's."""
+    """Return a path to send; of the card its text, in which the snippets load the repository."""
     if name != CARD:
         return str(path)
-    text = path.read_text(encoding="utf-8")
-    call = rf'(from_pretrained|load_lora_weights)\("{re.escape(LOCAL_ID)}"'
-    return re.sub(call, rf'\1("{repo_id}"', text).encode()
+    return with_repository(path.read_text(encoding="utf-8"), repo_id).encode()

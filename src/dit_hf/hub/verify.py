@@ -1,4 +1,7 @@
-"""Whether downloaded files are those that the Hub has: their hashes against the Hub's, as clients check sizes only."""
+"""Checking that downloaded files are those that the Hub has.
+
+Clients of the Hub compare sizes only; here the hash of every file is compared with the hash that the Hub names.
+"""
 
 import hashlib
 import logging
@@ -8,11 +11,13 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.hf_api import RepoFile
 
-from .errors import HubError, one_line_errors, retried
+from ..files import sha256_of_file
+from ..network import retried
+from .errors import HubError, one_line_errors
 
 logger = logging.getLogger(__name__)
 
-HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a small file, SHA-256 of a large one
+GIT_HASH, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")  # of small files, and of large ones
 
 
 def check_cached(
@@ -24,21 +29,21 @@ def check_cached(
     token: str | None = None,
     verify: bool = True,
 ) -> str | None:
-    """Check a pipeline in the cache, offline too: there, a file's content is named by the hash that the Hub gave.
+    """Check a pipeline in the cache, also without the network: the cache names each content by the Hub's hash of it.
 
     Args:
-        repo_id: "user/name".
-        revision: the branch, tag or commit that was loaded.
-        cache_dir: as in huggingface_hub.
-        local_files_only: whether the network was not asked; which commit was used is logged then.
-        token: for a private repository.
-        verify: whether to compare the hashes.
+        repo_id: Repository, "user/name".
+        revision: Branch, tag or commit that was loaded.
+        cache_dir: Folder of the cache, as in huggingface_hub.
+        local_files_only: Whether the cache was used alone; the commit that was found there is logged then.
+        token: Token for a private repository.
+        verify: Whether to compare the hashes.
 
     Returns:
-        The commit that lies in the cache, or None where it was loaded past the cache.
+        The commit in the cache, or None if the pipeline was not loaded through the cache.
 
     Raises:
-        HubError: if a file does not have its hash, naming it.
+        HubError: If a file does not have its hash; the message names the file.
     """
     index = try_to_load_from_cache(repo_id, "model_index.json", cache_dir=cache_dir, revision=revision)
     if not isinstance(index, str):
@@ -49,64 +54,61 @@ def check_cached(
         logger.warning(f"{repo_id}: the network was not asked, this is commit {folder.name} of the cache")
     if not verify:
         return folder.name
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    has_hashes = all(HASH.fullmatch(path.resolve().name) for path in paths)
-    if not has_hashes:  # a cache without links, as on Windows
+    paths = {path: path.resolve() for path in sorted(folder.rglob("*")) if path.is_file()}
+    if not all(GIT_HASH.fullmatch(blob.name) or SHA256.fullmatch(blob.name) for blob in paths.values()):
+        # a cache without links, as on Windows
         if is_offline:
             logger.warning(f"{repo_id}: this cache has no links, so nothing is compared without the network")
         else:
             verify_snapshot(folder, repo_id, folder.name, token=token)
         return folder.name
-    for path in paths:
-        content = path.resolve()
-        if _hash(content, is_large=len(content.name) == 64) != content.name:
+    for path, blob in paths.items():
+        if (sha256_of_file(blob) if SHA256.fullmatch(blob.name) else _git_hash(blob)) != blob.name:
             name = path.relative_to(folder).as_posix()
-            raise HubError(f"{name} of {repo_id} is damaged in the cache: delete {content} and load it again")
+            raise HubError(f"{name} of {repo_id} is damaged in the cache: delete {blob} and load it again")
     return folder.name
 
 
 def verify_snapshot(
     folder: str | Path, repo_id: str, revision: str | None = None, *, token: str | None = None
 ) -> list[str]:
-    """Compare a downloaded folder with the Hub's tree.
+    """Compare a downloaded folder with the Hub's list of files.
 
     Args:
-        folder: what `snapshot_download` or `DiTPipeline.download` returned; it may lack files of the repository.
-        repo_id: "user/name".
-        revision: the branch, tag or commit that was downloaded.
-        token: for a private repository.
+        folder: Folder that `snapshot_download` or `DiTPipeline.download` returned. It may lack files of the repository.
+        repo_id: Repository, "user/name".
+        revision: Branch, tag or commit that was downloaded.
+        token: Token for a private repository.
 
     Returns:
-        The names of the files that were compared, every one of which is right.
+        The names of the files that were compared, all of which have the right hash.
 
     Raises:
-        HubError: if the Hub cannot be asked, or a file differs or was never in the repository, naming it.
+        HubError: If the Hub cannot be asked, or if a file differs or was never in the repository; the message names the
+            file.
     """
     api = HfApi(token=token)
     with one_line_errors(repo_id):
         listing = retried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=revision)))
-    there = {entry.path: entry for entry in listing if isinstance(entry, RepoFile)}
+    entries = {entry.path: entry for entry in listing if isinstance(entry, RepoFile)}
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
-    here = {name: path for name, path in paths.items() if not name.startswith(".cache/")}  # of `local_dir` downloads
-    for name, path in here.items():
-        if name not in there:
+    compared = {name: path for name, path in paths.items() if not name.startswith(".cache/")}  # notes of the client
+    for name, path in compared.items():
+        if name not in entries:
             raise HubError(f"{path} is not in {repo_id}: delete the folder and download it again")
-        if not _is_same(path, there[name]):
+        if not _is_same(path, entries[name]):
             raise HubError(f"{path} does not have the hash that {repo_id} says: delete it and download it again")
-    return list(here)
+    return list(compared)
 
 
 def _is_same(path: Path, entry: RepoFile) -> bool:
-    """Large files are known by their SHA-256, small ones by git's hash."""
     if path.stat().st_size != entry.size:
         return False
-    expected = entry.blob_id if entry.lfs is None else entry.lfs.sha256
-    return _hash(path, is_large=entry.lfs is not None) == expected
+    if entry.lfs is not None:
+        return sha256_of_file(path) == entry.lfs.sha256
+    return _git_hash(path) == entry.blob_id
 
 
-def _hash(path: Path, is_large: bool) -> str:
-    if is_large:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def _git_hash(path: Path) -> str:
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

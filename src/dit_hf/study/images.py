@@ -9,6 +9,7 @@ Legend: N images, C channels, S side of an image.
 
 import gzip
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from datasets import Image, load_dataset
 from PIL import Image as PILImage
 from torch import Tensor
 
+from ..data.local_folders import find_image_folder
 from ..data.preparation import resize_and_crop
 from ..data.rows import encoded_bytes
-from ..images import decode_image
+from ..images import decode_image, read_image
 
 IDX_NAMES = {"train": "train", "test": "t10k"}  # split -> first part of the names of MNIST's files
 
@@ -39,7 +41,7 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
     """Read a split from a folder of IDX files, as MNIST has them, or from a data set with the columns image and label.
 
     Args:
-        source: Folder with files such as `train-images-idx3-ubyte.gz`, or a folder or an id on the Hub that
+        source: Folder with files such as `train-images-idx3-ubyte.gz`, folder with class folders of images, or what
             `datasets.load_dataset` takes. Larger images are resized and cropped, smaller ones get a black margin.
         split: Split of the data set, such as "train" or "test".
         side: Side of the square images that are returned, in pixels.
@@ -58,15 +60,23 @@ def load_images(source: str, split: str, side: int) -> LabelledImages:
         return LabelledImages(
             torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1
         )
+    folder = find_image_folder(source, split, "label")
+    if folder is not None and folder.labels is not None:
+        return _stack(map(read_image, folder.paths), folder.labels, side)
     data = load_dataset(source, split=split)
     if not {"image", "label"} <= set(data.column_names):
         raise ValueError(f"{source} has the columns {data.column_names}: a study needs image and label")
     data = data.cast_column("image", Image(decode=False))
-    decoded = np.stack([np.array(_fit(decode_image(encoded_bytes(image)), side)) for image in data["image"]])
-    if (decoded == decoded[..., :1]).all():  # grey
-        decoded = decoded[..., :1]
-    classes = torch.tensor(data["label"])
-    return LabelledImages(torch.from_numpy(decoded).permute(0, 3, 1, 2), classes, int(classes.max()) + 1)
+    return _stack((decode_image(encoded_bytes(image)) for image in data["image"]), data["label"], side)
+
+
+def _stack(images: Iterable[PILImage.Image], labels: Sequence[int], side: int) -> LabelledImages:
+    """Make images square, and keep one channel if all of them are grey."""
+    stacked = np.stack([np.array(_fit(image, side)) for image in images])
+    if (stacked == stacked[..., :1]).all():
+        stacked = stacked[..., :1]
+    classes = torch.tensor(labels)
+    return LabelledImages(torch.from_numpy(stacked).permute(0, 3, 1, 2), classes, int(classes.max()) + 1)
 
 
 def _fit(image: PILImage.Image, side: int) -> PILImage.Image:

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
 from .ema import EMA
+from .processes import deepspeed_zero
 from .processes.launch import splits_weights
 from .saving.state import TrainingState
+from .techniques import Techniques
 
 
 @dataclass
@@ -44,6 +46,7 @@ def assemble(
     adam_betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
     compile_blocks: bool = False,
+    techniques: Techniques | None = None,
 ) -> Assembly:
     """Make the averages, the optimiser and the learning rate of a model, and let Accelerate prepare them.
 
@@ -58,15 +61,26 @@ def assemble(
         adam_betas: Decays of AdamW's two moments.
         weight_decay: Weight decay of AdamW.
         compile_blocks: Whether to compile the blocks, each of which has the same graph.
+        techniques: Techniques, whose modules are trained with the model, but not averaged.
+
+    Raises:
+        ValueError: If a technique has a module, and FSDP2 or DeepSpeed would have to split it.
     """
-    model.to(accelerator.device).train()
+    modules = {} if techniques is None else techniques.modules
+    if modules and (splits_weights(accelerator) or deepspeed_zero.uses_zero(accelerator)):
+        raise ValueError(
+            f"the technique {min(modules)} has a module of its own, which neither FSDP nor DeepSpeed holds: "
+            "switch it off, or launch without them"
+        )
+    for module in (model, *modules.values()):
+        module.to(accelerator.device).train()
     ema = None if splits_weights(accelerator) else EMA(model, ema_decays)  # before Accelerate changes the forward
     model._no_split_modules = [type(model.blocks[0]).__name__]  # FSDP refuses names of designs that the model lacks
     if compile_blocks:
         for block in model.blocks:
             block.compile()
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        [each for module in (model, *modules.values()) for each in module.parameters() if each.requires_grad],
         lr=learning_rate,
         betas=adam_betas,
         weight_decay=weight_decay,
@@ -75,7 +89,9 @@ def assemble(
     schedule = get_scheduler(
         lr_scheduler, optimizer, num_warmup_steps=lr_warmup_steps, num_training_steps=max_train_steps
     )
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    prepared_model, prepared_optimizer, *networks = accelerator.prepare(model, optimizer, *modules.values())
+    for name, network in zip(modules, networks, strict=True):
+        techniques.active[name].network = network
     unwrapped = accelerator.unwrap_model(prepared_model)
-    state = TrainingState(accelerator, unwrapped, ema or EMA(unwrapped, ema_decays), optimizer, schedule)
+    state = TrainingState(accelerator, unwrapped, ema or EMA(unwrapped, ema_decays), optimizer, schedule, modules)
     return Assembly(state, prepared_model, prepared_optimizer)

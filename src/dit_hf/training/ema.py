@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights: constant decay from the first step, started as a copy (section 4)."""
+"""Exponential moving averages (EMA) of the weights: constant decay from the first step, begun as a copy (section 4)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from .processes.shards import cut_part, is_sharded, local_part, make_whole
 
 
 def make_ema(model: torch.nn.Module, decay: float) -> AveragedModel:
-    """An average of the model's parameters: `update_parameters(model)` after each step, `.module` is the average.
+    """Return an average of parameters: call `update_parameters(model)` after each step; `.module` is the average.
 
     Args:
-        model: the unwrapped model.
-        decay: weight of the old average, in [0, 1); the paper's is 0.9999.
+        model: Unwrapped model.
+        decay: Weight of the old average, in [0, 1); the paper's is 0.9999.
     """
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     ema.module.eval().requires_grad_(False)
@@ -24,7 +24,7 @@ def make_ema(model: torch.nn.Module, decay: float) -> AveragedModel:
 
 
 class LocalShards(torch.nn.Module):
-    """This process's part of a model that is split; an average is element by element, so parts suffice."""
+    """This process's part of a model that is split. An average is taken element by element, so the parts suffice."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class LocalShards(torch.nn.Module):
 
 
 class EMA:
-    """Averages of one model, each with its own decay; the first is the one that previews and the pipeline use.
+    """Averages of one model, each with its own decay; previews and the pipeline use the first.
 
     Args:
-        model: unwrapped; split over the processes or whole.
-        decays: weights of the old average, in [0, 1).
+        model: Unwrapped model, whole or split over the processes.
+        decays: Weights of the old average, in [0, 1).
     """
 
     def __init__(self, model: torch.nn.Module, decays: Sequence[float]) -> None:
@@ -46,18 +46,18 @@ class EMA:
 
     @property
     def module(self) -> Any:
-        """The first average as a model, which a model that is split does not have."""
+        """First average as a model, if the model is not split."""
         assert not self.is_sharded
         return next(iter(self.averages.values())).module
 
     def update(self, model: torch.nn.Module) -> None:
-        """Take a step towards the model's weights."""
+        """Move each average towards the model's weights by one step."""
         source = LocalShards(model) if self.is_sharded else model
         for average in self.averages.values():
             average.update_parameters(source)
 
     def gather(self, decay: float, model: torch.nn.Module) -> dict[str, Tensor]:
-        """A whole average, by the names of the model's parameters; every process has to ask for it."""
+        """Return a whole average, by the names of the model's parameters. Every process has to call this."""
         parts = self._parts(decay, model)
         return {name: make_whole(parameter, part).detach().cpu() for (name, parameter), part in parts}
 

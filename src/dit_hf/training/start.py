@@ -1,95 +1,118 @@
-"""Where a fine-tuning starts: a model from anywhere, fitted to classes, resolution and the part to be trained."""
+"""What a training starts from: a VAE, an objective, and a fresh model or that of `init_from` fitted to the data."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from diffusers import AutoencoderKL
+import diffusers
+from diffusers import AutoencoderKL, SchedulerMixin
 
-from ..conversion import from_original
-from ..diffusion import Schedule
+from ..configuration_dit import DiTConfig
+from ..diffusion import OBJECTIVES, Objective
 from ..finetuning.classes import carry_classes, match_classes
 from ..finetuning.lora import add_lora
 from ..finetuning.resolution import resize_positions
 from ..modeling_dit import DiTModel
-from ..pipeline_dit import DiTPipeline
+from ..vae import vae_shrink_factor
+from .origin import Origin, load_origin, take_over, vae_subfolder
+from .settings import TrainSettings
 
 logger = logging.getLogger("dit_hf.finetuning")
 
 
 @dataclass
-class Origin:
-    """A trained model, and what is known of how it was trained.
+class InitialModel:
+    """A model to train, and its classes.
 
     Args:
-        name: what the user called it.
-        model: with its weights.
-        id2label: names of its classes, None if nobody knows them.
-        trained: what the training must go on with, by name: prediction type, betas, scaling of the latents.
+        model: Model fitted to classes and resolution; the part that is not trained is frozen.
+        names: Names of its classes; (K',).
+        class_indices: The model's class of each class of the data; (K,).
     """
 
-    name: str
     model: DiTModel
-    id2label: dict[int, str] | None
-    trained: dict[str, Any]
+    names: list[str]
+    class_indices: list[int]
 
 
-def load_origin(source: str) -> Origin:
-    """Load the model that a fine-tuning starts from.
+@dataclass
+class Start(InitialModel):
+    """A model to train, with its objective and the VAE that makes its latents."""
 
-    Args:
-        source: a pipeline's folder or id on the Hub, in this project's form or in diffusers'; the folder of a
-            `DiTModel`; or the file of an original checkpoint, of which the averaged weights are taken.
-
-    Raises:
-        OSError: if it cannot be fetched.
-        ValueError: if it is not there, damaged, or of another kind of model.
-    """
-    path = Path(source)
-    if path.is_file():
-        model = from_original(path)
-        return Origin(source, model.float(), None, {"prediction_type": "epsilon", **Schedule().config})
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"init_from={source!r} has no model_index.json and no config.json: pass a saved pipeline")
-        return Origin(source, DiTModel.from_pretrained(path).float(), None, {})
-    if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):
-        raise ValueError(f"init_from={source!r} is not there: pass a folder, a file, or an id on the Hub (user/name)")
-    pipeline = DiTPipeline.from_pretrained(source, vae=None)
-    trained = {"prediction_type": pipeline.config.prediction_type or pipeline.scheduler.config.get("prediction_type")}
-    config = pipeline.scheduler.config
-    if "beta_schedule" in config:
-        trained |= {name: config[name] for name in Schedule.FIELDS if name in config}
-    if DiTPipeline.load_config(source)["vae"][0]:
-        trained["scaling_factor"] = AutoencoderKL.load_config(source, subfolder="vae").get("scaling_factor", 0.18215)
-    return Origin(source, pipeline.transformer.float(), pipeline.config.id2label, trained)
+    objective: Objective
+    vae: AutoencoderKL
 
 
-def check_origin(origin: Origin, wanted: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
-    """Refuse to start from a model that is not the one that the settings describe.
+def choose_start(settings: TrainSettings, names: list[str]) -> Start:
+    """Load or make what a training starts from, and fill in the settings that `init_from` decides.
 
     Args:
-        origin: the model.
-        wanted: fields of `DiTConfig` that must be the model's.
-        trained: what the training goes on with, compared where both know it.
+        settings: Settings of the training.
+        names: Names of the classes in the data; (K,).
 
     Raises:
-        ValueError: naming the field and both values.
+        OSError: If the VAE or the model cannot be fetched.
+        ValueError: If the settings contradict `init_from`, or do not fit each other.
     """
-    for field, value in wanted.items():
-        if (found := getattr(origin.model.config, field)) != value:
-            raise ValueError(
-                f"{field}={value!r} is asked for, and {origin.name} has {field}={found!r}: change the settings that "
-                "say so (model, model_overrides, objective, vae_name_or_path), or start from another model"
-            )
-    for name in trained.keys() & origin.trained.keys():
-        if trained[name] != origin.trained[name]:
-            raise ValueError(
-                f"{name}={trained[name]!r} is asked for, and {origin.name} was trained with {origin.trained[name]!r}: "
-                "a fine-tuning goes on as the training was; see --objective, --beta_schedule and --vae_name_or_path"
-            )
+    origin = load_origin(settings.init_from) if settings.init_from else None
+    if origin is not None:
+        take_over(settings, origin)
+    name = settings.vae_name_or_path
+    subfolder = "vae" if name == settings.init_from else vae_subfolder(name)
+    vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
+    sample_size = latent_side(settings.resolution, vae)
+    schedule = {**(origin.schedule if origin else {}), **settings.schedule}
+    objective = OBJECTIVES[settings.objective](**schedule)
+    if origin is None:
+        initial = fresh_model(settings, sample_size, vae.config.latent_channels, names)
+    else:
+        initial = adapt_to_data(
+            origin,
+            names if origin.model.config.num_classes else [],
+            sample_size=sample_size,
+            keep_classes=settings.keep_classes,
+            position_embedding=settings.position_embedding,
+            last_blocks=settings.last_blocks,
+            lora_rank=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+        )
+    return Start(**vars(initial), objective=objective, vae=vae)
+
+
+def latent_side(resolution: int, vae: AutoencoderKL) -> int:
+    """Return the side of the latents of an image.
+
+    Raises:
+        ValueError: If the resolution is no multiple of what the VAE shrinks images by.
+    """
+    shrink = vae_shrink_factor(vae.config)
+    if resolution % shrink:
+        raise ValueError(
+            f"resolution={resolution} is no multiple of {shrink}, by which the VAE shrinks images: take "
+            f"{resolution // shrink * shrink or shrink}"
+        )
+    return resolution // shrink
+
+
+def fresh_model(settings: TrainSettings, sample_size: int, in_channels: int, names: list[str]) -> InitialModel:
+    """Return a model of random weights: the paper's size that the settings name, fitted to latents and classes."""
+    fitted: dict[str, Any] = {
+        "sample_size": sample_size,
+        "in_channels": in_channels,
+        "num_classes": len(names),
+        "learn_sigma": OBJECTIVES[settings.objective].learns_variance,
+    }
+    model = DiTModel(DiTConfig.from_name(settings.model, **{**fitted, **settings.config_overrides}))
+    if not model.config.num_classes:
+        return InitialModel(model, [], [])
+    return InitialModel(model, names, list(range(len(names))))
+
+
+def make_scheduler(objective: Objective) -> SchedulerMixin:
+    """Return the scheduler of diffusers that samples what the objective trains."""
+    config = objective.scheduler_config()
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 @dataclass
@@ -97,9 +120,9 @@ class NewClasses:
     """The classes of a fine-tuned model.
 
     Args:
-        names: of each; (K',).
-        origins: the id that each had, None for a new one; (K',).
-        class_indices: of the classes of the data among them.
+        names: Names of the classes; (K',).
+        origins: Id that each class had, None for a new one; (K',).
+        class_indices: The model's class of each class of the data; (K,).
     """
 
     names: list[str]
@@ -111,36 +134,36 @@ def new_classes(origin: Origin, names: Sequence[str], *, keep: bool) -> NewClass
     """Find out which classes the fine-tuned model has, and where their rows come from.
 
     Args:
-        origin: the model to start from.
-        names: of the classes in the data.
-        keep: whether the model's own classes stay, before those that are new.
+        origin: Model to start from.
+        names: Names of the classes in the data; (K,).
+        keep: Whether the model's own classes stay, before those that are new.
 
     Raises:
-        ValueError: if the classes shall stay and nobody knows their names, or as in `match_classes`.
+        ValueError: If the classes shall stay and nobody knows their names, or as in `match_classes`.
     """
     count, known = origin.model.config.num_classes, origin.id2label
     if not known:
         if keep:
             raise ValueError(f"keep_classes: {origin.name} holds no class names to tell its classes from new ones")
         same = len(names) == count
-        how = "its label table is kept row by row" if same else "every class starts at the mean of its label table"
-        logger.warning(f"{origin.name} holds no class names: {how}")
+        rule = "its label table is kept row by row" if same else "every class starts at the mean of its label table"
+        logger.warning(f"{origin.name} holds no class names: {rule}")
         return NewClasses(list(names), list(range(count)) if same else [None] * len(names), list(range(len(names))))
-    found = match_classes(known, names)
-    added = [name for name, known_id in zip(names, found, strict=True) if known_id is None]
+    matched = match_classes(known, names)
+    added = [name for name, known_id in zip(names, matched, strict=True) if known_id is None]
     logger.info(f"{len(names) - len(added)} of the {len(names)} classes are known to {origin.name}")
     if not keep:
-        return NewClasses(list(names), found, list(range(len(names))))
-    old = [known.get(class_id, str(class_id)) for class_id in range(count)]
-    class_indices = [count + added.index(name) if i is None else i for name, i in zip(names, found, strict=True)]
-    return NewClasses([*old, *added], [*range(count), *([None] * len(added))], class_indices)
+        return NewClasses(list(names), matched, list(range(len(names))))
+    kept = [known.get(class_id, str(class_id)) for class_id in range(count)]
+    class_indices = [count + added.index(name) if i is None else i for name, i in zip(names, matched, strict=True)]
+    return NewClasses([*kept, *added], [*range(count), *([None] * len(added))], class_indices)
 
 
 def train_last_blocks(model: DiTModel, num_blocks: int) -> None:
     """Train the last blocks, the final layer and the label table; freeze the rest.
 
     Raises:
-        ValueError: if the model has fewer blocks.
+        ValueError: If the model has fewer blocks.
     """
     if not 0 <= num_blocks <= model.config.num_hidden_layers:
         raise ValueError(f"last_blocks={num_blocks}: the model has {model.config.num_hidden_layers} blocks")
@@ -149,21 +172,6 @@ def train_last_blocks(model: DiTModel, num_blocks: int) -> None:
     for part in parts:
         if part is not None:
             part.requires_grad_(True)
-
-
-@dataclass
-class InitialModel:
-    """A model to be trained, and its classes.
-
-    Args:
-        model: fitted to classes and resolution, the part that is not trained frozen.
-        names: of its classes; (K',).
-        class_indices: of the classes of the data among them.
-    """
-
-    model: DiTModel
-    names: list[str]
-    class_indices: list[int]
 
 
 def adapt_to_data(
@@ -177,21 +185,21 @@ def adapt_to_data(
     lora_rank: int | None = None,
     lora_alpha: float | None = None,
 ) -> InitialModel:
-    """Fit a model to new classes and a new resolution, and choose what is trained.
+    """Fit a model to new classes and a new resolution, and choose which part of it is trained.
 
     Args:
-        origin: from `load_origin`; its model is changed in place.
-        names: of the classes in the data; none for an unconditional model.
-        sample_size: side of the latents, or (height, width).
-        keep_classes: whether the model's own classes stay, before those that are new.
-        position_embedding: as in `resize_positions`, for a size that is not the model's.
-        last_blocks: train that many blocks at the end only; all of the model where neither this nor a rank is given.
-        lora_rank: train an adapter of this rank only.
-        lora_alpha: as in `add_lora`.
+        origin: Model from `load_origin`, which is changed in place.
+        names: Names of the classes in the data; none for an unconditional model.
+        sample_size: Side of the latents, or (height, width).
+        keep_classes: Whether the model's own classes stay, before those that are new.
+        position_embedding: Policy of `resize_positions`, for a size that is not the model's.
+        last_blocks: Number of blocks at the end that are trained; by default, and without a rank, the whole model is.
+        lora_rank: Rank of the adapter that is trained instead.
+        lora_alpha: LoRA's alpha, as in `add_lora`.
 
     Raises:
-        ImportError: for an adapter, without PEFT.
-        ValueError: as in the functions that this one calls, before anything is computed.
+        ImportError: If an adapter is asked for and PEFT is not installed.
+        ValueError: As in the functions that this one calls, before anything is computed.
     """
     model = origin.model
     classes = new_classes(origin, names, keep=keep_classes) if names else NewClasses([], [], [])

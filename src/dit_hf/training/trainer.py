@@ -1,4 +1,4 @@
-"""A training at work: it draws steps from the loop, does what is due after each, and stops when it is asked to."""
+"""What happens between two steps: metrics, checkpoints, previews and pushes when they are due, and the end."""
 
 import math
 import time
@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from .feed import BatchFeed
 from .loop import StepRecord
 from .processes.launch import any_process
 from .processes.signals import Preempted, StopRequest
@@ -28,17 +29,18 @@ logger = get_logger("dit_hf.training")
 
 
 class Push(Protocol):
-    """What a training asks of `dit_hf.hub.background.BackgroundPush`."""
+    """What a trainer needs of `dit_hf.hub.background.BackgroundPush`."""
 
     @property
     def is_busy(self) -> bool: ...
-    def push_checkpoint(self, pipeline: Any, output_dir: Path, step: int, license: str | None = None) -> None: ...
+    def push_checkpoint(self, pipeline: Any, output_dir: Path, step: int) -> None: ...
     def start(self, folder: Path, message: str) -> None: ...
-    def wait(self) -> None: ...
+    def wait(self) -> str | None: ...
+    def check_arrived(self) -> None: ...
 
 
 class Stream(Protocol):
-    """What a training asks of `dit_hf.data.streaming.ImageStream`."""
+    """What a trainer needs of `dit_hf.data.streaming.ImageStream`."""
 
     bad_images: dict[str, str]
 
@@ -47,7 +49,7 @@ class Stream(Protocol):
 
 @dataclass
 class Trainer:
-    """What a run works with."""
+    """Everything that a run works with while it trains."""
 
     settings: TrainSettings
     accelerator: Accelerator
@@ -59,19 +61,30 @@ class Trainer:
     meter: Meter
     distance: Distance | None
     stream: Stream
+    feed: BatchFeed
 
     def refresh_pipeline(self) -> None:
-        """Give the pipeline the average of a model that is split; an average that is whole is in it already."""
+        """Load the average of a model that is split into the pipeline; the pipeline shares one that is whole."""
         if self.state.ema.is_sharded:
             average = self.state.ema.gather(self.settings.ema_decay, self.state.model)
             if self.pipeline is not None:
                 self.pipeline.transformer.load_state_dict(average)
 
+    def draw_before(self) -> None:
+        """Draw a preview of the model that a fine-tuning starts from, to be compared with those of later steps."""
+        self.refresh_pipeline()
+        self.folder.preview(self.pipeline, 0, lambda: bool(self.stop))
+        self.meter.restart_clock()
+
     def train(self, progress: Progress, records: Iterator[StepRecord]) -> None:
-        """Draw steps from the loop, and write metrics, previews and checkpoints at theirs.
+        """Take steps from the loop, and write metrics, checkpoints and previews at their intervals.
+
+        Args:
+            progress: How far the training had come before.
+            records: Endless records of `train_steps`.
 
         Raises:
-            Preempted: as soon as a step is done after any process was asked to stop, and a checkpoint is saved.
+            Preempted: If any process is asked to stop, after the step that runs and a checkpoint.
         """
         settings, folder, meter = self.settings, self.folder, self.meter
         is_main = self.accelerator.is_main_process
@@ -81,8 +94,12 @@ class Trainer:
         deadline = time.monotonic() + 60 * (settings.max_train_minutes or math.inf)
         first_step, bad_in_a_row = progress.step, 0
         while True:
-            is_stopped, is_late = any_process(self.accelerator, [bool(self.stop), time.monotonic() > deadline])
-            if is_stopped or is_late or progress.step >= settings.max_train_steps:
+            is_done = progress.step >= settings.max_train_steps
+            if not (is_done or self.stop):
+                self.feed.fetch()
+            flags = [bool(self.stop), time.monotonic() > deadline, self.feed.error is not None]
+            is_stopped, is_late, is_broken = any_process(self.accelerator, flags)
+            if is_done or is_stopped or is_late or is_broken:
                 break
             record = self._next_record(progress, records)
             bad_in_a_row = bad_in_a_row + 1 if record.bad_ranks is not None else 0
@@ -90,7 +107,7 @@ class Trainer:
             progress = Progress(record.step, record.images_seen, *record.position, skipped, progress.bad_images)
             meter.add(record)
             if bad_in_a_row:
-                self._tell_bad_step(record, bad_in_a_row)
+                self._log_skipped_step(record, bad_in_a_row)
             bar.update()
             self._share_bad_images(progress)
             if record.step % settings.logging_steps == 0:
@@ -105,47 +122,64 @@ class Trainer:
             if meter.records and not is_stopped:
                 self._log(progress, bar)
             self._checkpoint(progress)
-        elif not is_stopped:
+        elif not (is_stopped or is_broken):
             logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
         bar.close()
         if is_stopped:
             raise Preempted(f"asked to stop, the newest checkpoint is that of step {folder.checkpoints.newest_step}")
+        if is_broken:
+            self._raise_data_error(progress)
         if has_trained and progress.step % settings.validation_steps:
             self._preview(progress)
 
     def _next_record(self, progress: Progress, records: Iterator[StepRecord]) -> StepRecord:
-        """The next step; a single process saves the last one if the data end with an error.
+        """Take the next step.
 
         Raises:
-            MemoryError: if it does not fit the memory, naming what to change.
+            MemoryError: If the step does not fit the memory, naming what to change.
         """
         try:
             return next(records)
-        except (OSError, ValueError):
-            if self.accelerator.num_processes == 1 and progress.step > 0:
-                self._checkpoint(progress)
-            raise
         except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-                raise
-            config: Any = self.state.model.config
-            shape = (self.settings.train_batch_size, config.in_channels, *config.sample_height_width)
-            saving = "" if self.settings.gradient_checkpointing else ", or set --gradient_checkpointing"
-            raise MemoryError(
-                f"out of memory in step {progress.step + 1}, latents {shape} on {self.accelerator.device}: lower "
-                f"--train_batch_size and raise --gradient_accumulation_steps by as much{saving}. "
-                f"The newest checkpoint is that of step {self.folder.checkpoints.newest_step}. {error}"
-            ) from error
+            if explained := self._explain_memory(error, progress):
+                raise explained from error
+            raise
 
-    def _tell_bad_step(self, record: StepRecord, in_a_row: int) -> None:
-        """Name a step that was passed over, with this process's samples if its loss was not finite.
+    def _raise_data_error(self, progress: Progress) -> None:
+        """Raise what ended the data of any process, as an error of one line."""
+        error = self.feed.error
+        if error is None:
+            raise OSError("the data of another process have ended with an error, which that process names")
+        if explained := self._explain_memory(error, progress):
+            raise explained from error
+        if isinstance(error, OSError | ValueError):
+            raise error
+        position = f"(epoch, offset) ({progress.epoch}, {progress.offset})"
+        raise OSError(f"the data cannot be read after {position}: {error!r}") from error
+
+    def _explain_memory(self, error: Exception, progress: Progress) -> MemoryError | None:
+        """Return an error that says what to change, if memory ran out; else None."""
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not is_memory:
+            return None
+        config: Any = self.state.model.config
+        shape = (self.settings.train_batch_size, config.in_channels, *config.sample_height_width)
+        saving = "" if self.settings.gradient_checkpointing else ", or set --gradient_checkpointing"
+        return MemoryError(
+            f"out of memory in step {progress.step + 1}, latents {shape} on {self.accelerator.device}: lower "
+            f"--train_batch_size and raise --gradient_accumulation_steps by as much{saving}. "
+            f"The newest checkpoint is that of step {self.folder.checkpoints.newest_step}. {error}"
+        )
+
+    def _log_skipped_step(self, record: StepRecord, in_a_row: int) -> None:
+        """Log a step that was skipped, with this process's samples if its loss was not finite.
 
         Raises:
-            FloatingPointError: if it was one too many in a row.
+            FloatingPointError: If too many steps in a row were skipped.
         """
         here = self.accelerator.process_index
-        who = f"the loss on ranks {record.bad_ranks}" if record.bad_ranks else "the gradient"
-        message = f"step {record.step} was passed over: {who} is not finite"
+        culprit = f"the loss on ranks {record.bad_ranks}" if record.bad_ranks else "the gradient"
+        message = f"step {record.step} was skipped: {culprit} is not finite"
         if here in (record.bad_ranks or [here]):
             samples = ", ".join(f"({epoch}, {offset})" for epoch, offset in record.samples[:32])
             message += f"; loss={record.losses['loss'].item()}, (epoch, offset) on rank {here}: {samples}"
@@ -157,10 +191,10 @@ class Trainer:
         logger.warning(message, main_process_only=False)
 
     def _share_bad_images(self, progress: Progress) -> None:
-        """Put the images that any process has skipped into the progress; every process has to.
+        """Record the images that any process has skipped in the progress. Every process has to call this.
 
         Raises:
-            ValueError: if together they are too many.
+            ValueError: If all processes together have skipped too many.
         """
         if any_process(self.accelerator, [len(self.stream.bad_images) > len(progress.bad_images)])[0]:
             progress.bad_images = dict(sorted(gather_object(list(self.stream.bad_images.items()))))
@@ -168,7 +202,7 @@ class Trainer:
             self.stream.check_bad_images()
 
     def _log(self, progress: Progress, bar: tqdm) -> None:
-        """Write the metrics since the last row."""
+        """Write the mean metrics since the last row."""
         metrics = self.meter.read(progress.skipped_steps, len(progress.bad_images))
         self.folder.metrics.write(metrics)
         bar.set_postfix(loss=metrics["loss"], images_per_second=metrics["images_per_second"])
@@ -184,11 +218,11 @@ class Trainer:
         if self.settings.push_to_hub and not at_the_end and not self.stop:
             self.refresh_pipeline()
             if self.push and self.pipeline:
-                self.push.push_checkpoint(self.pipeline, self.folder.path, progress.step, self.settings.hub_license)
+                self.push.push_checkpoint(self.pipeline, self.folder.path, progress.step)
         self.meter.restart_clock()
 
     def _preview(self, progress: Progress) -> None:
-        """Draw samples, and keep the checkpoint if they are the best."""
+        """Draw a preview, and keep the checkpoint if its distance is the smallest so far."""
         self.refresh_pipeline()
         best = self.folder.preview(self.pipeline, progress.step, lambda: bool(self.stop), self.distance)
         if self.distance and any_process(self.accelerator, [best is not None])[0]:
@@ -201,7 +235,7 @@ class Trainer:
         """Wait for the push that runs, if one does.
 
         Raises:
-            Preempted: if asked to stop meanwhile; the push is then left where it is.
+            Preempted: If the run is asked to stop meanwhile; the push is then not finished.
         """
         while self.push and self.push.is_busy:
             if self.stop:

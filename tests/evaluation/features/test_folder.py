@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dit_hf.evaluation import folder_batches
-from dit_hf.evaluation.run import SourceOptions, open_source
+from dit_hf.evaluation.sources import SourceOptions, open_batches
 
 EXIF_TURNED = (
     b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"
@@ -102,7 +102,7 @@ def test_folder_and_parquet_of_the_same_files_give_the_same_bytes(tmp_path, join
     (tmp_path / "parquet").mkdir()
     Dataset.from_list(rows, features=features).to_parquet(tmp_path / "parquet" / "train.parquet")
     (images, read), (images_of_rows, read_of_rows) = (
-        joined(open_source(str(tmp_path / name), SourceOptions(batch_size=3))) for name in ("folder", "parquet")
+        joined(open_batches(str(tmp_path / name), SourceOptions(batch_size=3))) for name in ("folder", "parquet")
     )
     assert images.tobytes() == images_of_rows.tobytes()
     assert read.tolist() == read_of_rows.tolist() == labels
@@ -164,7 +164,7 @@ def test_labels_are_those_of_datasets_whatever_else_lies_about(tmp_path, picture
 
 def test_images_that_are_left_out_are_warned_of(tmp_path, pictures, joined):
     save_all(tmp_path, pictures, "cat/0.png", "dog/0.png", "cover.png")
-    with pytest.warns(UserWarning, match="2 images of 2 classes: cat 1, dog 1\nleft out: 1 images outside the class"):
+    with pytest.warns(UserWarning, match="2 images of 2 classes: cat 1, dog 1\nleft out: 1 outside the class folders"):
         batches = folder_batches(tmp_path)
     assert joined(batches)[1].tolist() == [0, 1]
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from dit_hf.evaluation import frechet_distance_of_rows
 from dit_hf.evaluation.metrics import kernel_distance, precision_recall
-from dit_hf.evaluation.run import SourceOptions, open_source
+from dit_hf.evaluation.sources import SourceOptions, open_batches
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 NUM = 240  # with 150, one blur is told from other drawings by a tenth only
@@ -39,7 +39,7 @@ def noisy(images: np.ndarray, deviation: float) -> np.ndarray:
 def rows() -> dict[str, np.ndarray]:
     """Features of emoji: two sets of different drawings, and corruptions of the second."""
     extractor = load_extractor()
-    drawings = open_source(str(EXAMPLES / "assets" / "emoji"), SourceOptions(batch_size=2 * NUM))
+    drawings = open_batches(str(EXAMPLES / "assets" / "emoji"), SourceOptions(batch_size=2 * NUM))
     images, _ = next(iter(drawings))
     images = np.random.default_rng(0).permutation(images)
     reference, other = images[:NUM], images[NUM:]

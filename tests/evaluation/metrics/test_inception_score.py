@@ -5,7 +5,7 @@ import pytest
 
 from dit_hf.evaluation import InceptionScoreSums
 from dit_hf.evaluation.metrics import inception_score
-from dit_hf.evaluation.metrics.inception_score import softmax
+from dit_hf.evaluation.metrics.inception_score import perfect_inception_score, softmax
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,16 @@ def test_sums_of_several_processes_in_any_order_score_the_same(probabilities):
     for other in shares[1:]:
         shares[0].merge(other)
     assert shares[0].scores().mean() == pytest.approx(inception_score(probabilities, 500), rel=1e-12)
+
+
+@pytest.mark.parametrize("split_size", [7, 60, 1000])
+def test_a_perfect_classifier_scores_the_classes_of_each_split(split_size):
+    labels = np.random.default_rng(0).choice([2, 5, 11, 12], size=200, p=[0.4, 0.3, 0.2, 0.1])
+    expected = inception_score(np.eye(13)[labels], split_size)
+    assert perfect_inception_score(labels, split_size) == pytest.approx(expected, rel=1e-12)
+    in_order = np.repeat(np.arange(6), 20)  # splits of 40 hold two classes, the whole six
+    assert perfect_inception_score(in_order, 40) == pytest.approx(2, rel=1e-12)
+    assert perfect_inception_score(in_order, 120) == pytest.approx(6, rel=1e-12)
 
 
 def test_logits_and_other_splits_are_refused():

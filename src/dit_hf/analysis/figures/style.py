@@ -102,7 +102,7 @@ def start_at_zero(axis: Axes) -> None:
     axis.set_ylim(0, 1.08 * axis.dataLim.y1)
 
 
-def use_logarithmic_distances(axis: Axes) -> None:
+def use_logarithmic_axis(axis: Axes) -> None:
     """Make the vertical axis logarithmic, so that equal ratios have equal heights."""
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -28,7 +28,7 @@ from .style import (
     new_figure,
     size_and_patch,
     start_at_zero,
-    use_logarithmic_distances,
+    use_logarithmic_axis,
 )
 
 
@@ -54,7 +54,7 @@ def blocks(rows: Sequence[Row], quoted: bool) -> Figure | None:
         axis.set_xticks(sorted({row.images_seen for row in group}))
         axis.minorticks_off()
         label_in_thousands(axis)
-        use_logarithmic_distances(axis)
+        use_logarithmic_axis(axis)
         axis.legend(frameon=False)
     if quoted:
         _draw_quoted_blocks(axes[-1])
@@ -87,7 +87,7 @@ def training_curves(rows: Sequence[Row], quoted: bool) -> Figure | None:
             axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel(DISTANCE)
     axes[4].set_ylabel(DISTANCE)
-    use_logarithmic_distances(axes[0])
+    use_logarithmic_axis(axes[0])
     figure.suptitle(describe_rows(chosen))
     return figure
 

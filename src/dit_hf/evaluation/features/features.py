@@ -7,7 +7,8 @@ Legend: N images of the set, D features of a tap.
 """
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,22 +42,28 @@ class GroupStatistics:
 class Features:
     """What a pass over N images leaves.
 
-    The images are divided into groups. Computing the metrics without one group after another shows how far the metrics
+    The images are divided into random groups. Computing the metrics without one group after another shows how far they
     vary (`without_group`).
 
     Attributes:
         extractor: Name of the extractor, and all that changes its numbers.
         groups: Statistics of each group.
         index: Numbers of the images (N,).
+        group: Group of each image (N,).
         rows: Features (N, D) of the tap `pool`, or None if they were not kept.
         labels: Class of each image (N,), or None if the images have no labels.
+        class_names: Name of each class, or None if the classes have no names.
+        image_sizes: Heights and widths of the images, each once, in rising order.
     """
 
     extractor: dict[str, Any]
     groups: list[GroupStatistics]
     index: NDArray[np.int64]
+    group: NDArray[np.int64]
     rows: NDArray[np.float32] | None
     labels: NDArray[np.integer] | None
+    class_names: Sequence[str] | None
+    image_sizes: list[tuple[int, int]]
 
     @property
     def num_images(self) -> int:
@@ -78,7 +85,13 @@ class Features:
 
     def without_group(self, number: int) -> "Features":
         """Return the features of all images but those of one group."""
-        stays = self.index % len(self.groups) != number
-        groups = self.groups[:number] + self.groups[number + 1 :]
+        stays = self.group != number
         rows, labels = (None if array is None else array[stays] for array in (self.rows, self.labels))
-        return Features(self.extractor, groups, self.index[stays], rows, labels)
+        return replace(
+            self,
+            groups=self.groups[:number] + self.groups[number + 1 :],
+            index=self.index[stays],
+            group=self.group[stays],
+            rows=rows,
+            labels=labels,
+        )

@@ -56,7 +56,7 @@ def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Pr
 
 def _warn_of_images_left_out(listed: ImageFolder) -> None:
     """Warn of pictures that are not measured: those outside the class folders, and those of unreadable formats."""
-    if listed.archives or any(suffix == OUTSIDE or suffix in REMEDIES for suffix in listed.left_out):
+    if any(suffix == OUTSIDE or suffix in REMEDIES for suffix in listed.left_out):
         warnings.warn(listed.describe(), stacklevel=3)
 
 

@@ -1,7 +1,7 @@
 """What samples are compared with: moments and features of real images, kept in a file that ADM's script reads too."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from .features import Features
 from .images import Batch
 from .statistics import Moments
 
-ROWS, LABELS, SETTINGS = "rows", "labels", "settings"  # names in our files, beside ADM's
+# Names in our files, beside ADM's.
+ROWS, LABELS, CLASS_NAMES, IMAGE_SIZES, SETTINGS = "rows", "labels", "class_names", "image_sizes", "settings"
 
 
 @dataclass
@@ -28,12 +29,16 @@ class Reference:
         rows: Features (N, D) of the tap `pool`, or None if there are statistics only.
         labels: Class of each row (N,), or None if the images have no labels.
         settings: Source, number of images and extractor, for the result.
+        class_names: Name of each class, or None if the classes have no names.
+        image_sizes: Heights and widths of the images, each once; empty if they are not known.
     """
 
     moments: dict[str, Moments]
     rows: NDArray[np.float32] | None = None
     labels: NDArray[np.integer] | None = None
     settings: dict[str, Any] | None = None
+    class_names: Sequence[str] | None = None
+    image_sizes: Sequence[tuple[int, int]] = ()
 
     @classmethod
     def from_features(cls, features: Features, source: str = "") -> "Reference":
@@ -44,7 +49,12 @@ class Reference:
             source: Name of the images, for the result.
         """
         settings = {"source": source, "num_images": features.num_images, "extractor": features.extractor}
-        return cls(features.moments(), features.rows, features.labels, settings)
+        return cls._of_pass(features, features.moments(), settings)
+
+    @classmethod
+    def _of_pass(cls, features: Features, moments: dict[str, Moments], settings: dict[str, Any]) -> "Reference":
+        """Return the images of a pass as a reference, with moments that may be those of more images."""
+        return cls(moments, features.rows, features.labels, settings, features.class_names, features.image_sizes)
 
     def save(self, path: str | Path) -> None:
         """Write the statistics under ADM's names, and the rows and labels if they are known."""
@@ -52,7 +62,8 @@ class Reference:
         for tap, (mean, covariance) in MOMENTS.items():
             if tap in self.moments:
                 arrays |= {mean: self.moments[tap].mean, covariance: self.moments[tap].covariance}
-        arrays |= {name: array for name, array in ((ROWS, self.rows), (LABELS, self.labels)) if array is not None}
+        known = {ROWS: self.rows, LABELS: self.labels, CLASS_NAMES: self.class_names, IMAGE_SIZES: self.image_sizes}
+        arrays |= {name: np.asarray(array) for name, array in known.items() if array is not None}
         with open(path, "wb") as file:
             np.savez(file, **arrays)
 
@@ -83,19 +94,21 @@ def load_reference(path: str | Path, extractor: Extractor, work_dir: str | Path 
         return Reference(moments, settings=settings)
     features = extract(npz_batches(path), extractor, work_dir=work_dir)
     settings["num_images"] = features.num_images
-    return Reference(moments or features.moments(), features.rows, features.labels, settings)
+    return Reference._of_pass(features, moments or features.moments(), settings)
 
 
 def _load_saved(path: str | Path, extractor: Extractor) -> Reference:
     """Read what `Reference.save` wrote."""
-    text, rows, labels = read_arrays(path, SETTINGS, ROWS, LABELS)
+    text, rows, labels, class_names, sizes = read_arrays(path, SETTINGS, ROWS, LABELS, CLASS_NAMES, IMAGE_SIZES)
     settings = json.loads(str(text))
     identity = {"name": extractor.name, **extractor.settings}
     if settings["extractor"] != json.loads(json.dumps(identity)):
         raise ValueError(f"{path} was made with {settings['extractor']}, the extractor is {identity}: make it anew")
     num = settings["num_images"]
     moments = {tap: each._replace(num=num) for tap, each in npz_moments(path).items()}
-    return Reference(moments, rows, labels, settings)
+    names = None if class_names is None else class_names.tolist()
+    image_sizes = [] if sizes is None else [(height, width) for height, width in sizes.tolist()]
+    return Reference(moments, rows, labels, settings, names, image_sizes)
 
 
 def make_reference(

@@ -30,12 +30,14 @@ class Chunk:
         index: Numbers of the images (B,).
         labels: Class of each image (B,), or None if the images have no labels.
         outputs: Features (B, D) by tap.
+        image_sizes: Height and width of the images, each size once (S, 2).
     """
 
     batches: NDArray[np.int64]
     index: NDArray[np.int64]
     labels: NDArray[np.integer] | None
     outputs: dict[str, NDArray[np.float32]]
+    image_sizes: NDArray[np.int64]
 
 
 def join_labels(parts: list[NDArray[np.integer] | None]) -> NDArray[np.integer] | None:
@@ -57,7 +59,11 @@ def join_chunks(parts: list[Chunk]) -> Chunk:
         np.concatenate([part.index for part in parts]),
         join_labels([part.labels for part in parts]),
         {tap: np.concatenate([part.outputs[tap] for part in parts]) for tap in parts[0].outputs},
+        np.unique(np.concatenate([part.image_sizes for part in parts]), axis=0),
     )
+
+
+FORM = 2  # of the files; a folder of another form is refused
 
 
 class WorkFolder:
@@ -74,7 +80,10 @@ class WorkFolder:
     def __init__(self, folder: str | Path, identity: dict[str, Any]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings, text = self.folder / "settings.json", json.dumps(identity, indent=2, sort_keys=True, default=str)
+        settings, text = (
+            self.folder / "settings.json",
+            json.dumps({"form": FORM, **identity}, indent=2, sort_keys=True, default=str),
+        )
         if not settings.exists():
             write_text(settings, text)
         elif settings.read_text(encoding="utf-8") != text:
@@ -84,6 +93,7 @@ class WorkFolder:
     def write(self, chunk: Chunk) -> None:
         """Write a chunk to a file of its own."""
         arrays: dict[str, Any] = {"batches": chunk.batches, "index": chunk.index, **chunk.outputs}
+        arrays["image_sizes"] = chunk.image_sizes
         if chunk.labels is not None:
             arrays["labels"] = chunk.labels
         path = self.folder / f"features-{chunk.batches[0]:08d}.npz"
@@ -110,7 +120,7 @@ class WorkFolder:
             with np.load(path) as arrays:
                 labels = arrays["labels"] if "labels" in arrays else None
                 outputs = {tap: arrays[tap] for tap in taps}
-                yield Chunk(arrays["batches"], arrays["index"], labels, outputs)
+                yield Chunk(arrays["batches"], arrays["index"], labels, outputs, arrays["image_sizes"])
 
 
 def identify_images(images: Iterable[Batch]) -> tuple[Iterable[Batch], dict[str, Any]]:

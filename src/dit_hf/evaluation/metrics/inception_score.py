@@ -99,6 +99,21 @@ class InceptionScoreSums:
         return np.exp([split.p_log_p / split.num - _sum_p_log_p(split.probabilities / split.num) for split in splits])
 
 
+def perfect_inception_score(labels: NDArray[np.integer], split_size: int = SPLIT_SIZE) -> float:
+    """Return the Inception score that a classifier gives which is always right and always certain.
+
+    No classifier gives a higher score to images of these classes in this order: the score of a split is the exponential
+    of the entropy of its labels.
+
+    Args:
+        labels: Class of each image (N,).
+        split_size: Number of images of a split.
+    """
+    numbers = np.unique(labels, return_inverse=True)[1]
+    splits = [numbers[start : start + split_size] for start in range(0, len(numbers), split_size)]
+    return float(np.mean([np.exp(-_sum_p_log_p(np.bincount(split) / len(split))) for split in splits]))
+
+
 def inception_score(probabilities: NDArray[np.floating], split_size: int = SPLIT_SIZE) -> float:
     """Return the Inception score: the mean over splits of exp(E_x KL(p(y|x) || p(y))), in the order of the rows.
 

@@ -14,6 +14,7 @@ from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedType,
     FullyShardedDataParallelPlugin,
+    LoggerType,
     ProjectConfiguration,
     broadcast_object_list,
     is_deepspeed_available,
@@ -45,15 +46,17 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
     """
     if deepspeed_zero.is_asked_for() and not is_deepspeed_available():
         raise ValueError(
-            "DeepSpeed is not installed: install it, or launch with --config_file "
+            "DeepSpeed is not installed: run `pip install deepspeed`, or launch with --config_file "
             "examples/accelerate/fsdp2_keep_weights.yaml, which splits what ZeRO-2 does, or fsdp2.yaml, which splits "
             "what ZeRO-3 does"
         )
     available = ["none", *(tracker.value for tracker in get_available_trackers())]
     if settings.report_to not in available:
-        raise ValueError(
-            f"report_to={settings.report_to!r} is not installed: choose one of {', '.join(available)}, or install it"
+        known = {tracker.value for tracker in LoggerType} - {"all"}
+        fault = (
+            f"not installed: run `pip install {settings.report_to}`, or" if settings.report_to in known else "unknown:"
         )
+        raise ValueError(f"report_to={settings.report_to!r} is {fault} choose one of {', '.join(available)}")
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         mixed_precision=settings.mixed_precision,
@@ -79,7 +82,7 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
         keep_float32_between_blocks(accelerator)
     stop_with_launcher()
     # `accelerate launch` sets OMP_NUM_THREADS=1 on every process.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     by_user = int(os.environ.get("OMP_NUM_THREADS", 1))
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(settings.num_threads or (by_user if by_user > 1 else share))
@@ -89,6 +92,11 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
         f"mixed precision: {accelerator.mixed_precision}, {global_batch_size(settings, accelerator)} images a step"
     )
     return accelerator
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_accelerator(settings: TrainSettings, accelerator: Accelerator) -> None:

@@ -1,11 +1,10 @@
-"""How a run is asked to stop: by a scheduler (SIGTERM, SIGUSR1), by Ctrl-C (SIGINT), or by a closed terminal (SIGHUP).
+"""How a run is asked to stop: a scheduler (SIGTERM, SIGUSR1), Ctrl-C (SIGINT), or a closed terminal (SIGHUP).
 
-A signal sets a flag and nothing else, so that it does no harm at any moment. Every loop looks at the flag; the run saves
-a checkpoint at the end of the step and ends with the exit code of `EXIT_CODES`. After the first signal, Ctrl-C and
-SIGHUP do again what they did before the run: the second one ends it at once, without a checkpoint.
+A signal sets a flag and nothing else, so that it does no harm at any moment. Every loop looks at the flag; the run
+saves a checkpoint at the end of the step and ends with the exit code of `EXIT_CODES`. After the first signal, Ctrl-C
+and SIGHUP do again what they did before the run: the second one ends it at once, without a checkpoint.
 """
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ import warnings
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# 128 plus the signal's number, as shells report it. SIGUSR1 is a scheduler's warning that SIGTERM comes, and ends alike.
+# 128 plus the signal's number, as shells report it. SIGUSR1 is a scheduler's warning that SIGTERM will come.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 ENDS_IF_REPEATED = (signal.SIGINT, signal.SIGHUP)
 ONE_HANGUP_SECONDS = 0.5  # a terminal that closes sends SIGHUP up to three times: by the kernel and by the shell
@@ -121,7 +120,6 @@ def leave(code: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # a further one comes too late
     for child in multiprocessing.active_children():
         child.kill()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the terminal may be closed
-            stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)

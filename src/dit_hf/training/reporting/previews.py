@@ -45,6 +45,14 @@ class Previews:
         self.folder, self.labels, self.guidance_scale = folder, labels, guidance_scale
         self.num_inference_steps, self.seed = num_inference_steps, seed
 
+    def classes(self, config: Any) -> list[int]:
+        """Return the class of each image.
+
+        Args:
+            config: Configuration of the model.
+        """
+        return self.labels or list(range(min(config.num_classes, MAX_IMAGES)))
+
     def draw(self, pipeline: DiffusionPipeline, is_stopped: Callable[[], bool] = lambda: False) -> list[Image.Image]:
         """Draw images of the pipeline's model.
 
@@ -60,8 +68,7 @@ class Previews:
             return latents
 
         config = pipeline.transformer.config
-        labels = self.labels or list(range(min(config.num_classes, MAX_IMAGES)))
-        subjects = {"class_labels": labels} if config.num_classes else {"num_images": MAX_IMAGES}
+        subjects = {"class_labels": self.classes(config)} if config.num_classes else {"num_images": MAX_IMAGES}
         pipeline.set_progress_bar_config(disable=True)
         return pipeline(
             **subjects,

@@ -43,8 +43,13 @@ def resume(folder: Path, settings: TrainSettings, state: TrainingState) -> Progr
     if path is None:
         return Progress()
     info = on_main_process(accelerator, lambda: read_info(path))
-    changes = changed_settings(info.settings, settings, info.world_size, accelerator.num_processes)
+    before = dict(info.settings)
+    if before.get("mixed_precision") is None:  # recorded before the launcher's was
+        before["mixed_precision"] = settings.mixed_precision
+    changes = changed_settings(before, settings, info.world_size, accelerator.num_processes)
     listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items())
+    if "dataset_revision" in changes and "dataset_name" not in changes:
+        _check_files(path, settings, *changes["dataset_revision"])
     if changes and not settings.allow_config_change:
         raise ValueError(
             f"{path} is of a training with other settings: {listed}. Set them back, choose another --output_dir, or "
@@ -58,10 +63,38 @@ def resume(folder: Path, settings: TrainSettings, state: TrainingState) -> Progr
     progress = info.progress
     if any(name.startswith("dataset_") for name in changes):
         progress.bad_images = {}  # they were of other data
+        # Positions in an epoch of other data mean nothing: the run goes on with the next epoch.
+        progress.epoch, progress.offset = progress.epoch + (progress.offset > 0), 0
     if accelerator.is_main_process:
         abandon_after(folder, progress.step)
     logger.info(f"going on from step {progress.step}, {progress.images_seen} images seen")
     return progress
+
+
+def _check_files(path: Path, settings: TrainSettings, before: str, now: str) -> None:
+    """Refuse data whose files have changed since a checkpoint, with the remedies.
+
+    Args:
+        path: Checkpoint.
+        settings: Settings of the run.
+        before: Version of the data that the checkpoint was trained on.
+        now: Version that was found. Versions of local files end with a hash of the classes, see `data.revision`.
+
+    Raises:
+        ValueError: If the classes have changed, or if other files have changed and this is not allowed.
+    """
+    start_anew = f"start a new training from its weights: --init_from {settings.output_dir}/pipeline --output_dir NEW"
+    if before.count("-") == now.count("-") == 2 and before.split("-")[2] != now.split("-")[2]:
+        raise ValueError(
+            f"{path} was trained on other classes than {settings.dataset_name} has now ({before}, {now}): put the "
+            f"classes back, or {start_anew}"
+        )
+    if not settings.allow_config_change:
+        raise ValueError(
+            f"the files of {settings.dataset_name} have changed since {path}: dataset_revision was {before} and is "
+            f"{now}. Put the files back, go on with the new ones from the next epoch by --allow_config_change, or "
+            f"{start_anew}"
+        )
 
 
 def choose_checkpoint(folder: Path, wanted: str) -> Path | None:

@@ -5,7 +5,8 @@ checkpoint depends neither on the number of processes nor on whether FSDP2 or De
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,17 @@ MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
 
 @dataclass
 class TrainingState:
-    """The objects that a checkpoint saves and restores, all unwrapped."""
+    """The objects that a checkpoint saves and restores, all unwrapped.
+
+    `modules` are those of techniques, by name: the optimiser trains them with the model, and nothing averages them.
+    """
 
     accelerator: Accelerator
     model: torch.nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
     lr_scheduler: torch.optim.lr_scheduler.LambdaLR
+    modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)
 
     @property
     def engine(self) -> Any:
@@ -50,6 +55,27 @@ class TrainingState:
         first, *further = self.ema.averages
         return {first: AVERAGE, **{decay: f"ema_{decay}.safetensors" for decay in further}}
 
+    @property
+    def module_files(self) -> dict[str, str]:
+        """File name of each technique's module, by the technique's name."""
+        return {name: f"technique_{name}.safetensors" for name in self.modules}
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        """Module of all that the optimiser trains: the model's parts under their own names, beside those of techniques.
+
+        torch names the states of an optimiser by the parameters of one module.
+        """
+        if not self.modules:
+            return self.model
+        whole = torch.nn.Module()
+        for name, part in self.model.named_children():
+            whole.add_module(name, part)
+        for name, parameter in self.model.named_parameters(recurse=False):
+            whole.register_parameter(name, parameter)
+        whole.add_module("techniques", torch.nn.ModuleDict(self.modules))
+        return whole
+
     def snapshot(self) -> Snapshot:
         """Return everything, whole and on the CPU of the main process. Every process has to call this."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -60,10 +86,12 @@ class TrainingState:
         }
         for decay, file in self.average_files.items():
             weights[file] = self.ema.gather(decay, self.model)
+        for name, file in self.module_files.items():
+            weights[file] = get_model_state_dict(self.modules[name], options=options)
         optimizer = {
             "optimizer": deepspeed_zero.gather_optimizer(self.engine)
             if self.engine
-            else get_optimizer_state_dict(self.model, self.optimizer, options=options),
+            else get_optimizer_state_dict(self.trained, self.optimizer, options=options),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
@@ -80,8 +108,10 @@ class TrainingState:
             may_start_averages: Whether an average that the checkpoint lacks may start as a copy of its weights.
 
         Raises:
-            ValueError: If the checkpoint lacks an average, and it may not start as a copy.
+            ValueError: If the checkpoint lacks an average, and it may not start as a copy; or if it holds the modules
+                of other techniques.
         """
+        self._check_modules(path)
         missing = [file for file in self.average_files.values() if path and not (path / file).is_file()]
         missing = self._share(missing)
         if missing and not may_start_averages:
@@ -95,6 +125,8 @@ class TrainingState:
             deepspeed_zero.set_weights(self.engine, self._share_tensors(weights))
         else:
             set_model_state_dict(self.model, weights, options=options)
+        for name, file in self.module_files.items():
+            set_model_state_dict(self.modules[name], load_file(path / file) if path else {}, options=options)
         for decay, file in self.average_files.items():
             if file in missing:
                 warnings.warn(f"{file} is missing: this average starts from the checkpoint's weights", stacklevel=2)
@@ -107,6 +139,15 @@ class TrainingState:
         if self.accelerator.scaler and small["scaler"]:
             self.accelerator.scaler.load_state_dict(small["scaler"])
 
+    def _check_modules(self, path: Path | None) -> None:
+        held = self._share(sorted(file.name for file in path.glob("technique_*.safetensors")) if path else None)
+        wanted = sorted(self.module_files.values())
+        if held != wanted:
+            raise ValueError(
+                f"the checkpoint holds the modules {held} of techniques, this run has {wanted}: a technique with a "
+                "module trains from the first step or not at all. Start anew from the pipeline with --init_from"
+            )
+
     def _restore_optimizer(self, saved: dict[str, Any], options: StateDictOptions) -> None:
         if self.engine:
             states = saved.get("state", {}).items()
@@ -114,7 +155,7 @@ class TrainingState:
             return deepspeed_zero.set_optimizer(self.engine, self._share_tensors(tensors))
         set_names = ("betas", "weight_decay", "initial_lr")
         by_settings = [{name: group[name] for name in set_names} for group in self.optimizer.param_groups]
-        set_optimizer_state_dict(self.model, self.optimizer, saved, options=options)
+        set_optimizer_state_dict(self.trained, self.optimizer, saved, options=options)
         for group, values in zip(self.optimizer.param_groups, by_settings, strict=True):
             group.update(values)
 

@@ -1,12 +1,13 @@
-"""The settings of a training. One row states everything about a setting; see `row.py`."""
+"""The settings of a training. One row states everything about a setting; see `setting_row.py`."""
 
+from ..setting_row import row, rows
 from .compare import changed_settings, images_a_step
 from .parse import parse_settings, read_yaml
-from .row import row, rows
-from .table import TrainSettings, card_names
+from .table import TrainSettings, all_rows, card_names
 
 __all__ = [
     "TrainSettings",
+    "all_rows",
     "card_names",
     "changed_settings",
     "images_a_step",

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from .row import rows
-from .table import TrainSettings
+from .table import TrainSettings, all_rows
 
 
 def changed_settings(
@@ -25,9 +24,10 @@ def changed_settings(
     if now.lr_scheduler.startswith("constant"):
         free.add("with a constant learning rate")
     changes = {
-        name: (old, after[name])
-        for name, rules in rows(now).items()
-        if rules.may_change not in free and (old := before.get(name, rules.default)) != after[name]
+        name: (old, new)
+        for name, rules in all_rows().items()
+        if rules.may_change not in free
+        and (old := before.get(name, rules.default)) != (new := after.get(name, rules.default))
     }
     images_before = images_a_step(before, world_size_before)
     if (images := images_a_step(after, world_size)) != images_before:

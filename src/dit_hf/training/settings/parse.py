@@ -11,8 +11,9 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from .row import rows
-from .table import TrainSettings
+from ..setting_row import rows
+from ..techniques import TECHNIQUES
+from .table import TrainSettings, all_rows
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
@@ -29,14 +30,15 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def _parser_fields() -> Any:
-    """Return the settings as a dataclass that HfArgumentParser reads, which passes all metadata on to argparse."""
-    hints = get_type_hints(TrainSettings)
+def _parser_fields(settings_class: type) -> Any:
+    """Return settings as a dataclass that HfArgumentParser reads, which passes all metadata on to argparse."""
+    hints = get_type_hints(settings_class)
     return dataclasses.make_dataclass(
-        "Arguments",
+        settings_class.__name__,
         [
             (field.name, hints[field.name], dataclasses.field(default=field.default, metadata={"help": help}))
-            for field in dataclasses.fields(TrainSettings)
+            for field in dataclasses.fields(settings_class)
+            if field.name in rows(settings_class)
             for help in [field.metadata["help"].replace("%", "%%")]
         ],
     )
@@ -52,16 +54,22 @@ def parse_settings(arguments: Sequence[str]) -> TrainSettings:
     in_file: dict[str, Any] = {}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         in_file = read_yaml(Path(arguments.pop(0)))
-    parser = _Parser(_parser_fields(), formatter_class=_HelpFormatter, allow_abbrev=False)
+    classes = [TrainSettings, *(technique.Settings for technique in TECHNIQUES.values())]
+    parser = _Parser([_parser_fields(each) for each in classes], formatter_class=_HelpFormatter, allow_abbrev=False)
     parser.set_defaults(**in_file)
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse_unknown("the command line", unknown[0], "--")
-    return TrainSettings(**vars(parsed))
+
+    def pick(settings_class: type) -> dict[str, Any]:
+        return {name: getattr(parsed, name) for name in rows(settings_class)}
+
+    techniques = {name: each.Settings(**pick(each.Settings)) for name, each in TECHNIQUES.items()}
+    return TrainSettings(**pick(TrainSettings), techniques=techniques)
 
 
 def _refuse_unknown(place: str, name: str, prefix: str = "") -> NoReturn:
-    close = difflib.get_close_matches(name.removeprefix(prefix).partition("=")[0], rows(TrainSettings), n=1)
+    close = difflib.get_close_matches(name.removeprefix(prefix).partition("=")[0], all_rows(), n=1)
     raise ValueError(
         f"{place} sets {name!r}, which is not a setting" + (f": {prefix + close[0]!r} is" if close else "")
     )
@@ -77,14 +85,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}: write lines of the form `setting: value`")
     for key, value in values.items():
-        if key not in rows(TrainSettings):
+        if key not in all_rows():
             _refuse_unknown(str(path), key)
         if isinstance(value, str) and value.startswith(("./", "../")):
             values[key] = str((path.parent / value).resolve())
         if isinstance(value, dict):
             values[key] = json.dumps(value)
-        if key in ("extra_ema_decays", "validation_labels") and not isinstance(value, list | None):
-            raise ValueError(f"{path} sets {key} to {value!r}: write a list, such as [{value}]")
     if values.get("mixed_precision") is False:  # an unquoted "no" of YAML
         values["mixed_precision"] = "no"
     return values

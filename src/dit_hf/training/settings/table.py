@@ -1,16 +1,23 @@
 """The settings of a training: one table, one row each."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusers.optimization import SchedulerType
 
 from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule
-from .row import check, row, rows
+from ..setting_row import Row, check, row, rows
+from ..techniques import TECHNIQUES
 
 # diffusers' get_scheduler takes the steps of "piecewise_constant" from an argument that no setting gives.
 LR_SCHEDULERS = [each.value for each in SchedulerType if each is not SchedulerType.PIECEWISE_CONSTANT]
+
+
+def _all_off() -> dict[str, Any]:
+    return {name: technique.Settings() for name, technique in TECHNIQUES.items()}
 
 
 @dataclass
@@ -54,8 +61,11 @@ class TrainSettings:
         at_least=0,
         card="jittered variants of each image",
     )
-    dataloader_num_workers: int = row(
-        4, "Number of processes that prepare images, beside each training process.", at_least=0, may_change="always"
+    dataloader_num_workers: int | None = row(
+        None,
+        "Number of processes that prepare images, beside each training process. Default: as fits the machine, up to 4.",
+        at_least=0,
+        may_change="always",
     )
 
     # model
@@ -245,7 +255,7 @@ class TrainSettings:
         may_change="always",
     )
     validation_labels: list[int] | None = row(
-        None, "Classes of the previews, by number. Default: the first 16.", may_change="always"
+        None, "Classes of the previews, by number. Default: the first 16 of those in the data.", may_change="always"
     )
     validation_inference_steps: int = row(
         50, "Number of scheduler steps of the previews.", at_least=1, may_change="always"
@@ -274,17 +284,29 @@ class TrainSettings:
         None, "Licence of the weights as the Hub names it, such as apache-2.0.", may_change="always"
     )
 
-    def __post_init__(self) -> None:
-        if True:  # interim
-            self._fill_in({name: rules.default for name, rules in rows(self).items() if rules.from_origin})
-        check(self)
-        self._check_combinations()
+    # Settings of each technique, by its name in TECHNIQUES; not a flag itself
+    techniques: dict[str, Any] = dataclasses.field(default_factory=_all_off)
 
-    def _fill_in(self, values: dict[str, Any]) -> None:
-        """Give each setting that the user has left out its value."""
-        for name, value in values.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+    def __post_init__(self) -> None:
+        self._check()
+        if self.init_from is None:
+            self.fill_in({})
+
+    def fill_in(self, values: Mapping[str, Any]) -> None:
+        """Give a value to each setting that the user has left to `init_from`, and check all settings again.
+
+        Args:
+            values: Values by name; a setting that is missing there takes its default.
+        """
+        for name, rules in rows(self).items():
+            if rules.from_origin and getattr(self, name) is None:
+                setattr(self, name, values.get(name, rules.default))
+        self._check()
+
+    def _check(self) -> None:
+        for each in (self, *self.techniques.values()):
+            check(each)
+        self._check_combinations()
 
     def _check_combinations(self) -> None:
         """Check what several settings decide together.
@@ -306,9 +328,10 @@ class TrainSettings:
                 f"checkpoints_milestone_steps={self.checkpoints_milestone_steps} is no multiple of checkpointing_steps="
                 f"{self.checkpointing_steps}, and so names steps without a checkpoint: make it one"
             )
+        _ = self.config_overrides  # raises if it is no JSON object
         if self.validation_labels == []:
             raise ValueError("validation_labels=[] names no class: leave it out, or name some")
-        if self.objective is not None:
+        if self.objective is not None and self.num_train_timesteps is not None:  # none of both is left to init_from
             self._check_objective()
 
     def _check_objective(self) -> None:
@@ -336,15 +359,41 @@ class TrainSettings:
         return {name: value for name, value in given.items() if value is not None}
 
     @property
+    def config_overrides(self) -> dict[str, Any]:
+        """Fields of `DiTConfig` in `model_overrides`.
+
+        Raises:
+            ValueError: If the setting is no JSON object.
+        """
+        try:
+            overrides = json.loads(self.model_overrides)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"model_overrides={self.model_overrides!r} is no JSON object: {error}") from error
+        if not isinstance(overrides, dict):
+            raise ValueError(f"model_overrides={self.model_overrides!r} is no JSON object: pass names and values")
+        return overrides
+
+    @property
     def ema_decays(self) -> list[float]:
         """All decays, the pipeline's first."""
         return [self.ema_decay, *(self.extra_ema_decays or [])]
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting by name, as `settings.yaml` and checkpoints hold them."""
-        return dataclasses.asdict(self)
+        own = {name: getattr(self, name) for name in rows(self)}
+        return own | {name: getattr(each, name) for each in self.techniques.values() for name in rows(each)}
+
+
+def all_rows() -> dict[str, Row]:
+    """Return the rows of every setting, those of the techniques included, by name."""
+    found = dict(rows(TrainSettings))
+    for technique, each in TECHNIQUES.items():
+        own = rows(each.Settings)
+        assert not own.keys() & found.keys(), f"{technique} has a setting of a name that is taken"
+        found |= own
+    return found
 
 
 def card_names() -> dict[str, str]:
     """Return the settings that a model card shows, by name, and what the card calls each."""
-    return {name: rules.card for name, rules in rows(TrainSettings).items() if rules.card}
+    return {name: rules.card for name, rules in all_rows().items() if rules.card}

@@ -1,0 +1,52 @@
+"""Checks of files that options name, which run while the command line is parsed: before any import or download."""
+
+import glob
+import os
+
+
+def check_source(name: str | None) -> str | None:
+    """Refuse a local file or folder that does not exist; a name such as "my/dit" may be an id on the Hub.
+
+    Raises:
+        ValueError: If the name can only be a local path, and there is nothing.
+    """
+    if name is None or "://" in name or glob.has_magic(name) or os.path.exists(os.path.expanduser(name)):
+        return name
+    if name.endswith(".npz") or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise ValueError(f"there is no file or folder {name}")
+    return name
+
+
+def check_extractor(name: str) -> str:
+    """Refuse an extractor in a file that does not exist.
+
+    Raises:
+        ValueError: If the name is neither a known extractor nor a class in a file.
+    """
+    file = name.rpartition(":")[0]
+    if name not in ("inception", "dinov2") and not file.endswith(".py"):
+        raise ValueError(f"extractor {name!r} is unknown: choose inception, dinov2, or a class as my_network.py:Name")
+    if file and not os.path.isfile(file):
+        raise ValueError(f"there is no file {file}, which the extractor {name!r} names")
+    return name
+
+
+def check_labels(labels: str | None) -> str | None:
+    """Refuse labels that are neither a scheme nor a file.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    if labels in (None, "random", "balanced") or os.path.isfile(labels):
+        return labels
+    raise ValueError(f"labels={labels!r}: choose from random, balanced, or a text file with a label on each line")
+
+
+def check_num_images(num_images: int | None, labels: str | None) -> None:
+    """Refuse to draw an unknown number of images: only a file of labels implies it.
+
+    Raises:
+        ValueError: If the number is missing.
+    """
+    if num_images is None and labels in (None, "random", "balanced"):
+        raise ValueError("--num-images is missing: give the number of images to draw, or a file of labels")

@@ -1,0 +1,45 @@
+"""diffusers' schedulers as a DiT needs them, by name."""
+
+import inspect
+from typing import Any
+
+import diffusers
+
+from ..betas import BETA_FIELDS, PAPER_BETAS
+
+# Settings that a DiT needs beside the betas, where they are not the scheduler's defaults.
+NEEDED: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {"clip_sample": False, "timestep_spacing": "linspace", "variance_type": "learned_range"},
+    "DDIMScheduler": {"clip_sample": False, "timestep_spacing": "leading"},
+}
+# Settings that belong to the training of a model, so that another scheduler must have them too.
+TRAINED_WITH = (*BETA_FIELDS, "num_train_timesteps", "prediction_type")
+
+
+def make_scheduler(name: str, learn_sigma: bool, template: Any = None) -> Any:
+    """Make a scheduler.
+
+    Args:
+        name: Name of diffusers' class.
+        learn_sigma: Whether the model has a variance to use.
+        template: Scheduler whose betas and kind of prediction are taken over; None takes the paper's betas.
+
+    Raises:
+        ValueError: If diffusers has no such scheduler, or if it cannot have the betas of the template.
+    """
+    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    parameters = {} if cls is None else inspect.signature(cls).parameters
+    if cls is None or "beta_start" not in parameters:
+        raise ValueError(
+            f"{name!r} is no scheduler of diffusers with betas: choose DDPMScheduler, DDIMScheduler or the like"
+        )
+    needed = dict(NEEDED.get(name, {}))
+    if not learn_sigma and "variance_type" in needed:
+        needed["variance_type"] = "fixed_small"
+    trained_with = {} if template is None else {k: template.config[k] for k in TRAINED_WITH if k in template.config}
+    if lost := [key for key, value in trained_with.items() if value and key not in parameters]:
+        raise ValueError(
+            f"{name} has no {lost[0]}, and the model was trained with {trained_with[lost[0]]!r}: choose DDIMScheduler"
+        )
+    kept = {key: value for key, value in trained_with.items() if key in parameters}
+    return cls(**{**PAPER_BETAS, **needed, **kept})

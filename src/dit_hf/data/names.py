@@ -1,0 +1,116 @@
+"""What the name of a data set stands for: a local folder, files that fit a pattern, or an id on the Hub.
+
+A mistyped path raises an error at once, with the names that its folder holds.
+"""
+
+import difflib
+import glob
+import os
+from pathlib import Path
+
+from datasets import DatasetBuilder, load_dataset_builder
+from datasets import config as datasets_config
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from ..image_folder import ARCHIVE, suffix_of
+from ..network import reason_of
+from .retries import SourceError, retried
+from .revision import LOCAL_PREFIX
+
+# Suffix of a file or of a pattern of files -> the reader of `datasets`.
+READERS = {
+    ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json", ".tar": "webdataset",
+    ".tgz": "webdataset", ".tar.gz": "webdataset",
+}  # fmt: skip
+SECONDS_TO_REACH_THE_HUB = 10.0
+
+
+def find_builder(name: str, config_name: str | None = None, revision: str | None = None) -> DatasetBuilder:
+    """Find the reader of `datasets` for a data set.
+
+    Args:
+        name: Folder, file, pattern of files, or id on the Hub.
+        config_name: Configuration of a data set that has several.
+        revision: Branch, tag or commit on the Hub; of local files it is passed over.
+
+    Raises:
+        ValueError: If `datasets` cannot read the file or the folder.
+        SourceError: If there is no such file or folder, or if the Hub has no such data set or cannot be asked.
+    """
+    commit = None if revision and revision.startswith(LOCAL_PREFIX) else revision
+    if (reader := READERS.get(_reader_suffix(name))) and not os.path.isdir(name):
+        if "://" not in name and not glob.glob(name, recursive=True) and not os.path.exists(name):
+            raise _not_there(name)
+        return retried(lambda: load_dataset_builder(reader, config_name, data_files=name), f"the data set {name}")
+    path = name
+    if "://" in name:
+        raise SourceError(f"the data set {name} cannot be read: its name ends with none of {', '.join(READERS)}")
+    if os.path.exists(name):
+        path = os.path.abspath(name)  # a folder that is called "csv" is not the reader of this name
+        _check_path(path)
+    else:
+        _check_name(name, is_known=commit is not None)
+    return retried(lambda: load_dataset_builder(path, config_name, revision=commit), f"the data set {name}")
+
+
+def _reader_suffix(name: str) -> str:
+    """Return the suffix of a file, or of the first file that fits a pattern."""
+    first = next(glob.iglob(name, recursive=True), name) if glob.has_magic(name) else name
+    return ".tar.gz" if first.lower().endswith(".tar.gz") else suffix_of(first)
+
+
+def _check_path(path: str) -> None:
+    """Refuse a local file or folder that `datasets` cannot read, with the remedy."""
+    if os.path.isfile(path):
+        remedy = "unpack it, and pass the folder" if ARCHIVE.search(path) else "pass a folder, or another file"
+        raise ValueError(f"{path} is a file that ends with none of {', '.join(READERS)}: {remedy}")
+    if special := [mark for mark in ("::", "[", "]", "*", "?") if mark in path]:
+        raise ValueError(
+            f"the path {path} holds {special[0]!r}, which has a meaning for `datasets`: rename or move the folder"
+        )
+
+
+def _check_name(name: str, *, is_known: bool) -> None:
+    """Tell a mistyped path from an id on the Hub.
+
+    Args:
+        name: Name of which there is no file or folder.
+        is_known: Whether the name was found on the Hub before, so that a connection that fails is worth another try.
+
+    Raises:
+        SourceError: If the name is a path, or if the Hub does not have it or cannot be asked for it.
+    """
+    try:
+        validate_repo_id(name)
+        is_path = name.startswith(".") or os.path.isdir(os.path.dirname(name) or os.devnull)
+    except HFValidationError:
+        is_path = True
+    if is_path:
+        raise _not_there(name)
+    if is_known or os.path.isdir(os.path.join(datasets_config.HF_DATASETS_CACHE, name.replace("/", "___"))):
+        return
+    try:
+        HfApi(endpoint=datasets_config.HF_ENDPOINT).dataset_info(name, timeout=SECONDS_TO_REACH_THE_HUB)
+    except GatedRepoError:
+        return  # it is there: `datasets` asks again, and names what is wrong
+    except RepositoryNotFoundError as error:
+        raise SourceError(f"{_not_there(name)}; on the Hub it doesn't exist either, or is not yours to read") from error
+    except HfHubHTTPError:
+        return
+    except (HTTPError, OSError) as error:
+        raise SourceError(f"{_not_there(name)}; nor can the Hub be asked for it: {reason_of(error)}") from error
+
+
+def _not_there(name: str) -> SourceError:
+    """Return the error for a file or folder that is missing, with what the nearest folder holds instead."""
+    path = Path(os.path.abspath(name))
+    while not path.parent.is_dir():
+        path = path.parent
+    present = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    near = difflib.get_close_matches(path.name, present, n=3) or present[:5]
+    hint = f"; {path.parent} holds {', '.join(near)}" if near else ""
+    return SourceError(
+        f"the data set {name} cannot be read: FileNotFoundError: Couldn't find {os.path.abspath(name)}{hint}"
+    )

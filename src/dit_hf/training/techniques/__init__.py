@@ -1,0 +1,14 @@
+"""Techniques: changes of the training that no objective and no model needs to know, one file each.
+
+To add one, write its file as `min_snr.py` is written, and name it in the table below. Its settings then are flags and
+keys of a YAML file, compared as a training resumes, and shown on cards, as all settings are.
+"""
+
+from .min_snr import MinSNR
+from .technique import ForwardPass, Technique, Techniques
+
+TECHNIQUES: dict[str, type[Technique]] = {
+    "min_snr": MinSNR,
+}
+
+__all__ = ["TECHNIQUES", "ForwardPass", "MinSNR", "Technique", "Techniques"]
