@@ -96,7 +96,7 @@ class DiTPipeline(Watched, DiffusionPipeline):
         processor = functools.partial(VaeImageProcessor, vae_scale_factor=factor)  # to multiples of which it resizes
         self.image_processor = processor()
         self.mask_processor = processor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-        self.current_timestep: Tensor | None = None  # some of diffusers' caches ask for it
+        self.current_timestep: Tensor | None = None  # callbacks for diffusers' caches ask for it
 
     @property
     def labels(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ import difflib
 import operator
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from diffusers.utils import logging
@@ -73,33 +73,23 @@ def _id_of_name(name: str, known: Mapping[str, list[int]], id2label: Mapping[int
     return ids[0]
 
 
-def labels_of_text(text: str, id2label: Mapping[int, str]) -> list[int | str]:
+def labels_of_text(text: str, names: Collection[str]) -> list[int | str]:
     """Turn labels that a user typed, separated by commas, into ids and names.
 
-    A name that holds a comma is one label, and digits are a name if a class has it. Example: with the labels 0 "10" and
-    1 "beach, summer", the text "10, beach, summer, 1" is ["10", "beach, summer", 1].
+    A name that holds a comma is one label, and digits are a name if a class has it. Example: if the names are "10" and
+    "beach, summer", the text "10, beach, summer, 7" is ["10", "beach, summer", 7].
 
     Args:
         text: Such as "3, panda face".
-        id2label: Labels by class id; empty if the classes have no names.
-
-    Raises:
-        ValueError: If digits name no class of a model whose classes have digits for names, and so may be meant as one.
+        names: Names of the classes, as `names_to_ids` returns them.
     """
-    known = names_to_ids(id2label)
     labels: list[int | str] = []
     parts = [part.strip() for part in normal_name(text).split(",")]
     while parts:
-        length = next((n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]) in known), 1)
+        length = next((n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]) in names), 1)
         label, parts = ", ".join(parts[:length]), parts[length:]
-        if label.isdecimal() and label not in known:
-            if digits := [name for name in known if name.isdecimal()]:
-                raise ValueError(
-                    f"{label} is no name of a class here, where names are numbers: {', '.join(digits[:9])}"
-                )
-            labels.append(int(label))
-        elif label:
-            labels.append(label)
+        if label:
+            labels.append(int(label) if label.isdecimal() and label not in names else label)
     return labels
 
 

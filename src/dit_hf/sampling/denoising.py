@@ -120,6 +120,7 @@ class Denoising:
         cached = cached_model(self.transformer)
         if cached is None:
             return nullcontext()
+        cached.current_timestep = self.timesteps[step]  # one of the caches asks for it
         level = float(noise_levels(self.scheduler, self.timesteps[step : step + 1])[0])
         if not (traits_of(self.scheduler).flow or self.scheduler.config.prediction_type == "flow_prediction"):
             level /= 1 + level  # the time of flow matching with the same ratio of noise
