@@ -69,6 +69,18 @@ def variant(cls, name="DDIMScheduler", **parts):
     return pipe
 
 
+def sampled(pipe, *args, **arguments):
+    """The images of a call, and the scheduler that the call used."""
+    schedulers = []
+
+    def keep(call, *_):
+        schedulers.append(call.scheduler)
+
+    images = pipe(*args, **arguments, callback_on_step_end=keep).images
+    assert all(scheduler is schedulers[0] for scheduler in schedulers)
+    return images, schedulers[0]
+
+
 def count_rows(pipe) -> list[int]:
     """Rows of each pass of the transformer, as they come."""
     rows = []

@@ -188,3 +188,14 @@ def test_cache_is_refused_where_it_would_mix_up_steps():
         run(pipe, guidance_interval=(0.0, 0.5))
     with pytest.raises(ValueError, match="two blocks"):
         pipeline(num_hidden_layers=1).enable_cache(FirstBlockCacheConfig())
+
+
+def test_cache_of_a_shared_model_follows_the_pipeline_that_samples():
+    first = pipeline()
+    first.enable_cache(PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2))
+    other = DiTPipeline.from_pipe(first)
+    other.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 8, "guidance_scale": 1, "output_type": "latent"}
+    images = [pipe(1, generator=torch.Generator().manual_seed(0), **arguments).images for pipe in (other, first, other)]
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
+    torch.testing.assert_close(images[2], images[1], rtol=0, atol=0)

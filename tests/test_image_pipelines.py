@@ -12,14 +12,15 @@ from sampling_parts import (
     count_rows,
     exact_model,
     picture,
+    sampled,
     seeded,
     tiny_model,
     variant,
 )
 
 from dit_hf import DiTImg2ImgPipeline, DiTInpaintPipeline, DiTPipeline
-from dit_hf.sampling.latents import SourceImage
 from dit_hf.sampling.schedulers import SCHEDULERS
+from dit_hf.sampling.sources import SourceImage
 
 STARTS_MIDWAY = [name for name, traits in SCHEDULERS.items() if traits.starts_midway]
 
@@ -31,13 +32,13 @@ def test_image_is_noised_to_the_level_of_the_first_step_taken(name):
     seen = []
     pipe.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     arguments = {"strength": 0.5, "num_inference_steps": 10, "latents": noise, "output_type": "latent"}
-    final = pipe(picture(), 7, guidance_scale=1, **arguments).images
-    order = pipe.scheduler.order
+    final, used = sampled(pipe, picture(), 7, guidance_scale=1, **arguments)
+    order = used.order
     assert len(seen) == 5 * order - (order - 1)  # the last step of a second-order method takes one evaluation
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 127.5 - 1
         clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
-    t = pipe.scheduler.timesteps[5 * order if order == 1 else -len(seen)]
+    t = used.timesteps[5 * order if order == 1 else -len(seen)]
     if SCHEDULERS[name].flow:
         expected = (1 - t / 1000) * clean + t / 1000 * noise
     else:  # whatever the scheduler's scaling, the model sees the variance-preserving latents
@@ -106,12 +107,13 @@ def test_inpainting_keeps_the_known_latents_at_the_level_of_each_step(name):
     noise = torch.randn(1, 4, 8, 8, generator=seeded(0))
     inputs = []
     pipe.transformer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    pipe(picture(), mask, 7, guidance_scale=1, num_inference_steps=6, latents=noise, output_type="latent")
+    arguments = {"num_inference_steps": 6, "latents": noise, "output_type": "latent"}
+    _, used = sampled(pipe, picture(), mask, 7, guidance_scale=1, **arguments)
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 127.5 - 1
         clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
     log = None if SCHEDULERS[name].flow else pipe.scheduler.alphas_cumprod.double().log().numpy()
-    for x, t in zip(inputs, pipe.scheduler.timesteps, strict=True):
+    for x, t in zip(inputs, used.timesteps, strict=True):
         if log is None:
             a, b = 1 - t / 1000, t / 1000
         else:

@@ -15,6 +15,7 @@ from sampling_parts import (
     PAPER,
     ExactDenoiser,
     count_rows,
+    sampled,
     scheduler_by_name,
     seeded,
     tiny_model,
@@ -41,14 +42,15 @@ def test_trajectory_equals_the_original(name, steps, scale, monkeypatch):
     else:
         scheduler = DDIMScheduler(clip_sample=False)
     pipe = tiny_pipeline(scheduler=scheduler, guidance_channels="first_three")
-    final = pipe(
+    final, used = sampled(
+        pipe,
         golden["cfg_y"].tolist(),
         guidance_scale=scale,
         num_inference_steps=steps,
         latents=torch.from_numpy(golden["z"]),
         output_type="latent",
-    ).images
-    assert scheduler.timesteps.tolist() == golden["timesteps"].tolist()
+    )
+    assert used.timesteps.tolist() == golden["timesteps"].tolist()
     # float32 tables of the scheduler against the original's float64 ones, over values up to 874
     torch.testing.assert_close(final, torch.from_numpy(golden["final"]), rtol=0, atol=5e-3)
 
@@ -59,16 +61,18 @@ def test_every_scheduler_of_the_table_runs_its_usual_number_of_steps(name):
     model = tiny_model(num_hidden_layers=1, hidden_size=16, learn_sigma=not flow)
     scheduler = scheduler_by_name(name)
     pipe = tiny_pipeline(model, scheduler, prediction_type="flow_prediction" if flow else None)
-    final = pipe(1, output_type="latent", generator=seeded(0)).images
-    assert scheduler.num_inference_steps == SCHEDULERS[name].num_steps
+    final, used = sampled(pipe, 1, output_type="latent", generator=seeded(0))
+    # the last step of Heun's two is one evaluation, and PNDM begins with nine more
+    evaluations = {"HeunDiscreteScheduler": 99, "FlowMatchHeunDiscreteScheduler": 99, "PNDMScheduler": 59}
+    assert len(used.timesteps) == evaluations.get(name, SCHEDULERS[name].num_steps)
     assert final.shape == (1, 4, 8, 8)
     assert torch.isfinite(final).all()
 
 
 def test_usual_number_of_steps_fits_a_short_schedule():
     scheduler = DDIMScheduler(num_train_timesteps=20, timestep_spacing="leading", clip_sample=False)
-    tiny_pipeline(tiny_model(learn_sigma=False), scheduler)(1, output_type="latent")
-    assert scheduler.num_inference_steps == 20
+    _, used = sampled(tiny_pipeline(tiny_model(learn_sigma=False), scheduler), 1, output_type="latent")
+    assert used.num_inference_steps == 20
 
 
 def test_usual_numbers_of_steps_are_the_documented_ones():
@@ -127,26 +131,27 @@ def test_timesteps_of_ones_own_are_taken():
     pipe = tiny_pipeline()
     latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
     arguments = {"latents": latents, "output_type": "latent"}
-    images = [
-        pipe(7, generator=seeded(1), **steps, **arguments).images
+    runs = [
+        sampled(pipe, 7, generator=seeded(1), **steps, **arguments)
         for steps in ({"num_inference_steps": 4}, {"timesteps": [999, 666, 333, 0]}, {"timesteps": np.array([999, 9])})
     ]
-    torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
-    assert pipe.scheduler.timesteps.tolist() == [999, 9]
-    assert not torch.equal(images[1], images[2])
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=0, atol=0)
+    assert runs[2][1].timesteps.tolist() == [999, 9]
+    assert not torch.equal(runs[1][0], runs[2][0])
 
 
 def test_sigmas_of_ones_own_are_taken():
     pipe = tiny_pipeline(tiny_model(learn_sigma=False), scheduler_by_name("EulerDiscreteScheduler"))
     rows = count_rows(pipe)
-    pipe(7, sigmas=[80.0, 10.0, 1.0, 0.0], output_type="latent")  # this scheduler wants the last one too
+    # this scheduler wants the last one too
+    _, used = sampled(pipe, 7, sigmas=[80.0, 10.0, 1.0, 0.0], output_type="latent")
     assert len(rows) == 3
-    assert pipe.scheduler.sigmas.tolist() == [80.0, 10.0, 1.0, 0.0]
-    assert pipe.scheduler.init_noise_sigma >= 80
+    assert used.sigmas.tolist() == [80.0, 10.0, 1.0, 0.0]
+    assert used.init_noise_sigma >= 80
 
 
 BAD_CALLS = {
-    "the null class": ({"class_labels": 10}, r"class_labels\[0\]=10 is outside 0..9"),
+    "an id beyond the null class": ({"class_labels": 11}, r"class_labels\[0\]=11 is outside 0..9, or 10 for no class"),
     "a negative id": ({"class_labels": [1, -1]}, r"class_labels\[1\]=-1"),
     "a bool": ({"class_labels": [True]}, "True"),
     "a float": ({"class_labels": 1.0}, r"1\.0"),

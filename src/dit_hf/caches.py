@@ -59,7 +59,7 @@ def _broadcast_attention(config: Any, model: Any) -> None:
             _apply_pyramid_attention_broadcast_hook(block.cross_attn, timesteps, period, current_timestep)
 
 
-def _broadcast_for(config: Any, pipeline: DiffusionPipeline, model: Any) -> Any:
+def _broadcast_for(config: Any, model: Any) -> Any:
     if config.temporal_attention_block_skip_range is not None:
         raise ValueError("temporal_attention_block_skip_range: a DiT has no temporal attention, leave it out")
     if config.cross_attention_block_skip_range is not None and not hasattr(model.blocks[0], "cross_attn"):
@@ -70,7 +70,7 @@ def _broadcast_for(config: Any, pipeline: DiffusionPipeline, model: Any) -> Any:
     if config.spatial_attention_block_skip_range is None and config.cross_attention_block_skip_range is None:
         config = dataclasses.replace(config, spatial_attention_block_skip_range=2)
     if config.current_timestep_callback is None:
-        config = dataclasses.replace(config, current_timestep_callback=lambda: pipeline.current_timestep)
+        config = dataclasses.replace(config, current_timestep_callback=lambda: model.current_timestep)
     return config
 
 
@@ -96,7 +96,7 @@ def enable(pipeline: DiffusionPipeline, config: Any) -> None:
     if name == "TaylorSeerCacheConfig":
         config = _taylorseer_for(config, model)
     elif name == "PyramidAttentionBroadcastConfig":
-        config = _broadcast_for(config, pipeline, model)
+        config = _broadcast_for(config, model)
     elif name == "SeaCacheConfig" and config.raw_vision_callback is None:
         # the callback takes a list of videos (C, frames, H, W): a latent is a video of one frame
         config = dataclasses.replace(config, raw_vision_callback=lambda model, args, _: [*args[0].unsqueeze(2)])

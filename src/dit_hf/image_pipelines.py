@@ -8,12 +8,12 @@ from diffusers import DDIMInverseScheduler, ImagePipelineOutput
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
+from .betas import BETA_FIELDS
 from .pipeline_dit import DiTPipeline
 from .sampling.class_names import label_batch
-from .sampling.latents import SourceImage, latent_size
+from .sampling.latents import latent_size
 from .sampling.schedulers import traits_of
-
-BETA_FIELDS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+from .sampling.sources import SourceImage
 
 
 class DiTImg2ImgPipeline(DiTPipeline):
@@ -73,7 +73,7 @@ class DiTImg2ImgPipeline(DiTPipeline):
         inverse.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         model = self.transformer.config
         numbers = arguments.get("num_images_per_label", 1), arguments.get("num_images")
-        labels = label_batch(class_labels, *numbers, model.num_classes, self.config.id2label or {})
+        labels = label_batch(class_labels, *numbers, model, self.config.id2label or {})
         size = latent_size(model, self.vae_scale_factor, arguments.get("height"), arguments.get("width"))
         shape = (len(labels), model.in_channels, *size)
         latents = self._encode_source(SourceImage(image, 1.0), shape).latents.expand(shape)  # (B, C, H, W)

@@ -19,24 +19,21 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .sampling.class_names import ids_of_names, label_batch, names_to_ids
-from .sampling.denoising import Denoising, cached_model
+from .sampling.callbacks import Watched, check_callback
+from .sampling.class_names import ids_of_names, label_batch, names_to_ids, synonyms_to_ids
+from .sampling.denoising import Denoising, cache_to_oneself, cached_model
 from .sampling.guidance import Guidance, check_guidance_channels
-from .sampling.latents import (
-    EncodedSource,
-    SourceImage,
-    check_noise,
-    check_vae,
-    decode_latents,
-    draw_noise,
-    encode_source,
-    first_latents,
-    latent_size,
-    put_back,
-    read_images,
-    resized_positions,
+from .sampling.latents import check_noise, check_vae, decode_latents, draw_noise, latent_size, resized_positions
+from .sampling.rehearsal import rehearse
+from .sampling.schedulers import (
+    check_scheduler,
+    noise_levels,
+    set_timesteps,
+    start_midway,
+    step_arguments,
+    takes_variance,
 )
-from .sampling.schedulers import check_scheduler, noise_levels, set_timesteps, start_midway, step_arguments
+from .sampling.sources import EncodedSource, SourceImage, encode_source, first_latents, put_back, read_images
 from .saved_code import IN_PACKAGE, import_for, remove_older_code, update_json, write_code
 from .vae import vae_shrink_factor
 from .weight_files import refuse_two_forms, replaced_whole
@@ -46,7 +43,7 @@ logger = logging.get_logger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class DiTPipeline(DiffusionPipeline):
+class DiTPipeline(Watched, DiffusionPipeline):
     """Class-conditional image generation with a DiT.
 
     Args:
@@ -95,22 +92,24 @@ class DiTPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.register_to_config(id2label=names or None, guidance_channels=guidance_channels, prediction_type=predicted)
         factor = self.vae_scale_factor = 1 if vae is None else vae_shrink_factor(vae.config)
-        rgb, grey = vae is not None or config.in_channels == 3, vae is None and config.in_channels == 1
+        self.image_channels = config.in_channels if vae is None else vae.config.in_channels
         processor = functools.partial(VaeImageProcessor, vae_scale_factor=factor)  # to multiples of which it resizes
-        self.image_processor = processor(do_convert_rgb=rgb, do_convert_grayscale=grey)
+        self.image_processor = processor()
         self.mask_processor = processor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-        self.current_timestep: Tensor | None = None  # some of diffusers' caches ask for it
+        self.current_timestep: Tensor | None = None  # callbacks for diffusers' caches ask for it
 
     @property
     def labels(self) -> dict[str, int]:
-        """Class ids by name, without names that several classes share."""
-        return {name: ids[0] for name, ids in names_to_ids(self.config.id2label or {}).items() if len(ids) == 1}
+        """Class ids by name, without names that several classes share; each synonym is a name."""
+        id2label = self.config.id2label or {}
+        ids = names_to_ids(id2label)
+        return {name: ids[name][0] for name in synonyms_to_ids(id2label) if len(ids[name]) == 1}
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """Map class names to ids.
 
         Args:
-            label: A name or a list of names, as in `id2label`; each synonym is a name.
+            label: A name or a list of names: whole labels of `id2label`, or parts of them between commas.
 
         Raises:
             ValueError: If no class or several classes have a name.
@@ -179,14 +178,15 @@ class DiTPipeline(DiffusionPipeline):
 
         Source: Peebles & Xie 2022 (arXiv 2212.09748), sections 3.1 and 4.
         """
-        config, scheduler, device = self.transformer.config, self.scheduler, self._execution_device
-        names = self.config.id2label or {}
-        labels = label_batch(class_labels, num_images_per_label, num_images, config.num_classes, names)
+        config, device, call = self.transformer.config, self._execution_device, self._for_one_call()
+        scheduler = call.scheduler  # it keeps a state: calls in several threads may share the pipeline
+        labels = label_batch(class_labels, num_images_per_label, num_images, config, self.config.id2label or {})
         size = latent_size(config, self.vae_scale_factor, height, width)
         models = [self.transformer, *([] if guide_model is None else [guide_model])]
         guidance = Guidance(guidance_scale, guidance_channels or self.config.guidance_channels, guide_model, config)
         positions = resized_positions(models, size, self.vae_scale_factor, position_policy)
         check_scheduler(scheduler, self.config.prediction_type, config.learn_sigma)
+        check_callback(callback_on_step_end)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
         shape = (len(labels), config.in_channels, *size)  # (B, C, H, W)
@@ -194,26 +194,30 @@ class DiTPipeline(DiffusionPipeline):
         arguments = step_arguments(scheduler, generator, eta)
         ts = set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)  # (N,) in host memory
         ts = ts if _source is None else start_midway(scheduler, _source.strength)
+        rehearse(scheduler, ts, arguments, takes_variance(scheduler, config.learn_sigma))
         guidance.plan(ts, guidance_interval, guidance_interval_unit, functools.partial(noise_levels, scheduler))
         if (cached := cached_model(self.transformer)) is not None:
             import_for("a cache", "dit_hf.caches").check(cached._cache_config, guidance.is_guided)
-            CacheMixin._reset_stateful_cache(cached)
 
         source = None if _source is None else self._encode_source(_source, shape)
         noise = draw_noise(shape, generator, latents, device)
         latents = first_latents(scheduler, noise, source, ts[:1])  # (B, C, H, W)
         denoising = Denoising(self.transformer, scheduler, ts, labels, guidance, positions, self.conditioning_bytes)
+        self._num_timesteps = call._num_timesteps = len(ts)
         first_bad = torch.full((), len(ts), device=device)
-        for step, (t, denoise) in enumerate(zip(self.progress_bar(ts), denoising.steps(device), strict=True)):
-            self.current_timestep = t
-            answer = denoise(latents)  # (B, C or 2C, H, W)
-            latents = scheduler.step(answer, t, latents, **arguments).prev_sample  # (B, C, H, W)
-            if source is not None and step + 1 < len(ts):
-                latents = put_back(latents, source, noise, scheduler, ts[step + 1 : step + 2])
-            # kept on the device, so that the loop never waits for it
-            first_bad = torch.where(torch.isfinite(latents).all(), first_bad, first_bad.clamp(max=step))
-            if callback_on_step_end is not None:
-                latents = (callback_on_step_end(self, step, t, {"latents": latents}) or {}).get("latents", latents)
+        with cache_to_oneself(cached):
+            for step, (t, denoise) in enumerate(zip(self.progress_bar(ts), denoising.steps(device), strict=True)):
+                self.current_timestep = t
+                answer = denoise(latents)  # (B, C or 2C, H, W)
+                latents = scheduler.step(answer, t, latents, **arguments).prev_sample  # (B, C, H, W)
+                if source is not None and step + 1 < len(ts):
+                    latents = put_back(latents, source, noise, scheduler, ts[step + 1 : step + 2])
+                # kept on the device, so that the loop never waits for it
+                first_bad = torch.where(torch.isfinite(latents).all(), first_bad, first_bad.clamp(max=step))
+                if callback_on_step_end is not None:
+                    latents = (callback_on_step_end(call, step, t, {"latents": latents}) or {}).get("latents", latents)
+                if call.interrupt or self._interruptions > call._interruptions_before:
+                    break
         if first_bad < len(ts):
             raise FloatingPointError(
                 f"latents are not finite after step {first_bad} (t = {ts[first_bad]:g}): lower "
@@ -224,10 +228,10 @@ class DiTPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _encode_source(self, source: SourceImage, shape: tuple) -> EncodedSource:
-        pixels = read_images("image", source.image, self.image_processor, shape).to(self._execution_device)
-        mask = None
+        device, mask = self._execution_device, None
+        pixels = read_images("image", source.image, self.image_processor, shape, self.image_channels).to(device)
         if source.mask_image is not None:
-            mask = read_images("mask_image", source.mask_image, self.mask_processor, shape).to(self._execution_device)
+            mask = read_images("mask_image", source.mask_image, self.mask_processor, shape, 1).to(device)
         return encode_source(self.vae, pixels, mask, self.vae_scale_factor, self.decode_batch_size)
 
     def _decode(self, latents: Tensor, output_type: str, source: EncodedSource | None = None) -> Any:

@@ -47,12 +47,13 @@ def write_code(folder: Path, transformer: Any) -> None:
     sources = {"pipeline_dit.py": pipeline_source, "modeling_dit.py": model_source}
     for name, source in {**sources, "transformer/modeling_dit.py": model_source}.items():
         (folder / name).write_text(source, encoding="utf-8")
+    remove_older_code(folder)  # transformers copies the code of a model that came with such a folder
     for config_file in folder.glob("*/*config.json"):
         update_json(config_file, **({"auto_map": AUTO_MAP} if config_file.parent.name == "transformer" else {}))
 
 
 def remove_older_code(folder: Path) -> None:
-    """Remove the files of code that folders of version 0.1.0 have and newer ones have not."""
+    """Remove files of code that version 0.1.0 wrote, and that no saved folder has any more."""
     for name in ("configuration_dit.py", "transformer/configuration_dit.py"):
         (folder / name).unlink(missing_ok=True)
 

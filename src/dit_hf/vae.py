@@ -12,14 +12,30 @@ from typing import Any
 
 from torch import Tensor
 
+# Autoencoders of diffusers that pipelines work with: images of 3 channels to latents (B, C, h, w) and back.
+AUTOENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "VQModel")
+
+
+def is_supported_vae(vae: Any) -> bool:
+    """Return whether a VAE is one of `AUTOENCODERS`, or of a class derived from one."""
+    return any(cls.__name__ in AUTOENCODERS for cls in type(vae).__mro__)
+
 
 def vae_shrink_factor(vae_config: Any) -> int:
     """Return the number of pixels along one side of a latent pixel, such as 8.
 
     Args:
-        vae_config: The configuration of an `AutoencoderKL`.
+        vae_config: Configuration of one of `AUTOENCODERS`.
     """
-    return 2 ** (len(vae_config["block_out_channels"]) - 1)
+    blocks = vae_config.get("encoder_block_out_channels") or vae_config["block_out_channels"]
+    return 2 ** (len(blocks) - 1)
+
+
+def mean_latents(encoded: Any) -> Tensor:
+    """Return the latents (B, C, h, w) of what a VAE's `encode` returns; of a distribution, its mean."""
+    if "latent_dist" in encoded:  # AutoencoderKL
+        return encoded.latent_dist.mode()
+    return encoded.latents if "latents" in encoded else encoded.latent  # AutoencoderTiny and VQModel, or AutoencoderDC
 
 
 def _std_and_mean(vae_config: Any, like: Tensor) -> tuple[Tensor, Tensor]:

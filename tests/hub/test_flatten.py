@@ -97,5 +97,5 @@ def test_readers_of_single_files_find_other_packages_only(name: str, tmp_path: P
     file.write_text(flatten(PACKAGE / name))
     assert transformers_reader.get_relative_imports(file) == []
     assert diffusers_reader.get_relative_imports(file) == []
-    installed = {"torch", "transformers", "diffusers", "safetensors", "numpy", "PIL"}
+    installed = {"torch", "transformers", "diffusers", "safetensors", "numpy", "PIL", "huggingface_hub"}
     assert set(transformers_reader.get_imports(file)) - sys.stdlib_module_names <= installed

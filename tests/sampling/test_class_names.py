@@ -2,7 +2,9 @@
 
 import json
 import re
+import unicodedata
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from sampling_parts import ID2LABEL, seeded, tiny_model, tiny_pipeline
 
 from dit_hf import DiTPipeline
+from dit_hf.sampling.class_names import labels_of_text, names_to_ids
 
 
 def test_names_synonyms_and_ids_mix():
@@ -26,10 +29,17 @@ def test_names_synonyms_and_ids_mix():
         torch.testing.assert_close(pipe(labels, generator=seeded(0), **arguments).images, expected, rtol=0, atol=0)
 
 
-WORDS = st.text(max_size=3) | st.sampled_from(["crane", "bird", " bird ", "crane, bird", "a,,b", "'", '"', "0"])
-
-
+WORDS = st.text(max_size=3) | st.sampled_from(
+    ["crane", "bird", " bird ", "crane, bird", "a,,b", "'", '"', "0", "e\u0301"]
+)
 PARTS = tiny_pipeline()
+
+
+def compared(name: str) -> list[str]:
+    """The parts of a name, without the spaces around the commas between them, accents in one piece."""
+    parts = unicodedata.normalize("NFC", name).split(",")
+    inner = [part.strip() for part in parts]
+    return [parts[0].rstrip(), *inner[1:-1], parts[-1].lstrip()] if len(parts) > 1 else parts
 
 
 @given(id2label=st.dictionaries(st.integers(0, 9), st.lists(WORDS, max_size=3).map(", ".join)), name=WORDS)
@@ -37,14 +47,77 @@ def test_any_name_is_found_where_one_class_has_it_and_else_refused(id2label, nam
     index = json.loads(json.dumps(id2label))  # the form that it has in a saved folder
     pipe = DiTPipeline(PARTS.transformer, None, PARTS.scheduler, id2label=index)
     assert pipe.config.id2label == (id2label or None)
-    classes = [label_id for label_id, label in id2label.items() if name in map(str.strip, label.split(","))]
+    whole = [class_id for class_id, label in id2label.items() if compared(name) == compared(label.strip())]
+    parts = [
+        class_id
+        for class_id, label in id2label.items()
+        if compared(name) in [[part.strip()] for part in compared(label)]
+    ]
+    classes = whole or parts
     if len(classes) == 1:
         assert pipe.get_label_ids(name) == classes
-        assert pipe.labels[name] == classes[0]
+        if parts:
+            assert pipe.labels[unicodedata.normalize("NFC", name)] == classes[0]
         return
-    assert name not in pipe.labels
+    assert unicodedata.normalize("NFC", name) not in pipe.labels
     with pytest.raises(ValueError, match=re.escape(repr(name))):
         pipe.get_label_ids(name)
+
+
+def named(*labels: str) -> DiTPipeline:
+    return DiTPipeline(PARTS.transformer, None, PARTS.scheduler, id2label=dict(enumerate(labels)))
+
+
+def test_whole_label_comes_before_its_parts():
+    pipe = named("frog, green", "frog, red", "beach, summer", "crane", "crane, machine")
+    names = ["frog, green", "frog,red", "beach, summer", "summer", "crane", "crane, machine", "machine"]
+    assert pipe.get_label_ids(names) == [0, 1, 2, 2, 3, 4, 4]
+    with pytest.raises(ValueError, match=r"'frog' names the classes 0, 1.*\(0 'frog, green', 1 'frog, red'\)"):
+        pipe.get_label_ids("frog")
+    assert "frog" not in pipe.labels
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("cafe\u0301", "caf\xe9"), ("caf\xe9", "cafe\u0301")])
+def test_accents_are_one_character_or_two(stored: str, asked: str):
+    pipe = named("tea", stored)
+    assert pipe.get_label_ids(asked) == [1]
+    assert pipe.labels["caf\xe9"] == 1
+
+
+TYPED = {
+    "ids": ("3, 7", [], [3, 7]),
+    "names": (" panda face ,fox,", ["fox", "panda face"], ["panda face", "fox"]),
+    "both": ("1, fox", ["fox", "panda face"], [1, "fox"]),
+    "names that are digits": ("10, 2, 3", ["0", "1", "10", "2"], ["10", "2", 3]),
+    "a name with commas": ("1, beach, summer,1", ["beach, summer", "sea"], [1, "beach, summer", 1]),
+    "the longest name": ("a, b, c", ["a, b", "a, b, c", "c"], ["a, b, c"]),
+    "accents in two characters": ("cafe\u0301, tea", ["caf\xe9, tea"], ["caf\xe9, tea"]),
+    "nothing": (" , ", [], []),
+}
+
+
+@pytest.mark.parametrize(("text", "labels", "expected"), TYPED.values(), ids=TYPED)
+def test_typed_labels_are_names_before_ids(text: str, labels: list[str], expected: list):
+    assert labels_of_text(text, names_to_ids(dict(enumerate(labels)))) == expected
+
+
+def test_id_of_the_null_class_draws_an_image_of_no_class(caplog):
+    diffusers.utils.logging.enable_propagation()
+    pipe = tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False))
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    arguments = {"num_inference_steps": 4, "latents": latents, "output_type": "latent"}
+    found = pipe(10, guidance_scale=1, **arguments).images
+    assert "class 10 is the null class" in caplog.text
+    x = latents
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(pipe.transformer(x, t, torch.tensor([10])).sample[:, :4], t, x).prev_sample
+    torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(pipe(10, guidance_scale=3, **arguments).images, x, rtol=1e-5, atol=1e-3)
+    with pytest.raises(ValueError, match=r"10 is outside 0\.\.9$"):
+        tiny_pipeline(tiny_model(class_dropout_prob=0.0))(10, guidance_scale=1)
 
 
 def test_images_of_one_label_stand_next_to_each_other():

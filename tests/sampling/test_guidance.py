@@ -11,7 +11,7 @@ from diffusers.guiders import (
     ClassifierFreeZeroStarGuidance,
     TangentialClassifierFreeGuidance,
 )
-from sampling_parts import GOLDEN, count_rows, seeded, tiny_model, tiny_pipeline
+from sampling_parts import GOLDEN, count_rows, sampled, seeded, tiny_model, tiny_pipeline
 
 from dit_hf import DiTPipeline
 from dit_hf.sampling.guidance import guide
@@ -93,8 +93,8 @@ def test_noise_levels_of_flow_matching_are_its_times():
     )
     rows = count_rows(pipe)
     arguments = {"guidance_interval": (0.3, 0.7), "guidance_interval_unit": "sigma", "output_type": "latent"}
-    pipe(7, num_inference_steps=10, **arguments)
-    levels = pipe.scheduler.timesteps / 1000
+    _, used = sampled(pipe, 7, num_inference_steps=10, **arguments)
+    levels = used.timesteps / 1000
     assert rows == [2 if 0.3 < level <= 0.7 else 1 for level in levels]
     assert 2 < sum(rows) - 10 < 6
 
@@ -136,14 +136,14 @@ def test_weaker_model_guides_in_place_of_the_unconditional_pass():
     weak.register_forward_pre_hook(lambda _, args: weak_rows.append(len(args[0])))
     latents = torch.randn(2, 4, 8, 8, generator=seeded(0))
     arguments = {"latents": latents, "num_inference_steps": 5, "output_type": "latent"}
-    found = pipe([1, 7], 2.0, guide_model=weak, guidance_interval=(0.0, 0.6), **arguments).images
+    found, used = sampled(pipe, [1, 7], 2.0, guide_model=weak, guidance_interval=(0.0, 0.6), **arguments)
     assert (rows, weak_rows) == ([2] * 5, [2] * 3)
     x, ids = latents, torch.tensor([1, 7])
     with torch.no_grad():
-        for step, t in enumerate(pipe.scheduler.timesteps):  # Karras et al. 2024, eq. 3, by hand
+        for step, t in enumerate(used.timesteps):  # Karras et al. 2024, eq. 3, by hand
             strong = pipe.transformer(x, t, ids).sample[:, :4]
             eps = 2.0 * strong - weak(x, t, ids).sample if step < 3 else strong
-            x = pipe.scheduler.step(eps, t, x).prev_sample
+            x = used.step(eps, t, x).prev_sample
     torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-3)
     # a model guides nothing towards itself
     same = pipe([1, 7], 3.0, guide_model=pipe.transformer, **arguments).images

@@ -19,10 +19,11 @@ def parse_labels(text: str, names: Collection[str] = ()) -> list[int | str]:
     Args:
         text: Labels, separated by commas.
         names: Names of the model's classes. Digits that are one of them are a name as well: in a model whose classes
-            are called "0", "1", "10", "2" ..., "10" is the class of that name, whose id is 2.
+            are called "0", "1", "10", "2" ..., "10" is the class of that name, whose id is 2. So is "beach, summer".
     """
-    labels = [label.strip() for label in text.split(",")]
-    return [int(label) if label.isdecimal() and label not in names else label for label in labels if label]
+    from ..sampling.class_names import labels_of_text
+
+    return labels_of_text(text, names)
 
 
 def _list_classes(model: str) -> None:
@@ -224,8 +225,11 @@ def generate(
         refuse({"--num-images-per-label": num_images_per_label}, "needs --class-labels: use --num-images")
         arguments["num_images"] = num_images
     else:
-        names = names_to_ids(pipeline.config.id2label or {})
-        arguments["class_labels"] = parse_labels(class_labels, names)
+        classes = parse_labels(class_labels, names_to_ids(pipeline.config.id2label or {}))
+        num_classes = pipeline.transformer.config.num_classes
+        if num_classes in classes:  # the pipeline takes the null class, which is rather one too many here
+            raise ValueError(f"--class-labels {num_classes} is outside 0..{num_classes - 1}")
+        arguments["class_labels"] = classes
         arguments["num_images_per_label"] = num_images_per_label or 1
     pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
     images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images

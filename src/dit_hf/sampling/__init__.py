@@ -7,8 +7,9 @@ gives the direction in which x changes if t falls (the probability flow ODE), an
 the next t, exactly or with fresh noise. Classifier-free guidance asks twice, with the class and without one, and goes
 further in the direction of the difference.
 
-The files, in the order in which a call uses them: `class_names` (names to ids), `schedulers` (which timesteps, what
-each scheduler can do), `guidance` (which steps are guided, and how), `latents` (sizes, first noise, images to latents
-and back) and `denoising` (the model's answer at a step). `dit_hf.pipeline_dit` puts them into a loop. The theory:
-Ho et al. 2020 (arXiv 2006.11239), Song et al. 2021 (arXiv 2011.13456), Ho & Salimans 2022 (arXiv 2207.12598).
+The files, in the order in which a call uses them: `class_names` (names to ids), `schedulers` and `rehearsal` (which
+timesteps, what each scheduler can do), `guidance` (which steps are guided, and how), `latents` (sizes, first noise, the
+VAE), `sources` (images to begin with), `denoising` (the model's answer at a step) and `callbacks` (watching, stopping).
+`dit_hf.pipeline_dit` puts them into a loop. The theory: Ho et al. 2020 (arXiv 2006.11239), Song et al. 2021 (arXiv
+2011.13456), Ho & Salimans 2022 (arXiv 2207.12598).
 """

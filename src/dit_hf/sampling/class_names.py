@@ -1,27 +1,47 @@
 """Class names: which ids the names in `id2label` stand for, and one class id per image from what a user passes.
 
-A label of ImageNet lists synonyms: "tench, Tinca tinca" are two names of one class.
+A name stands for the class whose whole label it is. Failing that, it is a part of a label between commas, as labels of
+ImageNet list synonyms. Example: with the labels 0 "tench, Tinca tinca", 1 "crane, bird" and 2 "crane, machine", "tench"
+is class 0, "crane, bird" and "bird" are class 1, and "crane" is refused, as two classes have it. Names are compared in
+Unicode's form NFC, in which "é" is one character; names of files on macOS have two.
 """
 
 import difflib
 import operator
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from diffusers.utils import logging
 
 from .limits import check_count
 
 
-def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """Map each name to the ids of the classes that have it, in alphabetical order.
+def normal_name(name: str) -> str:
+    """Return a name in the form in which names are compared: NFC, with one space after each comma."""
+    return re.sub(r"\s*,\s*", ", ", unicodedata.normalize("NFC", name))
 
-    Args:
-        id2label: Labels by class id; the names of a class are separated by commas.
-    """
+
+def synonyms_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
+    """Map each part of a label between commas to the ids of the classes that have it, in alphabetical order."""
     names: dict[str, list[int]] = {}
     for class_id, label in id2label.items():
-        for name in dict.fromkeys(part.strip() for part in label.split(",")):
+        for name in dict.fromkeys(part.strip() for part in normal_name(label).split(",")):
             names.setdefault(name, []).append(class_id)
     return dict(sorted(names.items()))
+
+
+def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
+    """Map each name to the ids of the classes that it stands for: whole labels first, then parts of labels.
+
+    Args:
+        id2label: Labels by class id.
+    """
+    whole: dict[str, list[int]] = {}
+    for class_id, label in id2label.items():
+        whole.setdefault(normal_name(label.strip()), []).append(class_id)
+    return synonyms_to_ids(id2label) | whole
 
 
 def ids_of_names(names: str | Sequence[str], id2label: Mapping[int, str]) -> list[int]:
@@ -35,27 +55,51 @@ def ids_of_names(names: str | Sequence[str], id2label: Mapping[int, str]) -> lis
         ValueError: If no class or several classes have a name.
     """
     known = names_to_ids(id2label)
-    return [_id_of_name(name, known) for name in ([names] if isinstance(names, str) else names)]
+    return [_id_of_name(name, known, id2label) for name in ([names] if isinstance(names, str) else names)]
 
 
-def _id_of_name(name: str, known: Mapping[str, list[int]]) -> int:
-    ids = known.get(name, [])
+def _id_of_name(name: str, known: Mapping[str, list[int]], id2label: Mapping[int, str]) -> int:
+    ids = known.get(normal_name(name), [])
     if len(ids) > 1:
-        raise ValueError(f"{name!r} names the classes {', '.join(map(str, ids))}: pass one of these ids")
+        labels = ", ".join(f"{class_id} {id2label[class_id]!r}" for class_id in ids)
+        raise ValueError(
+            f"{name!r} names the classes {', '.join(map(str, ids))}: pass one of these ids, or a whole label ({labels})"
+        )
     if not known:
         raise ValueError(f"class {name!r}: this pipeline has no id2label, pass ids instead of names")
     if not ids:
-        close = " or ".join(map(repr, difflib.get_close_matches(name, known, n=3, cutoff=0.4)))
+        close = " or ".join(map(repr, difflib.get_close_matches(normal_name(name), known, n=3, cutoff=0.4)))
         raise ValueError(f"no class is named {name!r}: did you mean {close or 'one of pipe.labels'}?")
     return ids[0]
 
 
-def class_ids(class_labels: Any, num_classes: int, id2label: Mapping[int, str]) -> list[int]:
-    """Map ids and names, which may be mixed, to ids in 0..num_classes - 1.
+def labels_of_text(text: str, names: Collection[str]) -> list[int | str]:
+    """Turn labels that a user typed, separated by commas, into ids and names.
+
+    A name that holds a comma is one label, and digits are a name if a class has it. Example: if the names are "10" and
+    "beach, summer", the text "10, beach, summer, 7" is ["10", "beach, summer", 7].
 
     Args:
-        class_labels: An id, a name, or a list, tuple, tensor or array of them.
-        num_classes: Number of classes of the model.
+        text: Such as "3, panda face".
+        names: Names of the classes, as `names_to_ids` returns them.
+    """
+    labels: list[int | str] = []
+    parts = [part.strip() for part in normal_name(text).split(",")]
+    while parts:
+        length = next((n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]) in names), 1)
+        label, parts = ", ".join(parts[:length]), parts[length:]
+        if label:
+            labels.append(int(label) if label.isdecimal() and label not in names else label)
+    return labels
+
+
+def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> list[int]:
+    """Map ids and names, which may be mixed, to ids of classes.
+
+    Args:
+        class_labels: An id, a name, or a list, tuple, tensor or array of them. The id of the null class, num_classes,
+            asks for an image of no class.
+        config: Configuration of the model.
         id2label: Labels by class id; empty if the classes have no names.
 
     Raises:
@@ -65,21 +109,26 @@ def class_ids(class_labels: Any, num_classes: int, id2label: Mapping[int, str]) 
     labels = labels if isinstance(labels, (list, tuple)) else [labels]
     if not labels:
         raise ValueError("class_labels is empty: pass at least one id or name")
-    return [_class_id(position, label, num_classes, id2label) for position, label in enumerate(labels)]
+    ids = [_class_id(position, label, config, id2label) for position, label in enumerate(labels)]
+    if config.num_classes in ids:
+        message = f"class {config.num_classes} is the null class: its images are of no class in particular"
+        logging.get_logger(__name__).warning(message)
+    return ids
 
 
-def _class_id(position: int, label: Any, num_classes: int, id2label: Mapping[int, str]) -> int:
+def _class_id(position: int, label: Any, config: Any, id2label: Mapping[int, str]) -> int:
     if isinstance(label, str):
         return ids_of_names(label, id2label)[0]
     if isinstance(label, bool) or not hasattr(label, "__index__"):
         raise ValueError(f"class_labels[{position}]={label!r} is neither a whole number nor a name")
-    if not 0 <= operator.index(label) < num_classes:
-        raise ValueError(f"class_labels[{position}]={label} is outside 0..{num_classes - 1}")
+    if not 0 <= operator.index(label) < config.num_classes + config.has_null_class:
+        null = f", or {config.num_classes} for no class" if config.has_null_class else ""
+        raise ValueError(f"class_labels[{position}]={label} is outside 0..{config.num_classes - 1}{null}")
     return operator.index(label)
 
 
 def label_batch(
-    class_labels: Any, num_images_per_label: int, num_images: int | None, num_classes: int, id2label: Mapping[int, str]
+    class_labels: Any, num_images_per_label: int, num_images: int | None, config: Any, id2label: Mapping[int, str]
 ) -> list[int] | list[None]:
     """Return one class id per image, or one None per image of an unconditional model.
 
@@ -87,14 +136,14 @@ def label_batch(
         class_labels: As in `class_ids`; None for an unconditional model.
         num_images_per_label: Number of images of each label, next to each other.
         num_images: Number of images; only for an unconditional model.
-        num_classes: Number of classes of the model, 0 for an unconditional one.
+        config: Configuration of the model.
         id2label: Labels by class id.
 
     Raises:
         ValueError: If the labels do not fit the model, or a number is less than 1.
     """
     check_count("num_images_per_label", num_images_per_label)
-    if num_classes == 0:
+    if config.num_classes == 0:
         if class_labels is not None:
             raise ValueError(f"class_labels={class_labels!r}: the model is unconditional, pass num_images instead")
         check_count("num_images", 1 if num_images is None else num_images)
@@ -102,6 +151,5 @@ def label_batch(
     if num_images is not None:
         raise ValueError(f"num_images={num_images} is for unconditional models: pass num_images_per_label instead")
     if class_labels is None:
-        raise ValueError(f"class_labels=None: the model has {num_classes} classes, pass ids or names")
-    ids = class_ids(class_labels, num_classes, id2label)
-    return [class_id for class_id in ids for _ in range(num_images_per_label)]
+        raise ValueError(f"class_labels=None: the model has {config.num_classes} classes, pass ids or names")
+    return [class_id for class_id in class_ids(class_labels, config, id2label) for _ in range(num_images_per_label)]

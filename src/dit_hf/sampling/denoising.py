@@ -5,7 +5,7 @@ window.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,12 +19,24 @@ from transformers import PreTrainedModel
 from .guidance import Guidance
 from .latents import on_its_device
 from .schedulers import noise_levels, takes_variance, traits_of
+from .turns import lock_of
 
 
 def cached_model(transformer: Any) -> Any:
     """Return the transformer, without the wrapper of `torch.compile`, if one of diffusers' caches is enabled on it."""
     model = getattr(transformer, "_orig_mod", transformer)
     return model if getattr(model, "_cache_config", None) is not None else None
+
+
+@contextmanager
+def cache_to_oneself(cached: Any) -> Iterator[None]:
+    """Let a call have an enabled cache to itself, which it finds empty; other calls of other threads wait."""
+    if cached is None:
+        yield
+        return
+    with lock_of(cached):
+        CacheMixin._reset_stateful_cache(cached)
+        yield
 
 
 @dataclass
@@ -108,6 +120,7 @@ class Denoising:
         cached = cached_model(self.transformer)
         if cached is None:
             return nullcontext()
+        cached.current_timestep = self.timesteps[step]  # one of the caches asks for it
         level = float(noise_levels(self.scheduler, self.timesteps[step : step + 1])[0])
         if not (traits_of(self.scheduler).flow or self.scheduler.config.prediction_type == "flow_prediction"):
             level /= 1 + level  # the time of flow matching with the same ratio of noise

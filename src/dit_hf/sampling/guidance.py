@@ -9,6 +9,7 @@ place of the null class (autoguidance, Karras et al. 2024, arXiv 2406.02507); on
 (Kynkaanniemi et al. 2024, arXiv 2404.07724); a guider of diffusers combines the two answers in another way.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -63,7 +64,8 @@ class Guidance:
     ) -> None:
         _check_scale(scale)
         check_guidance_channels(guidance_channels)
-        self.scale, self.guide_model = scale, guide_model
+        self.scale = copy.deepcopy(scale)  # a guider keeps a state: calls in several threads may share it
+        self.guide_model = guide_model
         self.num_channels = 0  # that guidance moves
         self.is_guided: list[bool] = []  # for each evaluation of the model; `plan` fills it
         if not isinstance(scale, BaseGuidance) and scale <= 1:
@@ -130,7 +132,7 @@ def _check_scale(scale: Any) -> None:
     if isinstance(scale, BaseGuidance):
         if (name := type(scale).__name__) not in GUIDERS:
             raise ValueError(f"guidance_scale={name} hooks parts that no DiT has: choose from {', '.join(GUIDERS)}")
-    elif not isinstance(scale, (int, float, np.number)) or not 0 <= scale < math.inf:
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not 0 <= scale < math.inf:
         raise ValueError(f"guidance_scale={scale!r}: pass a finite number from 0 on; 1 is no guidance")
 
 

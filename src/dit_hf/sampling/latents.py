@@ -1,42 +1,23 @@
-"""Latents: their size and the noise they begin with, images to latents, and latents to images.
+"""Latents: their size, the noise that a call begins with, and the VAE between latents and images.
 
 Legend: B images, C latent channels, H and W latent height and width; height and width in pixels.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from diffusers import ModelMixin, SchedulerMixin
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..vae import scale_latents, unscale_latents
-from .schedulers import add_noise
+from ..vae import AUTOENCODERS, is_supported_vae, mean_latents, scale_latents, unscale_latents
+from .turns import lock_of
 
 Generators = torch.Generator | list[torch.Generator] | None
-
-
-class SourceImage(NamedTuple):
-    """What an image-to-image pipeline starts from, as the user passed it."""
-
-    image: PipelineImageInput
-    strength: float
-    mask_image: PipelineImageInput | None = None
-
-
-class EncodedSource(NamedTuple):
-    """A source image as tensors; a mask is 1 where something new is drawn, 0 where the image is kept."""
-
-    pixels: Tensor  # (B or 1, 3, height, width) in [-1, 1]
-    latents: Tensor  # (B or 1, C, H, W)
-    mask: Tensor | None  # (B or 1, 1, height, width)
-    latent_mask: Tensor | None  # (B or 1, 1, H, W)
 
 
 def on_its_device(model: PreTrainedModel) -> PreTrainedModel:
@@ -122,55 +103,38 @@ def check_noise(shape: tuple, generator: Any, latents: Tensor | None, device: to
     return list(generator) if many else generator
 
 
-def first_latents(
-    scheduler: SchedulerMixin, noise: Tensor, source: EncodedSource | None, first_timestep: Tensor
-) -> Tensor:
-    """Return what the loop begins with (B, C, H, W): noise at the scheduler's scale, or a source with noise on it."""
-    if source is not None:
-        return add_noise(scheduler, source.latents, noise, first_timestep)
-    # flow matching schedulers start at scale 1 and have no such field
-    return noise * getattr(scheduler, "init_noise_sigma", 1.0)
-
-
 def draw_noise(shape: tuple, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:
     """Return standard normal noise (B, C, H, W), drawn or as passed, in float32 whatever the model computes in."""
     noise = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
     return noise.to(device, torch.float32)
 
 
+def check_vae(vae: ModelMixin, in_channels: int) -> None:
+    """Refuse a VAE of another kind, or whose latents do not fit a model with `in_channels` channels."""
+    if not is_supported_vae(vae):
+        raise ValueError(f"{type(vae).__name__} is not supported as a VAE: choose from {', '.join(AUTOENCODERS)}")
+    config = vae.config
+    channels, factor = config.latent_channels, config.get("scaling_factor")
+    if channels != in_channels:
+        raise ValueError(f"the VAE has latent_channels={channels}, the model in_channels={in_channels}: unequal")
+    if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise ValueError(f"the VAE has scaling_factor={factor!r}: set a positive number, 1 over its latents' deviation")
+    for name in ("latents_mean", "latents_std"):
+        if config.get(name) and len(config[name]) != channels:
+            raise ValueError(f"the VAE has {len(config[name])} numbers in {name} for {channels} latent channels")
+
+
 @contextmanager
 def vae_without_overflow(vae: ModelMixin) -> Iterator[torch.dtype]:
     """Bring a VAE to float32 for a while if it overflows in float16, as its `force_upcast` says; yield its dtype."""
-    dtype = vae.dtype
-    if dtype == torch.float16 and vae.config.get("force_upcast"):
-        vae.to(torch.float32)
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(lock_of(vae))  # another thread may be doing so
+        if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
+            vae.to(torch.float32)
+            stack.callback(vae.to, torch.float16)
+        else:
+            stack.close()
         yield vae.dtype
-    finally:
-        if vae.dtype != dtype:
-            vae.to(dtype)
-
-
-def read_images(name: str, images: PipelineImageInput, processor: VaeImageProcessor, shape: tuple) -> Tensor:
-    """Read images or masks, and resize them to the pixels of the latents.
-
-    Args:
-        name: Argument that the images were passed as.
-        images: One image, or one per image to make.
-        processor: Processor of diffusers for the values wanted.
-        shape: Shape of the latents (B, C, H, W).
-
-    Returns:
-        Tensor (B or 1, channels, height, width) in float32 on the CPU.
-
-    Raises:
-        ValueError: If there is neither one image nor one per image to make, or they cannot be read.
-    """
-    height, width = (side * processor.config.vae_scale_factor for side in shape[2:])
-    tensor = processor.preprocess(images, height, width).to(torch.float32)
-    if len(tensor) not in (1, shape[0]):
-        raise ValueError(f"{name} holds {len(tensor)} for {shape[0]} images: pass one, or one per image")
-    return tensor
 
 
 @torch.no_grad()
@@ -186,7 +150,7 @@ def encode_images(vae: ModelMixin | None, pixels: Tensor, batch_size: int) -> Te
         return pixels
     with vae_without_overflow(vae) as dtype:
         chunks = pixels.to(dtype).split(batch_size)
-        latents = torch.cat([vae.encode(chunk).latent_dist.mode().float() for chunk in chunks])
+        latents = torch.cat([mean_latents(vae.encode(chunk)).float() for chunk in chunks])
     return scale_latents(latents, vae.config)
 
 
@@ -210,38 +174,3 @@ def decode_latents(vae: ModelMixin | None, latents: Tensor, batch_size: int) -> 
     if not torch.isfinite(pixels).all():
         raise FloatingPointError(f"the VAE's images are not finite in {dtype}: call pipe.vae.float()")
     return pixels
-
-
-def encode_source(
-    vae: ModelMixin | None, pixels: Tensor, mask: Tensor | None, vae_scale_factor: int, batch_size: int
-) -> EncodedSource:
-    """Encode a source image (B or 1, 3, height, width), and bring its mask (B or 1, 1, height, width) to latents' size.
-
-    A latent pixel is drawn anew if any of its pixels is.
-    """
-    latent_mask = None if mask is None else F.max_pool2d(mask, vae_scale_factor)  # (B or 1, 1, H, W)
-    return EncodedSource(pixels, encode_images(vae, pixels, batch_size), mask, latent_mask)
-
-
-def put_back(latents: Tensor, source: EncodedSource, noise: Tensor, scheduler: SchedulerMixin, t: Tensor) -> Tensor:
-    """Replace latents outside the mask by those of the source, at the noise level of t (1,).
-
-    Source: Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, without resampling.
-    """
-    if source.latent_mask is None:
-        return latents
-    known = add_noise(scheduler, source.latents, noise, t)
-    return torch.where(source.latent_mask > 0, latents, known)  # (B, C, H, W)
-
-
-def check_vae(vae: ModelMixin, in_channels: int) -> None:
-    """Refuse a VAE whose latents do not fit a model with `in_channels` channels, or whose scale is unknown."""
-    config = vae.config
-    channels, factor = config.latent_channels, config.get("scaling_factor")
-    if channels != in_channels:
-        raise ValueError(f"the VAE has latent_channels={channels}, the model in_channels={in_channels}: unequal")
-    if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
-        raise ValueError(f"the VAE has scaling_factor={factor!r}: set a positive number, 1 over its latents' deviation")
-    for name in ("latents_mean", "latents_std"):
-        if config.get(name) and len(config[name]) != channels:
-            raise ValueError(f"the VAE has {len(config[name])} numbers in {name} for {channels} latent channels")

@@ -12,7 +12,14 @@ from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from diffusers import DDIMInverseScheduler, SchedulerMixin
+from diffusers import (
+    DDIMInverseScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 from .limits import check_count, falling_numbers
@@ -26,20 +33,23 @@ class SchedulerTraits(NamedTuple):
     steps_by_ratio: bool = False  # its `step` goes from t to t - T // num_steps, whatever its timesteps are
     flow: bool = False  # flow matching: no betas, and no field prediction_type
     starts_midway: bool = True  # can start from an image with some noise on it
+    divides_by_step: bool = False  # divides by the difference of two noise levels, which must not be zero
+    is_rehearsed: bool = True  # has settings that fail only after some steps
 
 
 SCHEDULERS: dict[str, SchedulerTraits] = {
-    "DDPMScheduler": SchedulerTraits(250, "used"),
+    "DDPMScheduler": SchedulerTraits(250, "used", is_rehearsed=False),
     "DDIMScheduler": SchedulerTraits(50, "ignored", steps_by_ratio=True),
-    "PNDMScheduler": SchedulerTraits(50, "ignored", steps_by_ratio=True, starts_midway=False),  # it counts its calls
+    # it counts its calls, and so begins at the first step only
+    "PNDMScheduler": SchedulerTraits(50, "ignored", steps_by_ratio=True, starts_midway=False),
     "EulerDiscreteScheduler": SchedulerTraits(50, "ignored"),
     "EulerAncestralDiscreteScheduler": SchedulerTraits(50, "ignored"),
     "HeunDiscreteScheduler": SchedulerTraits(50, "ignored"),
-    "DPMSolverMultistepScheduler": SchedulerTraits(25, "refused"),
-    "DPMSolverSinglestepScheduler": SchedulerTraits(25, "refused"),
-    "UniPCMultistepScheduler": SchedulerTraits(25, "ignored"),
-    "DEISMultistepScheduler": SchedulerTraits(25, "ignored"),
-    "SASolverScheduler": SchedulerTraits(25, "refused"),
+    "DPMSolverMultistepScheduler": SchedulerTraits(25, "refused", divides_by_step=True),
+    "DPMSolverSinglestepScheduler": SchedulerTraits(25, "refused", divides_by_step=True),
+    "UniPCMultistepScheduler": SchedulerTraits(25, "ignored", divides_by_step=True),
+    "DEISMultistepScheduler": SchedulerTraits(25, "ignored", divides_by_step=True),
+    "SASolverScheduler": SchedulerTraits(25, "refused", divides_by_step=True),
     "FlowMatchEulerDiscreteScheduler": SchedulerTraits(50, "ignored", flow=True),
     "FlowMatchHeunDiscreteScheduler": SchedulerTraits(50, "ignored", flow=True),
 }
@@ -73,6 +83,7 @@ def check_scheduler(scheduler: SchedulerMixin, prediction_type: str | None, lear
     """
     predicted = _check_prediction(scheduler, prediction_type)
     takes_variance(scheduler, learn_sigma)
+    _check_signal(scheduler, predicted)
     _check_solver(scheduler)
     return predicted
 
@@ -112,27 +123,48 @@ def takes_variance(scheduler: SchedulerMixin, learn_sigma: bool) -> bool:
     return True
 
 
-def _check_spacing(scheduler: SchedulerMixin, num_steps: int) -> None:
-    """Refuse timesteps that the scheduler's own `step` does not follow."""
-    name, spacing = type(scheduler).__name__, scheduler.config.get("timestep_spacing")
+def _check_steps(scheduler: SchedulerMixin, num_steps: int) -> None:
+    """Refuse a number of steps that the scheduler cannot take, or whose timesteps its own `step` does not follow."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if isinstance(scheduler, PNDMScheduler) and not config.skip_prk_steps and num_steps < 4:
+        why, fix = "begins with three steps of another kind", "num_inference_steps=4 or more, or skip_prk_steps=True"
+        raise ValueError(f"{name} with num_inference_steps={num_steps} {why}: pass {fix}")
+    spacing = config.get("timestep_spacing")
     if not traits_of(scheduler).steps_by_ratio or spacing == "leading":
         return
-    if spacing == "linspace" or scheduler.config.num_train_timesteps % num_steps:
+    if spacing == "linspace" or config.num_train_timesteps % num_steps:
         raise ValueError(
-            f"{name} always steps by {scheduler.config.num_train_timesteps} // {num_steps}, not as timestep_spacing="
+            f"{name} always steps by {config.num_train_timesteps} // {num_steps}, not as timestep_spacing="
             f"{spacing!r} says: build it with {name}.from_config(config, timestep_spacing='leading')"
         )
 
 
 def _check_solver(scheduler: SchedulerMixin) -> None:
-    """Refuse settings of a solver with which it fails on the exact denoiser of a Gaussian."""
+    """Refuse settings of a scheduler with which it fails on the exact denoiser of a Gaussian."""
     name, config = type(scheduler).__name__, scheduler.config
-    if name == "DEISMultistepScheduler" and config.solver_order > 2:
+    if isinstance(scheduler, DDPMScheduler) and config.variance_type in ("learned", "fixed_large_log"):
+        why = "the model learns a range" if config.variance_type == "learned" else "it takes the root of a logarithm"
+        fix = "learned_range" if config.variance_type == "learned" else "fixed_large"
+        raise ValueError(f"{name} fails with variance_type={config.variance_type!r}, {why}: use {fix!r}")
+    if isinstance(scheduler, DEISMultistepScheduler) and config.solver_order > 2:
         why, fix = "loses its digits, and errs the more the more steps it takes", "solver_order=2"
         raise ValueError(f"{name} with solver_order={config.solver_order} {why}: use {fix}")
-    if name == "UniPCMultistepScheduler" and config.solver_type == "bh1" and config.final_sigmas_type == "zero":
-        why, fix = "multiplies infinity by zero in its last step", "solver_type='bh2' or final_sigmas_type='sigma_min'"
-        raise ValueError(f"{name} with solver_type='bh1' {why}: use {fix}")
+    if isinstance(scheduler, UniPCMultistepScheduler) and config.solver_type == "bh1":
+        if config.final_sigmas_type == "zero":
+            fix = "solver_type='bh2' or final_sigmas_type='sigma_min'"
+            raise ValueError(f"{name} with solver_type='bh1' multiplies infinity by zero in its last step: use {fix}")
+
+
+def _check_signal(scheduler: SchedulerMixin, predicted: str) -> None:
+    """Refuse betas that leave nothing of x_0 at the last timestep, if the model predicts epsilon."""
+    is_rescaled = scheduler.config.get("rescale_betas_zero_snr")
+    if predicted == "epsilon" and (is_rescaled or scheduler.alphas_cumprod[-1] == 0):
+        betas = "rescale_betas_zero_snr=True" if is_rescaled else "trained_betas"
+        raise ValueError(
+            f"{type(scheduler).__name__} has betas that leave nothing of x_0 at the last timestep ({betas}), where "
+            "epsilon does not say what x_0 is: use the betas that the model was trained with, "
+            "rescale_betas_zero_snr=False, or a model that predicts 'v_prediction' or 'sample'"
+        )
 
 
 def set_timesteps(scheduler: SchedulerMixin, num_steps: int | None, timesteps: Any, sigmas: Any) -> Tensor:
@@ -164,10 +196,35 @@ def set_timesteps(scheduler: SchedulerMixin, num_steps: int | None, timesteps: A
     else:
         num_steps = min(traits_of(scheduler).num_steps, num_train) if num_steps is None else num_steps
         check_count("num_inference_steps", num_steps, num_train)
-        _check_spacing(scheduler, num_steps)
-        given["num_inference_steps"] = num_steps
+        _check_steps(scheduler, num_steps)
+        every = num_steps == num_train and traits_of(scheduler).divides_by_step
+        given = _every_timestep(scheduler) if every else {"num_inference_steps": num_steps}
     scheduler.set_timesteps(**given, device="cpu")
+    _check_trained(scheduler)
+    if hasattr(scheduler, "set_begin_index"):  # otherwise it would look for the first timestep, which may occur twice
+        scheduler.set_begin_index(0)
     return scheduler.timesteps
+
+
+def _check_trained(scheduler: SchedulerMixin) -> None:
+    """Refuse timesteps beyond those of the training."""
+    name, num_train = type(scheduler).__name__, scheduler.config.num_train_timesteps
+    first = float(scheduler.timesteps.max())
+    if first > num_train - 1 and not (traits_of(scheduler).flow or scheduler.config.get("use_flow_sigmas")):
+        raise ValueError(
+            f"{name} begins at timestep {first:g}, beyond the trained 0..{num_train - 1}: pass fewer steps, or build "
+            f"it with {name}.from_config(config, steps_offset=0)"
+        )
+
+
+def _every_timestep(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """Return the arguments of `set_timesteps` for every timestep once; a spacing of its own would repeat some."""
+    num_train = scheduler.config.num_train_timesteps
+    if "timestep_spacing" in scheduler.config:
+        scheduler.register_to_config(timestep_spacing="trailing")
+    elif not any(scheduler.config.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta", "flow")):
+        return {"timesteps": list(range(num_train))[::-1]}
+    return {"num_inference_steps": num_train}
 
 
 def start_midway(scheduler: SchedulerMixin, strength: float) -> Tensor:
