@@ -35,7 +35,14 @@ def make_adapter(folder: Path) -> None:
     save_lora(model, folder / "out" / "finetuned-emoji" / "adapter", names, None)
 
 
-PREPARE: dict[str, Callable[[Path], None]] = {"finetuning.md": make_adapter}  # what the page has made by then
+def leave_killed_run(folder: Path) -> None:
+    """What a run leaves that is killed."""
+    (folder / "out" / "dit").mkdir(parents=True)
+    (folder / "out" / "dit" / "status.json").write_text('{"state": "running", "pid": 1, "host": "here", "step": 0}')
+
+
+# What the page has made by then.
+PREPARE: dict[str, Callable[[Path], None]] = {"finetuning.md": make_adapter, "training.md": leave_killed_run}
 
 
 @pytest.mark.slow

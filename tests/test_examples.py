@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +125,9 @@ def test_new_classes_are_learned_and_old_ones_kept_from_a_handful_of_images(tmp_
 def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
     subprocess.run([sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path)], check=True)
     text = (tmp_path / "README.md").read_text()
-    assert text.count("of 100 samples nearest to their own class") == 2
+    shipped, trained = map(int, re.findall(r"(\d+) of 100 samples nearest to their own class", text))
+    assert shipped >= 90
+    assert trained >= 95
     for picture in ("shipped.png", "trained.png"):
         assert f"]({picture})" in text
         assert Image.open(tmp_path / picture).size == (640, 640)

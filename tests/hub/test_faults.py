@@ -25,10 +25,13 @@ def cuts(path: str, after: int, times: int, method: str = "GET"):
     return lambda hub, monkeypatch: hub.cut(method, path, after, times)
 
 
+SILENCE = 3.0  # seconds; another request that takes longer is tried again
+
+
 def stalls(path: str, method: str = "GET"):
     def arrange(hub, monkeypatch) -> None:
-        monkeypatch.setattr("dit_hf.network.LONGEST_SILENCE", 0.5)
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+        monkeypatch.setattr("dit_hf.network.LONGEST_SILENCE", SILENCE)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", SILENCE)
         close_session()
         hub.stall(method, path)
 

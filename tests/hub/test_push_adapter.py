@@ -94,7 +94,7 @@ def test_snippet_of_an_adapters_card_runs_as_printed(hub, saved, adapter, hub_en
     (tmp_path / "snippet.py").write_text(snippet)
     environment = hub_environment | {"PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
     command = [sys.executable, tmp_path / "snippet.py"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     with Image.open(tmp_path / "sample.png") as image:
         assert image.size == (16, 16)

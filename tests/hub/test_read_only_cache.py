@@ -66,7 +66,7 @@ def test_complete_cache_on_a_read_only_mount_loads(hub, cache, hub_environment, 
         str(cache),
         commit,
     ]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.split("\n")[:-1] == ["Read-only file system", *["1"] * (4 if has_reference else 3)]
     assert state_of(cache) == before

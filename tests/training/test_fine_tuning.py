@@ -1,8 +1,6 @@
 """Whole fine-tunings of seconds: what is trained, what is written, and that they go on bit for bit."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +12,10 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from safetensors.torch import load_file
 
-import dit_hf
+sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the module by its name
+
+import trainer
+
 from dit_hf import DiTPipeline
 from dit_hf.finetuning import carry_classes
 from dit_hf.training.loop import StepRecord
@@ -109,11 +110,8 @@ def test_a_part_is_trained_averaged_and_goes_on_bit_for_bit(
 def test_an_adapter_is_trained_by_two_processes_as_by_one(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--keep_classes", "--lora_rank", "2")
     train(tiny, tmp_path / "one", *flags)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command = [*torchrun, "-m", "dit_hf.training.run", str(tiny / "tiny.yaml"), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
-    half = ["--output_dir", str(tmp_path / "two"), "--train_batch_size", "3"]
-    subprocess.run([*command, *half], check=True, timeout=600, env=environment)
+    half = [str(tiny / "tiny.yaml"), "--output_dir", str(tmp_path / "two"), "--train_batch_size", "3", *flags]
+    trainer.finish(trainer.start_two(tmp_path / "journal", half), tmp_path / "journal")
     once, twice = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(once, twice, rtol=1e-3, atol=1e-4)  # sums in another order
 

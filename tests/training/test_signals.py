@@ -118,15 +118,15 @@ def test_signals_that_were_ignored_before_stay_ignored():
 
 
 def test_hangup_that_a_terminal_sends_twice_is_one(monkeypatch):
-    times = iter([10.0, 10.1, 20.0])
-    monkeypatch.setattr(signals.time, "monotonic", lambda: next(times))
     ended: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda number, frame: ended.append(number))
     try:
         with StopRequest():
             signal.raise_signal(signal.SIGHUP)
+            monkeypatch.setattr(signals, "ONE_HANGUP_SECONDS", 3600)
             signal.raise_signal(signal.SIGHUP)
             assert not ended
+            monkeypatch.setattr(signals, "ONE_HANGUP_SECONDS", 0)
             signal.raise_signal(signal.SIGHUP)
             assert ended == [signal.SIGHUP]
     finally:
@@ -157,6 +157,21 @@ def test_run_in_a_thread_warns_trains_and_stops_when_its_request_says_so(tiny: P
     assert any("the run is not in the main thread" in text and "stop.request()" in text for text in warned)
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "preempted"
     assert run(settings) == tmp_path / "out" / "pipeline"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, None], ids=["stopped", "finished"])
+def test_output_that_nobody_reads_any_more_ends_no_training(tiny: Path, tmp_path: Path, number: int | None):
+    journal = tmp_path / "journal"
+    process = trainer.start(journal, arguments(tiny, tmp_path), "step", NOBODY_READS="1")
+    pid = trainer.wait_for("begin step", journal)
+    if number:
+        os.kill(pid, number)
+        trainer.wait_for("asked in step", journal)
+    trainer.release(journal)
+    trainer.finish([process], journal, code=129 if number else 0)
+    status = json.loads((tmp_path / "out" / "status.json").read_text())
+    assert status["state"] == ("preempted" if number else "finished")
 
 
 @pytest.mark.slow

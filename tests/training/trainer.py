@@ -150,10 +150,14 @@ def train(
     multiprocessing.set_start_method("fork", force=True)  # loader workers, as in a trainer started by a launcher
     if environment is not None:
         out = os.open(f"{journal}.{os.environ.get('RANK', 0)}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if "NOBODY_READS" in os.environ:
+            reader, out = os.pipe()
+            os.close(reader)
         os.dup2(out, 1)
         os.dup2(out, 2)
     from dit_hf.training import run
 
+    exec(os.environ.get("SETUP", ""))  # such as a technique that a test adds
     stop = StopRequest()
     run.main(arguments, observer=Journal(journal, hold, stop, **events), stop=stop)
 
@@ -175,6 +179,12 @@ def start(
     process = FORKED.Process(target=train, args=(str(journal), hold, arguments, environment), kwargs=events or {})
     process.start()
     return process
+
+
+def start_two(journal: Path, arguments: list[str], **environment: str) -> list[Any]:
+    """Fork two trainers that train together."""
+    port = free_port()
+    return [start(journal, arguments, rank=rank, port=port, **environment) for rank in range(2)]
 
 
 def lines(journal: Path, rank: int = 0) -> list[str]:

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 
+from ..cards.metadata import check_license
 from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
@@ -39,6 +40,7 @@ from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
 from .processes.launch import on_main_process, splits_weights, start_training_accelerator
 from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave
+from .processes.terminal import outlast_terminal
 from .reporting.distances import Distance
 from .reporting.metrics import Meter
 from .reporting.previews import MAX_IMAGES
@@ -71,6 +73,7 @@ def run(settings: TrainSettings, *, observer: Observer | None = None, stop: Stop
         MemoryError: If a step does not fit the device's memory.
     """
     accelerator = start_training_accelerator(settings)
+    settings.mixed_precision = accelerator.mixed_precision  # the launcher's, if the settings leave it open
     folder = RunFolder(settings, accelerator, observer)
     stop = StopRequest() if stop is None else stop
     with stop, watched(folder.observer.on_disk), contextlib.ExitStack() as stack:
@@ -95,6 +98,7 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings.validation_distance)
+    check_license(settings.hub_license)
 
     # data, VAE, objective and model
     source = open_source(settings)
@@ -261,6 +265,7 @@ def main(
 
     A wrong setting ends with one line and exit code 1, a request to stop with the codes of `signals.EXIT_CODES`.
     """
+    outlast_terminal()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     stop = StopRequest() if stop is None else stop

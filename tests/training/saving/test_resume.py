@@ -2,12 +2,19 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.torch import load_file
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the forked processes find the module by its name
+
+import trainer
+
+from dit_hf.files import sha256_of_file
 from dit_hf.training.run import run
 from dit_hf.training.settings import TrainSettings, changed_settings, parse_settings
 
@@ -125,3 +132,30 @@ def test_longer_run_goes_on_from_the_end_of_an_epoch(tiny: Path, tmp_path: Path)
     train(tiny, tmp_path / "parts", *flags, "--max_train_steps", "2")
     train(tiny, tmp_path / "parts", *flags)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_precision_of_the_launcher_is_compared(tiny: Path, tmp_path: Path):
+    journal, bf16 = tmp_path / "journal", {"ACCELERATE_MIXED_PRECISION": "bf16"}  # as `accelerate launch` sets it
+    command = [str(tiny / "tiny.yaml"), "--output_dir", str(tmp_path / "out"), "--max_train_steps", "4"]
+    trainer.finish([trainer.start(journal, command, **bf16)], journal)
+    assert yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())["mixed_precision"] == "bf16"
+    longer = [*command, "--max_train_steps", "5"]
+    trainer.finish([trainer.start(journal, longer)], journal, code=1)
+    assert "mixed_precision was 'bf16' and is 'no'" in trainer.output(journal)
+    trainer.finish([trainer.start(journal, longer, **bf16)], journal)
+    trainer.finish([trainer.start(journal, [*longer, "--max_train_steps", "6", "--allow_config_change"])], journal)
+    assert len(losses(tmp_path / "out")) == 6
+
+
+def test_checkpoint_without_a_recorded_precision_goes_on(tiny: Path, copied: Path):
+    file = copied / "checkpoints" / "step-00000004" / "progress.json"
+    content = json.loads(file.read_text())
+    content["settings"]["mixed_precision"] = None  # as it was before the launcher's was recorded
+    file.write_text(json.dumps(content))
+    manifest = copied / "checkpoints" / "step-00000004" / "manifest.json"
+    entries = json.loads(manifest.read_text())
+    entries["files"]["progress.json"] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+    manifest.write_text(json.dumps(entries))
+    train(tiny, copied, "--max_train_steps", "5")
+    assert steps(copied)[-1] == 5

@@ -1,13 +1,9 @@
 """A technique of the tests: guess the mean colour of an image from the tokens of the first block.
 
-It has a module, needs the images, draws a number for each sample, and hooks into the model. As a script it is the
-trainer with this technique:
-
-    torchrun --nproc_per_node 2 tests/training/techniques/colour.py SETTINGS...
+It has a module, needs the images, draws a number for each sample, and hooks into the model.
 """
 
 import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,7 +15,7 @@ from torch import Tensor
 from dit_hf.diffusion import Objective
 from dit_hf.training.batch import LatentBatch
 from dit_hf.training.setting_row import row
-from dit_hf.training.techniques import TECHNIQUES, ForwardPass, Technique
+from dit_hf.training.techniques import ForwardPass, Technique
 
 
 @dataclass
@@ -54,10 +50,3 @@ class Colour(Technique):
         colour = forward.batch.extras["images"].mean((2, 3))  # (B, 3)
         guess = self.network(self.tokens.mean(1))  # (B, 3)
         return {"colour": self.weight * forward.own_draws * ((guess - colour) ** 2).mean(1)}  # (B,)
-
-
-if __name__ == "__main__":
-    from dit_hf.training.run import main
-
-    TECHNIQUES["colour"] = Colour
-    main(sys.argv[1:])

@@ -1,8 +1,6 @@
 """The seam for techniques, with one that has a module, needs the images, draws and hooks into the model."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-import dit_hf
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.data.extract import extract_latents
 from dit_hf.data.moments import LatentsInfo, hash_vae
@@ -25,10 +22,11 @@ from dit_hf.training.settings import card_names, parse_settings
 from dit_hf.training.techniques import TECHNIQUES, ForwardPass, Technique, Techniques
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import trainer
 from colour import Colour, ColourSettings
 
-SCRIPT = Path(__file__).parent / "colour.py"
 FILE = "technique_colour.safetensors"
 
 
@@ -196,26 +194,34 @@ def test_its_settings_are_flags_that_a_card_shows():
         parse_settings(["--colour_weight", "-1"])
 
 
-def launch(tiny: Path, output_dir: Path, **environment: str) -> subprocess.CompletedProcess:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(SCRIPT)]
-    settings = [str(tiny / "tiny.yaml"), "--output_dir", str(output_dir), "--colour_weight", "0.5"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1]), **environment}
-    command = [*torchrun, *settings, "--train_batch_size", "3"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+SETUP = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from colour import Colour
+from dit_hf.training.techniques import TECHNIQUES
+TECHNIQUES["colour"] = Colour
+"""
+
+
+def train_two(tiny: Path, folder: Path, code: int = 0, **environment: str) -> str:
+    """Train on two processes that end with an exit code; what the first one printed."""
+    settings = ["--output_dir", str(folder), "--colour_weight", "0.5", "--train_batch_size", "3"]
+    journal = folder.with_name("journal")
+    processes = trainer.start_two(journal, [str(tiny / "tiny.yaml"), *settings], SETUP=SETUP, **environment)
+    trainer.finish(processes, journal, code)
+    return trainer.output(journal)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("colour")
 def test_two_processes_train_the_module_of_one(tiny: Path, tmp_path: Path):
     train(tiny, tmp_path / "one")
-    result = launch(tiny, tmp_path / "two")
-    assert result.returncode == 0, result.stderr
+    train_two(tiny, tmp_path / "two")
     torch.testing.assert_close(*[saved(tmp_path / name, 8, FILE) for name in ("one", "two")], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_fsdp_refuses_a_module_of_a_technique_by_name(tiny: Path, tmp_path: Path):
     wrap = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true"}
-    result = launch(tiny, tmp_path, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", **wrap)
-    assert result.returncode != 0
-    assert "the technique colour has a module of its own, which neither FSDP nor DeepSpeed holds" in result.stderr
+    output = train_two(tiny, tmp_path / "out", 1, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", **wrap)
+    assert "the technique colour has a module of its own, which neither FSDP nor DeepSpeed holds" in output

@@ -5,7 +5,6 @@ saves a checkpoint at the end of the step and ends with the exit code of `EXIT_C
 and SIGHUP do again what they did before the run: the second one ends it at once, without a checkpoint.
 """
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -121,7 +120,6 @@ def leave(code: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # a further one comes too late
     for child in multiprocessing.active_children():
         child.kill()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the terminal may be closed
-            stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)

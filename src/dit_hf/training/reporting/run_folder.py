@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from diffusers import DiffusionPipeline
 
 from ...files import write_text
@@ -16,6 +17,8 @@ from .metrics import MetricsLog, cut_after
 from .previews import Previews
 from .status import StatusFile
 from .trackers import log_images, start_trackers
+
+logger = get_logger("dit_hf.training")
 
 
 class RunFolder:
@@ -63,6 +66,8 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        if self.status.read().get("state") == "running":  # and this run holds the folder
+            logger.warning("the run before this one did not end by itself: it was killed, or its machine was lost")
         write_text(self.path / "settings.yaml", yaml.safe_dump(recorded, sort_keys=False))
         for file in (self.metrics.file, self.distances.file):
             cut_after(file, step)

@@ -1,4 +1,8 @@
-"""The file `status.json` of a run: what the run is doing, for people and for the programs that start runs."""
+"""The file `status.json` of a run: what the run is doing, for people and for the programs that start runs.
+
+A run that is killed cannot write that it is: its file says "running" for ever. `read_status` looks at the lock of the
+folder as well, whose owner is alive or not, and then says "killed".
+"""
 
 import json
 import os
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_text
+from ..saving.lock import is_alive, read_owner
 from .tolerance import tolerating
 
 
@@ -27,3 +32,29 @@ class StatusFile:
         entries = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), **details}
         with tolerating("status"):
             write_text(self.file, json.dumps(entries))
+
+    def read(self) -> dict[str, Any]:
+        """Return the entries as they stand in the file; none if no run has begun."""
+        return json.loads(self.file.read_text()) if self.file.is_file() else {}
+
+
+def read_status(output_dir: str | Path) -> dict[str, Any]:
+    """Return the status of the run in a folder, with the state "killed" if it says "running" and the run is gone.
+
+    For a run on another machine, this watches the heartbeat of its lock for up to a minute.
+
+    Args:
+        output_dir: Output folder of the run.
+
+    Raises:
+        ValueError: If no run has begun there.
+    """
+    status = StatusFile(Path(output_dir) / "status.json").read()
+    if not status:
+        raise ValueError(f"no run has begun in {output_dir}: it has no status.json")
+    if status["state"] == "running":
+        lock = Path(output_dir) / "lock.json"
+        owner = read_owner(lock)
+        if owner is None or not is_alive(lock, owner):
+            status["state"] = "killed"
+    return status

@@ -43,7 +43,10 @@ def resume(folder: Path, settings: TrainSettings, state: TrainingState) -> Progr
     if path is None:
         return Progress()
     info = on_main_process(accelerator, lambda: read_info(path))
-    changes = changed_settings(info.settings, settings, info.world_size, accelerator.num_processes)
+    before = dict(info.settings)
+    if before.get("mixed_precision") is None:  # recorded before the launcher's was
+        before["mixed_precision"] = settings.mixed_precision
+    changes = changed_settings(before, settings, info.world_size, accelerator.num_processes)
     listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items())
     if "dataset_revision" in changes and "dataset_name" not in changes:
         _check_files(path, settings, *changes["dataset_revision"])
