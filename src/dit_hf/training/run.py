@@ -279,7 +279,7 @@ def main(
         leave(EXIT_CODES[signal.SIGINT])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        sys.exit(f"error: {rank}{error}")
+        sys.exit(f"error: {rank}{' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

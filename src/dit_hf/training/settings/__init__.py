@@ -2,14 +2,17 @@
 
 from ..setting_row import row, rows
 from .compare import changed_settings, images_a_step
+from .own_images import OWN_IMAGES, finetune_arguments
 from .parse import parse_settings, read_yaml
 from .table import TrainSettings, all_rows, card_names
 
 __all__ = [
+    "OWN_IMAGES",
     "TrainSettings",
     "all_rows",
     "card_names",
     "changed_settings",
+    "finetune_arguments",
     "images_a_step",
     "parse_settings",
     "read_yaml",

@@ -1,0 +1,59 @@
+"""`dit-hf train` and `dit-hf finetune`: trainings without a launcher."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .entry import Command, app
+
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # flags of the settings, which `training` parses
+
+NumProcesses = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of processes, started as `accelerate launch` would, on GPUs or not.",
+        show_default="1, without a launcher",
+    ),
+]
+ListSettings = Annotated[bool, typer.Option("--settings", help="Print every setting with its default, and stop.")]
+
+
+@app.command(
+    cls=Command,
+    context_settings=SETTINGS,
+    options_metavar="[FILE.yaml] [--SETTING VALUE ...]",
+    epilog="Example: dit-hf train examples/configs/emoji_10.yaml --output_dir out/emoji",
+)
+def train(ctx: typer.Context, num_processes: NumProcesses = None, settings: ListSettings = False) -> None:
+    """Train a model with the settings of a YAML file, of flags, or of both. The same command again resumes."""
+    from ..training.processes.launcher import launch
+    from ..training.settings import parse_settings
+
+    parse_settings(["--help"] if settings else ctx.args)  # a wrong setting is one line, on any number of processes
+    sys.exit(launch(ctx.args, num_processes))
+
+
+@app.command(
+    cls=Command,
+    context_settings=SETTINGS,
+    options_metavar="--init_from MODEL [--SETTING VALUE ...]",
+    epilog="Example: dit-hf finetune photos --init_from examples/assets/dit-emoji --output_dir out/photos",
+)
+def finetune(
+    ctx: typer.Context,
+    folder: Annotated[str, typer.Argument(help="Folder of images, one folder per class.", show_default=False)],
+    num_processes: NumProcesses = None,
+    settings: ListSettings = False,
+) -> None:
+    """Teach a trained model the images of a folder. The settings suit 20 to 2,000 images; flags change them.
+
+    Size, VAE, objective, schedule and resolution are those of the model that --init_from names.
+    """
+    from ..training.processes.launcher import launch
+    from ..training.settings import finetune_arguments, parse_settings
+
+    if settings:
+        parse_settings(["--help"])
+    sys.exit(launch(finetune_arguments(folder, ctx.args), num_processes))
