@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "caches": set(),
     "diffusion": set(),
     "data": set(),
-    "generation": set(),
+    "generation": {"sampling"},
     "evaluation": set(),
     "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},
@@ -84,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
 PACKAGES_ALLOWED: dict[str, set[str]] = {
     "configuration_dit": {"transformers"},
     **dict.fromkeys(MODEL - {"configuration_dit"} | {"modeling_dit"}, {"torch", "transformers", "safetensors"}),
+    "pretrained": {"torch", "transformers", "safetensors", "huggingface_hub"},
     "diffusion": {"torch"},
     "data": {"torch", "numpy", "datasets", "PIL", "pyarrow", "fsspec", "diffusers", "huggingface_hub", "accelerate"},
     "generation": {"torch", "numpy", "PIL", "accelerate", "tqdm"},

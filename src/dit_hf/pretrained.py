@@ -1,8 +1,9 @@
 """Loading and saving a model as transformers does, but never silently a wrong one."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from huggingface_hub import CommitOperationDelete, HfApi
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -10,7 +11,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import cached_file
 
 from .configuration_dit import DiTConfig
-from .weight_files import refuse_two_forms, replaced_whole, strip_wrappers
+from .weight_files import refuse_two_forms, replaced_whole, strip_wrappers, superseded
 
 IS_PIPELINE = '{} is a pipeline: pass subfolder="transformer", or load it with DiTPipeline'
 
@@ -155,6 +156,17 @@ class DiTPreTrainedModel(PreTrainedModel):
         state_dict = {strip_wrappers(key): weight for key, weight in state_dict.items()}
         with replaced_whole(Path(save_directory)) as folder:
             super().save_pretrained(folder, is_main_process, state_dict, variant=variant, **kwargs)
+
+    def _upload_modified_files(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Push a saved model, and then delete the weights in the repository that the new ones supersede."""
+        commit = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        api, revision = HfApi(token=kwargs.get("token")), commit.pr_revision or kwargs.get("revision")
+        written = [PurePath(file.name) for file in Path(working_dir).iterdir()]
+        outdated = superseded(map(PurePath, api.list_repo_files(repo_id, revision=revision)), written)
+        if outdated:
+            deletions = [CommitOperationDelete(str(file)) for file in outdated]
+            api.create_commit(repo_id, deletions, commit_message="Delete superseded weights", revision=revision)
+        return commit
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
         """Push the model alone as transformers does; a new repository is private by default."""

@@ -7,9 +7,9 @@ with `diffusion_pytorch_model`, older ones of transformers with `pytorch_model`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ def strip_wrappers(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in WRAPPERS)
 
 
-def read_name(file: Path) -> WeightFile | None:
+def read_name(file: PurePath) -> WeightFile | None:
     """Read the name of a file, or return None if it is no file of weights."""
     for form, pattern in FORMS.items():
         match = pattern.fullmatch(file.name)
@@ -49,6 +49,23 @@ def read_name(file: Path) -> WeightFile | None:
             library = "diffusers" if match["stem"].startswith("diffusion") else "transformers"
             return WeightFile(library, match["variant"], match["format"], form)
     return None
+
+
+def superseded(present: Iterable[PurePath], written: Iterable[PurePath]) -> list[PurePath]:
+    """Find the files of weights that written ones make outdated: those of the same folder and variant.
+
+    Example: shards and an index were written to a folder that holds `model.safetensors`, `model.fp16.safetensors` and
+    `config.json`; the first is outdated.
+
+    Args:
+        present: Files of a folder or of a repository, by their paths in it.
+        written: Files that were just written, by the same kind of paths.
+    """
+    new = set(written)
+    kinds = {(file.parent, name.variant) for file in new if (name := read_name(file))}
+    return sorted(
+        file for file in set(present) - new if (name := read_name(file)) and (file.parent, name.variant) in kinds
+    )
 
 
 def refuse_two_forms(folder: Path, variant: str | None = None) -> None:
@@ -86,17 +103,14 @@ def replaced_whole(folder: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix=".saving-", dir=nearest) as temporary:
         yield Path(temporary)
         written = [file.relative_to(temporary) for file in sorted(Path(temporary).rglob("*")) if file.is_file()]
-        names = {file: read_name(file) for file in written}
-        indexes = [file for file, name in names.items() if name and name.form == "index"]
+        indexes = [file for file in written if (name := read_name(file)) and name.form == "index"]
         for index in indexes:
             (folder / index).unlink(missing_ok=True)  # the old index must never list new shards
         for file in [*(file for file in written if file not in indexes), *indexes]:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             flush(Path(temporary, file))
             rename(Path(temporary, file), folder / file)
-    superseding = {(file.parent, name.variant) for file, name in names.items() if name}
-    for parent in {parent for parent, _ in superseding}:
-        for file in sorted((folder / parent).iterdir()):
-            name = read_name(file)
-            if name and (parent, name.variant) in superseding and parent / file.name not in names:
-                file.unlink()
+    folders = {folder / file.parent for file in written}
+    present = [file.relative_to(folder) for parent in folders for file in parent.iterdir()]
+    for outdated in superseded(present, written):
+        (folder / outdated).unlink()

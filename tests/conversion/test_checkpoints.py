@@ -128,3 +128,11 @@ def test_file_without_a_dit_says_what_it_holds():
     with pytest.raises(CheckpointError, match="it holds encoder, args, a key of type int, y") as error:
         from_original(content)
     assert len(str(error.value)) < 300
+
+
+def test_keys_of_many_lines_or_without_end_make_no_long_message(state):
+    odd = {**state, "line\nline": torch.ones(1), "z" * 10**6: torch.ones(1)}
+    with pytest.raises(CheckpointError, match="has, of another model, line line, zzz") as error:
+        from_original(odd, **HEADS)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import sys
+import tarfile
 from itertools import islice
 from pathlib import Path
 
@@ -155,6 +156,31 @@ def test_only_what_is_needed_is_downloaded(hub, images, files):
     hub.log.clear()
     read(source, 10, batch_size=4, world_size=3, rank=1)
     assert sum(entry.sent for entry in hub.requests("GET", SHARDS)) < 0.55 * total  # a third, and where streams are cut
+
+
+def test_tars_of_the_hub_are_read_in_order_although_the_connection_is_cut(hub, images, tmp_path: Path):
+    module = hub_conftest.LocalHub.__init__.__globals__
+    tars = {}
+    for shard, numbers in enumerate(np.array_split(np.arange(24), 2)):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for k in numbers.tolist():
+                for suffix, data in {"png": noisy(k), "cls": str(k).encode()}.items():
+                    member = tarfile.TarInfo(f"{k:04d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        tars[f"train-{shard}.tar"] = buffer.getvalue()
+        (tmp_path / f"train-{shard}.tar").write_bytes(buffer.getvalue())
+    repository = module["Repository"]("datasets", "user/tars")
+    repository.commit("main", "data", {name: module["Blob"](content, lfs=True) for name, content in tars.items()})
+    hub.repositories["datasets", repository.name] = repository
+    options = {"image_column": "png", "label_column": "cls", "class_names": NAMES}
+    expected = read(open_images(str(tmp_path / "*.tar"), **options), 4)
+    source = open_images("user/tars", **options)
+    assert source.revision == repository.refs["main"].oid
+    hub.cut("GET", r"resolve/.*tar$", after=9000, times=2)
+    assert read(source, 4) == expected
+    assert not any(fault.times for fault in hub.faults)
 
 
 def test_gate_and_missing_names_are_one_line(hub, images):

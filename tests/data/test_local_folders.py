@@ -300,6 +300,12 @@ def test_images_without_class_folders_are_refused_with_the_remedy(tmp_path: Path
         open_images(str(tmp_path))
 
 
+def test_folder_whose_pictures_are_all_of_a_kind_that_is_not_read_names_the_remedy(tmp_path: Path):
+    fill(tmp_path, "cat/1.jxl", "dog/2.jxl", "dog/2.txt")
+    with pytest.raises(ValueError, match=r"holds no image that is read, but 2 .jxl \(convert them to PNG or JPEG\)"):
+        open_images(str(tmp_path))
+
+
 def test_single_file_that_is_no_data_set_is_refused_with_the_remedy(tmp_path: Path):
     fill(tmp_path, "1.jpg")
     zipped(tmp_path / "photos.zip")

@@ -123,6 +123,21 @@ def test_small_sets_in_random_order_are_hardly_ever_warned_of():
     assert num_warnings < 10  # one in 21 orders is worse than 20 others
 
 
+def test_no_metric_but_the_inception_score_in_order_depends_on_the_order(extractor, pictures):
+    labels = np.arange(230) % 5
+    reference = make_reference(array_batches(pictures[:115], labels[:115]), extractor)
+    settings = MetricSettings(kid_subset_size=50, inception_score_split_size=115)
+    order = np.random.default_rng(0).permutation(115) + 115
+    results = [
+        evaluate(array_batches(pictures[chosen], labels[chosen]), reference, extractor, settings=settings).metrics
+        for chosen in (np.arange(115, 230), order)
+    ]
+    kernel = [[each.pop(name) for name in ("kd", "kd_std")] for each in results]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert set(results[0]) == {"fd", "sfd", "inception_score", "precision", "recall", "density", "coverage", "class_fd"}
+    assert kernel[0][0] == pytest.approx(kernel[1][0], abs=5 * kernel[0][1] / 10)  # 100 subsets
+
+
 # --- the groups of the jackknife -------------------------------------------------------------------------------------
 
 

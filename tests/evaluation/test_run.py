@@ -197,11 +197,15 @@ COMPARED = ["--samples", "samples.npz", "--reference", "reference.npz", "--extra
         (["--samples", "samples.npz", "--model", "b"], "--samples and --model: give one of them"),
         (["--samples", "samples.npz"], "--reference and --save-reference: give one of them"),
         ([*COMPARED, "--seed", "1"], "--seed is for --model"),
-        (["--model", "a", "--save-reference", "b.npz"], "--model is for comparing"),
+        (["--model", "a", "--num-images", "3", "--save-reference", "b.npz"], "--model is for comparing"),
         ([*COMPARED[:4], "--extractor", TINY + "s"], "has no 'TinyExtractors'"),
         (
             ["--samples", "images", "--reference", "reference.npz", "--num-images", "200"],
-            "num_images=200 is outside 1..115",
+            "--num-images 200 is outside 1..115",
+        ),
+        (
+            ["--model", "a/b", "--reference", "reference.npz"],
+            "--num-images is missing: give the number of images to draw, or a file of labels",
         ),
     ],
 )
@@ -211,6 +215,26 @@ def test_what_cannot_be_done_is_an_error_in_one_line(options, complaint, files, 
     error = command(monkeypatch, capsys, *options, ok=False)
     assert complaint in error
     assert error.count("\n") == 1
+
+
+def test_errors_of_the_samples_come_before_the_work_on_the_reference(files, monkeypatch, capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    options = ["--reference", files / "reference.npz", "--extractor", TINY, "--samples"]
+    for samples in (tmp_path, files / "samples.npz"):
+        resolution = [] if samples == tmp_path else ["--resolution", "5"]
+        error = command(monkeypatch, capsys, *options, samples, *resolution, ok=False)
+        assert error.count("\n") == 1  # no bar of progress
+
+
+def test_warning_is_one_line_in_the_words_of_the_command(files, monkeypatch, capsys, tmp_path):
+    large = np.load(files / "reference.npz")["arr_0"].repeat(2, 1).repeat(2, 2)
+    np.savez(tmp_path / "large.npz", large)
+    command_line = ["--samples", files / "samples.npz", "--reference", tmp_path / "large.npz", "--extractor", TINY]
+    monkeypatch.setattr(sys, "argv", ["dit-hf", "evaluate", *map(str, command_line), "--metrics", "fid"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith("dit-hf: warning: the samples are images of 8 x 8 pixels, the reference of 16 x 16")
 
 
 # What is refused while the command line is parsed, before any import that takes seconds and before any download.
@@ -228,7 +252,10 @@ EARLY = [
     ([*COMPARED, "--weights", "../weights.pth"], "there is no file or folder ../weights.pth"),
     ([*COMPARED, "--card", "CARD.md"], "CARD.md is no file: name the model's README.md"),
     (["--samples", "samples.npz", "--save-reference", "real.json"], "real.json: a file of statistics must end in .npz"),
-    (["--model", "a/b", "--labels", "labels.txt"], "labels='labels.txt': choose from random, balanced, or a text file"),
+    (
+        ["--model", "a/b", "--labels", "labels.txt"],
+        "--labels 'labels.txt': choose from random, balanced, or a text file",
+    ),
 ]
 
 RUN = """

@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.generation import draw_labels, generate_images, generate_with_pipeline, iterate_batches, pipeline_sampler
 from dit_hf.generation.draws import image_seed
-from dit_hf.generation.from_pipeline import choose_labels
+from dit_hf.generation.from_pipeline import choose_labels, pipeline_settings
 from dit_hf.provenance import weights_sha256
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,18 @@ def test_settings_beside_the_images_say_all(tmp_path: Path):
     expected |= {"scheduler": "DDIMScheduler", "dtype": "float32", "guidance_channels": "all", "rounding": "nearest"}
     assert expected.items() <= settings.items()
     assert settings["scheduler_config"]["num_train_timesteps"] == 1000
+    assert settings["guidance_scale"] == 4.0
     assert settings["weights_sha256"] == weights_sha256(pipeline.transformer)
+
+
+@pytest.mark.parametrize(("scheduler", "num_steps"), [(DDIMScheduler, 50), (DDPMScheduler, 250)])
+def test_settings_name_the_number_of_steps_that_the_scheduler_usually_takes(scheduler, num_steps):
+    pipeline, seen = tiny_pipeline(scheduler(clip_sample=False)), []
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(0, callback_on_step_end=lambda _, step, *rest: seen.append(step) or {})
+    assert pipeline_settings(pipeline)["num_inference_steps"] == len(seen) == num_steps
+    assert "num_inference_steps" not in pipeline_settings(pipeline, timesteps=[500, 0])
+    assert pipeline_settings(pipeline, num_inference_steps=7)["num_inference_steps"] == 7
 
 
 # --- interrupted -------------------------------------------------------------------------------------------------

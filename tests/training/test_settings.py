@@ -162,6 +162,7 @@ OTHER_VALUES = {
     "max_grad_norm": 2.0,
     "lora_rank": 2,
     "lora_alpha": 4.0,
+    "dataloader_num_workers": 2,
     "last_blocks": 2,
     "validation_inference_steps": 20,
     "model_overrides": '{"hidden_size": 64}',

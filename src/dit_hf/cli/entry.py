@@ -5,8 +5,9 @@ A command imports torch and the other rooms when it runs: the help and the error
 
 import re
 import sys
+import warnings
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -93,10 +94,24 @@ def _http_error() -> type[Exception]:
     return HTTPError
 
 
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning in one line, without the line of code that it comes from; the signature is that of `warnings`."""
+    typer.echo(f"dit-hf: warning: {in_flags(' '.join(str(message).split()), _options_in_use())}", err=True)
+
+
 def main() -> None:
     """Run the command line. An error that the user can correct is printed in one line, with exit status 1."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            app()
     except SystemExit:  # of --help and typing errors: without this clause they would import the error of the next one
         raise
     except (ValueError, OSError, ImportError, FloatingPointError, _http_error()) as error:

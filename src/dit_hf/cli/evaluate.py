@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .entry import Command, DtypeName, app, refuse
-from .local_files import check_extractor, check_labels, check_source
+from .local_files import check_extractor, check_labels, check_num_images, check_source
 
 PrecisionRecallMode = Literal["exact", "adm_float16"]
 # titles of groups of options in the help
@@ -199,6 +199,8 @@ def evaluate(
         raise ValueError("--reference and --save-reference: give one of them")
     if samples is not None:
         refuse({f"--{name.replace('_', '-')}": value for name, value in sampling.items()}, "is for --model")
+    if model is not None:
+        check_num_images(num_images, labels)
     if save_reference is not None:
         comparison = {"--model": model, "--output": output, "--card": card, "--metrics": metrics}
         refuse(comparison, "is for comparing: leave out --save-reference")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .entry import Command, DtypeName, app, refuse
-from .local_files import check_labels, check_source
+from .local_files import check_labels, check_num_images, check_source
 
 MANY = "Many images"  # title of a group of options in the help
 
@@ -191,17 +191,18 @@ def generate(
     if list_classes:
         return _list_classes(model)
 
-    import torch
-    from accelerate import PartialState
-
     destination = _check_destination(output_dir, npz)
     if destination:
         one_file = {"--class-labels": class_labels, "--output": output, "--num-images-per-label": num_images_per_label}
         refuse(one_file, "is for one file: with --output-dir or --npz use --labels and --num-images")
+        check_num_images(num_images, labels)
     else:
         refuse({"--labels": labels, "--batch-size": batch_size}, "is for many images: give --output-dir or --npz too")
         refuse({"--num-images": num_images if class_labels else None}, "counts all images: use --num-images-per-label")
         output = _check_format(output or Path("out.png"))
+
+    import torch
+    from accelerate import PartialState
 
     from ..generation.from_pipeline import generate_with_pipeline
     from ..pipeline_dit import DiTPipeline

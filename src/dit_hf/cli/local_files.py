@@ -40,3 +40,13 @@ def check_labels(labels: str | None) -> str | None:
     if labels in (None, "random", "balanced") or os.path.isfile(labels):
         return labels
     raise ValueError(f"labels={labels!r}: choose from random, balanced, or a text file with a label on each line")
+
+
+def check_num_images(num_images: int | None, labels: str | None) -> None:
+    """Refuse to draw an unknown number of images: only a file of labels implies it.
+
+    Raises:
+        ValueError: If the number is missing.
+    """
+    if num_images is None and labels in (None, "random", "balanced"):
+        raise ValueError("--num-images is missing: give the number of images to draw, or a file of labels")

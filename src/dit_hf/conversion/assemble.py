@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel
 from ..weight_files import WRAPPERS, strip_wrappers
-from .stored import CheckpointError, StoredTensor
+from .stored import CheckpointError, StoredTensor, readable
 
 
 def empty_model(config: DiTConfig) -> DiTModel:
@@ -88,4 +88,4 @@ def check_keys(expected: Collection[str], present: Collection[str]) -> None:
     for keys, verb in ((missing, "lacks"), (left_over, "has, of another model,")):
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            raise CheckpointError(f"the checkpoint {verb} {', '.join(sorted(keys)[:5])}{more}")
+            raise CheckpointError(f"the checkpoint {verb} {', '.join(map(readable, sorted(keys)[:5]))}{more}")

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..weight_files import strip_wrappers
-from .stored import CheckpointError, StoredTensor, stored
+from .stored import CheckpointError, StoredTensor, readable, stored
 
 FIRST_LAYER = "x_embedder.proj.weight"
 AVERAGE = re.compile(r"(?:^|[._-])ema|ema(?:$|[._-])", re.IGNORECASE)  # in the name of a place
@@ -85,7 +85,7 @@ def check_left_over(tensors: Weights, expected: set[str]) -> None:
         CheckpointError: If there are such keys; the message counts them by their beginnings.
     """
     counts: dict[str, int] = {}
-    for key in tensors.keys() - expected:
+    for key in map(readable, tensors.keys() - expected):
         parts = key.split(".")
         prefix = key if parts[0] == "blocks" or any(name.startswith(f"{parts[0]}.") for name in expected) else parts[0]
         counts[prefix] = counts.get(prefix, 0) + 1
@@ -125,19 +125,16 @@ def _collect(content: Mapping[Any, Any], keys: Mapping[str, str], prefix: str) -
         if name in COUNTERS:
             continue
         if name is None or not isinstance(value, StoredTensor | Tensor):
-            raise CheckpointError(f"{_short(key)} is a {type(value).__name__}: a state dict has tensors by name only")
+            raise CheckpointError(
+                f"{readable(key)!r} is a {type(value).__name__}: a state dict has tensors by name only"
+            )
         name = name.removeprefix(prefix)
         if name in tensors:
-            raise CheckpointError(f"{name} is there twice, with and without the prefix of a wrapper")
+            raise CheckpointError(f"{readable(name)} is there twice, with and without the prefix of a wrapper")
         tensors[name] = value if isinstance(value, StoredTensor) else stored(value)
     return tensors
 
 
 def _describe(content: Mapping[Any, Any]) -> str:
-    names = [_short(key).strip("'") for key in content]
+    names = [readable(key) for key in content]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
-
-
-def _short(key: Any) -> str:
-    """Return a key for a message; of anything but a text the type, since a hostile file may hold endless ones."""
-    return repr(key[:80]) if isinstance(key, str) else f"a key of type {type(key).__name__}"

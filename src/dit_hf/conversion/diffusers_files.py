@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 
 from ..weight_files import refuse_two_forms
 from .safe_load import read_checkpoint
-from .stored import CheckpointError, StoredTensor
+from .stored import CheckpointError, StoredTensor, readable
 
 WEIGHTS = "diffusion_pytorch_model"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -80,7 +80,7 @@ def read_weights(folder: Path, variant: str | None, use_safetensors: bool | None
     tensors = {key: value for file in files for key, value in read_checkpoint(file).items()}
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, StoredTensor):
-            raise CheckpointError(f"{key} is a {type(value).__name__}: a state dict has tensors by name only")
+            raise CheckpointError(f"{readable(key)} is a {type(value).__name__}: a state dict has tensors by name only")
     return tensors
 
 

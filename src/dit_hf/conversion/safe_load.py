@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .pickle_scan import check_pickle
-from .stored import CheckpointError, StoredTensor
+from .stored import CheckpointError, StoredTensor, readable
 
 MAX_PICKLE_BYTES = 16 * 2**20  # that of a training checkpoint of DiT-XL/2 has 0.2 MB
 MAX_RECORDS = 100_000  # a training checkpoint of DiT-XL/2 has 2,000
@@ -192,7 +192,8 @@ class _DataReader(pickle.Unpickler):
             return self._stand_ins[f"{module}.{name}"]
         except KeyError:
             raise CheckpointError(
-                f"its pickle asks for {module}.{name}, which no weights need; nothing was executed. {SAVE_AGAIN}"
+                f"its pickle asks for {readable(module)}.{readable(name)}, which no weights need; nothing was "
+                f"executed. {SAVE_AGAIN}"
             ) from None
 
     def persistent_load(self, key: Any) -> _Storage:
@@ -316,7 +317,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         for key in file.keys():
             view = file.get_slice(key)
             if view.get_dtype() not in SAFETENSORS_DTYPES:
-                raise CheckpointError(f"{key} has the type {view.get_dtype()}: weights are floating point numbers")
+                kind = view.get_dtype()
+                raise CheckpointError(f"{readable(key)} has the type {kind}: weights are floating point numbers")
             dtype = SAFETENSORS_DTYPES[view.get_dtype()]
             tensors[key] = StoredTensor(tuple(view.get_shape()), dtype, partial(_read_one, path, key))
     return tensors

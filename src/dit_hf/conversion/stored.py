@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+
+
+def readable(key: Any) -> str:
+    """Return a key of a dictionary for a message: a hostile file may hold one of many lines, or without an end."""
+    return " ".join(key.split())[:80] if isinstance(key, str) else f"a key of type {type(key).__name__}"
 
 
 def stored(tensor: Tensor) -> StoredTensor:

@@ -59,6 +59,8 @@ def find_image_folder(name: str, split: str, label_column: str) -> ImageFolder |
     if not root.is_dir() or (is_pattern and suffix_of(name) not in readable_suffixes()):
         return None
     folder = list_images(root, _matches(name, root) if is_pattern else None)
+    if not folder.names and folder.unread_pictures and not _count_shards(folder):
+        raise ValueError(f"{root} holds no image that is read, but {', '.join(folder.unread_pictures)}")
     if not folder.names or _has_other_form(folder, label_column):
         return None
     if is_pattern and split != "train":
@@ -106,14 +108,17 @@ def find_splits(folder: ImageFolder) -> dict[str, str]:
 
 def _has_other_form(folder: ImageFolder, label_column: str) -> bool:
     """Whether a folder is a data set in another form than class folders of images."""
-    shards = [name for name in folder.other_names if suffix_of(name) in SHARDS]
     readme = folder.root / "README.md"
     columns = {column for name in folder.other_names for column in _metadata_columns(folder.root / name)}
     if label_column in columns or label_column != "label":
         return True
-    return len(shards) > len(folder.names) or (
+    return _count_shards(folder) > len(folder.names) or (
         readme.is_file() and bool(DECLARED_FILES.search(readme.read_text(encoding="utf-8", errors="replace")))
     )
+
+
+def _count_shards(folder: ImageFolder) -> int:
+    return sum(suffix_of(name) in SHARDS for name in folder.other_names)
 
 
 def _metadata_columns(path: Path) -> list[str]:

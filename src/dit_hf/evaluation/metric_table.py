@@ -105,7 +105,9 @@ def _kid(samples: Features, reference: Reference, settings: MetricSettings) -> d
     rows = _get_rows(samples, reference)
     size, fewest = settings.kid_subset_size, min(map(len, rows))
     if size > fewest:
-        raise MetricUnavailable(f"kid_subset_size={size} is more than the {fewest} images of the smaller set")
+        raise MetricUnavailable(
+            f"kid_subset_size={size} is more than the {fewest} images of the smaller set: set it lower"
+        )
     distance = kernel_distance(*rows, num_subsets=settings.kid_num_subsets, subset_size=size, seed=settings.kid_seed)
     return {"kid": distance.mean, "kid_std": distance.std}
 

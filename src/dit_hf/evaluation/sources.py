@@ -13,7 +13,7 @@ from ..data.local_folders import SHARDS, find_splits
 from ..data.names import find_builder
 from ..data.preparation import resize_and_crop
 from ..data.retries import retried
-from ..data.sources import open_images
+from ..data.sources import ImageSource, open_images
 from ..image_folder import list_images, suffix_of
 from ..images import BadImage, decode_image
 from .features.adm import npz_batches
@@ -65,10 +65,10 @@ def open_batches(source: str, options: SourceOptions | None = None) -> Iterable[
     if Path(source).is_dir() and (folder := _find_images(Path(source), options.split)):
         return folder_batches(folder, options.batch_size, prepare)
     if options.label_column is None:
-        rows = _read_images_alone(source, options)
+        rows = _open_images_alone(source, options)
         return row_batches(rows, batch_size=options.batch_size, prepare=prepare, image_column=options.image_column)
-    rows = _decode_rows(source, options, options.label_column)
-    return row_batches(rows, batch_size=options.batch_size, prepare=prepare, label_column="label")
+    data = open_images(source, options.split, options.image_column, options.label_column)
+    return row_batches(_decode_rows(data), batch_size=options.batch_size, prepare=prepare, label_column="label")
 
 
 def _find_images(folder: Path, split: str) -> Path | None:
@@ -86,7 +86,7 @@ def _find_images(folder: Path, split: str) -> Path | None:
     return folder / splits[split] if splits else folder
 
 
-def _read_images_alone(source: str, options: SourceOptions) -> Iterator[Mapping[str, Any]]:
+def _open_images_alone(source: str, options: SourceOptions) -> Iterable[Mapping[str, Any]]:
     builder = find_builder(source)
     rows = retried(lambda: builder.as_streaming_dataset(split=options.split), f"the data set {source}")
     features = (rows if rows.features is not None else rows._resolve_features()).features
@@ -95,11 +95,10 @@ def _read_images_alone(source: str, options: SourceOptions) -> Iterator[Mapping[
         raise ValueError(
             f"{source} has no column {column!r}; its columns are {', '.join(features)}: set --image-column"
         )
-    yield from rows.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+    return rows.select_columns([column]).cast_column(column, ImageFeature(decode=False))
 
 
-def _decode_rows(source: str, options: SourceOptions, label_column: str) -> Iterator[Mapping[str, Any]]:
-    data = open_images(source, options.split, options.image_column, label_column)
+def _decode_rows(data: ImageSource) -> Iterator[Mapping[str, Any]]:
     for part in range(data.num_parts):
         for rows in data.read_part(part):
             for row, label in enumerate(rows.labels):

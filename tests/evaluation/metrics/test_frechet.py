@@ -74,5 +74,9 @@ def test_classes_that_differ_and_single_rows_are_refused():
     x = RNG.normal(size=(4, 3))
     with pytest.raises(ValueError, match="class 7 is in one of the two"):
         class_frechet_distances(x, np.array([0, 0, 7, 7]), x, np.array([0, 0, 0, 0]))
+    with pytest.raises(
+        ValueError, match="class 3 has a single image in one of the two sets: each class needs at least 2"
+    ):
+        class_frechet_distances(x, np.array([0, 0, 3, 3]), x, np.array([0, 0, 0, 3]))
     with pytest.raises(ValueError, match="at least 2"):
         frechet_distance_of_rows(x, x[:1])

@@ -143,8 +143,8 @@ def extract(
         work_dir: Folder that keeps the features, about 20 kB an image, so that the same call goes on after a kill.
 
     Raises:
-        ValueError: If there are fewer images than `num_images`, if they have another form, or if `work_dir` holds the
-            features of another pass.
+        ValueError: If there are fewer images than `num_images` or `num_groups`, if they have another form, or if
+            `work_dir` holds the features of another pass.
     """
     num_available = check_num_images(images, num_images)
     if num_images is not None and isinstance(images, ImageBatches) and images.labels is not None:
@@ -153,6 +153,8 @@ def extract(
     rank, world_size = accelerator.process_index, accelerator.num_processes
     identity = {"name": extractor.name, **extractor.settings}
     total, class_names = num_images or num_available, getattr(images, "class_names", None)
+    if num_groups < 1 or (total is not None and num_groups > total):
+        raise ValueError(f"num_groups={num_groups} is outside 1..{total or 'the number of images'}")
     accumulator = _FeatureAccumulator(
         [_empty_group(extractor, split_size) for _ in range(num_groups)],
         RandomGroups(num_groups, total),

@@ -13,6 +13,8 @@ Legend: D features; n, m rows.
 Source: Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
 """
 
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -102,11 +104,13 @@ def class_frechet_distances(
 
     Source: Miyato & Koyama 2018 (arXiv 1802.05637), section 6.
     """
-    classes = [set(np.unique(labels).tolist()) for labels in (labels_1, labels_2)]
-    if classes[0] != classes[1]:
-        first = min(classes[0] ^ classes[1])
+    counts_1, counts_2 = (Counter(labels.tolist()) for labels in (labels_1, labels_2))
+    if counts_1.keys() != counts_2.keys():
+        first = min(counts_1.keys() ^ counts_2.keys())
         raise ValueError(f"class {first} is in one of the two sets only: both need the same classes")
+    if single := sorted(label for label in counts_1 if min(counts_1[label], counts_2[label]) < 2):
+        raise ValueError(f"class {single[0]} has a single image in one of the two sets: each class needs at least 2")
     return {
         label: frechet_distance_of_rows(features_1[labels_1 == label], features_2[labels_2 == label])
-        for label in sorted(classes[0])
+        for label in sorted(counts_1)
     }
