@@ -7,6 +7,7 @@ Writes pictures and a README with what was measured to the output folder.
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -15,6 +16,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# Threads that wait for each other sleep instead of spinning: beside other work, training on a CPU is many times faster.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 import numpy as np
 import torch

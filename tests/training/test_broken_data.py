@@ -1,11 +1,13 @@
 """What ends the data of a training from outside: a checkpoint first, then one line; and nothing that hangs."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the module by its name
 
 import trainer
+from conftest import striped
+
+from dit_hf.data.sequential import SequentialSource
+from dit_hf.training.batch import StepRecord
+from dit_hf.training.observer import Observer
+from dit_hf.training.run import main
+
+SEED = "0"  # with which the first shard comes first
 
 
 def flags(tiny: Path, folder: Path, *more: str) -> list[str]:
@@ -53,6 +63,36 @@ def test_worker_that_the_kernel_ended_costs_no_step_and_is_named(tiny: Path, tmp
         assert losses(tmp_path) == losses(whole)
     else:
         assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-4)  # sums in another order
+
+
+def test_shard_that_is_cut_off_costs_no_step_and_is_named_with_its_row(tiny: Path, tmp_path: Path, capsys):
+    """The first shard is whole, and has more than a window of rows; of the second, the larger part is gone."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
+            for k in range(SequentialSource.window + 10):
+                for suffix, content in (("png", striped(k % 4, k % 5)), ("cls", str(k % 4).encode())):
+                    member = tarfile.TarInfo(f"{k:03d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    os.truncate(tmp_path / "train-1.tar", 20 * 1024 + 100)  # two blocks a file: in the eleventh picture's header
+    data = ["--dataset_name", str(tmp_path / "*.tar"), "--image_column", "png", "--label_column", "cls"]
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    data += ["--class_names_file", str(tmp_path / "names.txt")]
+    observed = []
+
+    class Steps(Observer):
+        def on_step(self, record: StepRecord) -> None:
+            observed.append(record.step)
+
+    long = ["--train_batch_size", "128", "--max_train_steps", "20", "--seed", SEED]
+    command = flags(tiny, tmp_path, *data, *long, "--dataloader_num_workers", "0")
+    with pytest.raises(SystemExit, match=r"^error: row \d+ of .*train-1.tar cannot be read: ReadError"):
+        main(command, observer=Steps())
+    status = json.loads((tmp_path / "out" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert observed == list(range(1, SequentialSource.window // 128 + 1))
+    assert status["step"] == observed[-1]
+    assert (tmp_path / "out" / "checkpoints" / f"step-{observed[-1]:08d}" / "manifest.json").is_file()
 
 
 @pytest.mark.slow

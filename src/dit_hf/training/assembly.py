@@ -14,7 +14,7 @@ from diffusers.optimization import get_scheduler
 
 from .ema import EMA
 from .processes import deepspeed_zero
-from .processes.launch import splits_weights
+from .processes.sharding import splits_weights
 from .saving.state import TrainingState
 from .techniques import Techniques
 

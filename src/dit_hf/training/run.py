@@ -38,7 +38,8 @@ from .finish import finish
 from .loop import KeyedDraws, train_steps
 from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
-from .processes.launch import on_main_process, splits_weights, start_training_accelerator
+from .processes.launch import on_main_process, start_training_accelerator
+from .processes.sharding import splits_weights
 from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave
 from .processes.terminal import outlast_terminal
 from .reporting.distances import Distance
@@ -197,7 +198,9 @@ def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTMod
                 stacklevel=2,
             )
     if deepspeed_zero.uses_zero(accelerator):
-        deepspeed_zero.configure(settings, accelerator)
+        deepspeed_zero.configure(
+            accelerator, train_batch_size=settings.train_batch_size, max_grad_norm=settings.max_grad_norm
+        )
     return assemble(
         accelerator,
         model,

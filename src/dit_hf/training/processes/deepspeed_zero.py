@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from ..settings import TrainSettings
 from .shards import cut_part, local_part, make_whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, in the names of torch
@@ -28,11 +27,17 @@ def uses_zero(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
-def configure(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Copy batch size, clipping and precision from the settings to DeepSpeed, before Accelerate makes the engine."""
+def configure(accelerator: Accelerator, *, train_batch_size: int, max_grad_norm: float | None) -> None:
+    """Hand batch size, clipping and precision to DeepSpeed, before Accelerate makes the engine.
+
+    Args:
+        accelerator: Accelerator that will make the engine.
+        train_batch_size: Number of images of a batch on one process.
+        max_grad_norm: Norm that gradients are clipped to; None for no clipping.
+    """
     config = accelerator.deepspeed_plugin.deepspeed_config
-    config["train_micro_batch_size_per_gpu"] = settings.train_batch_size
-    config["gradient_clipping"] = settings.max_grad_norm or 0.0
+    config["train_micro_batch_size_per_gpu"] = train_batch_size
+    config["gradient_clipping"] = max_grad_norm or 0.0
     if accelerator.mixed_precision == "bf16":
         config["bf16"] = {"enabled": False}
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
