@@ -243,6 +243,15 @@ def saved(image: Image.Image, format: str, **options) -> bytes:
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "JPEG", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_that_was_read_is_not_turned_again(format: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    once = decode_image(saved(Image.new("RGB", (32, 16)), format, exif=exif))
+    assert once.size == to_rgb(once).size == ((32, 16) if orientation < 5 else (16, 32))
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "JPEG", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_format_s_orientation_is_applied(format: str, orientation: int):
     corners = np.zeros((16, 32), np.uint8)
     corners[:8, :16], corners[8:, :16], corners[8:, 16:] = 60, 120, 240

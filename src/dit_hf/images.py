@@ -180,7 +180,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image)
         image = canvas
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    rgb.info = {}  # the orientation is applied: whoever reads the image again must not find it
+    return rgb
 
 
 def read_orientation(image: Image.Image) -> int:
