@@ -68,6 +68,9 @@ def test_folder_of_this_machine_is_no_repository_whatever_its_name(tmp_path, mon
     assert hub_id("a/b") is None
     assert card.outline().data.datasets == ["a/b"]
     local = TrainingCard(tmp_path, {**SETTINGS, "dataset_name": "a/b", "init_from": "a/b"}, {})
+    local.read_settings({**SETTINGS, "init_from": "user/base"})  # as a fine-tuning fills its settings in
+    assert (local.outline().data.datasets, local.outline().data.base_model) == (["user/images"], "user/base")
+    local.read_settings({**SETTINGS, "dataset_name": "a/b", "init_from": "a/b"})
     monkeypatch.chdir("/")  # where the card is written
     assert local.outline().data.datasets is None
     assert local.outline().data.base_model is None

@@ -24,7 +24,8 @@ from .stamp import digest_of_weights, stamped
 class TrainingCard:
     """The card of a training, to be made again at each push.
 
-    Names of models and data sets are looked up when this object is made: a path that exists then stays a local one.
+    Names of models and data sets are looked up when this object is made and in `read_settings`: a path that exists then
+    stays a local one.
 
     Args:
         output_dir: Folder of the training, with `metrics.jsonl` and perhaps `SAMPLES` and `LOSS_CURVE`.
@@ -41,6 +42,18 @@ class TrainingCard:
     gallery: list[Sample] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
+        self.read_settings(self.settings)
+
+    def read_settings(self, settings: Mapping[str, Any]) -> None:
+        """Take over the settings, and look up the names in them.
+
+        Args:
+            settings: Settings of the training by name, as in `settings.yaml`.
+
+        Raises:
+            ValueError: If the licence is none of the Hub's.
+        """
+        self.settings = settings
         check_license(self.license)
         self._dataset, self._vae, self._base = (
             hub_id(self.settings.get(name)) for name in ("dataset_name", "vae_name_or_path", "init_from")

@@ -22,7 +22,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 
-from ..cards.metadata import check_license
 from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
@@ -99,14 +98,14 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings.validation_distance)
-    check_license(settings.hub_license)
+    card = TrainingCard(folder.path, settings.to_dict(), card_names())
+    push = start_push(settings, accelerator, card)
 
     # data, VAE, objective and model
     source = open_source(settings)
     start = choose_start(settings, source.classes.names)
     model, vae, objective = start.model, start.vae.to(accelerator.device), start.objective
-    card = TrainingCard(folder.path, settings.to_dict(), card_names())
-    push = start_push(settings, accelerator, card)
+    card.read_settings(settings.to_dict())  # with those that `init_from` decided
     check_stored_latents(settings, source, vae)
     check_previews(settings, model.config)
     is_split = splits_weights(accelerator)
