@@ -3,9 +3,10 @@
     python examples/finetune_dit.py                         # all weights
     python examples/finetune_dit.py --lora_rank 16          # a LoRA adapter
 
-Settings of the training may follow. What a user has is a folder of images, a folder a class; this makes one of two
-drawings a class. So that the classes it knows are not forgotten, drawings of its own of each stand beside them
-(prior preservation, Ruiz et al. 2022, arXiv 2208.12242): none of the images it was trained on is needed.
+Settings of the training may follow. The example makes a folder of images as a user has it, with one folder per class
+and two drawings in each. It adds one sample of the model from each class that the model knows, so that these classes
+are not forgotten (prior preservation, Ruiz et al. 2022, arXiv 2208.12242); no image of the model's own training is
+needed. For your own images, `dit-hf finetune FOLDER` is shorter: see docs/your_images.md.
 """
 
 import shutil
@@ -31,11 +32,11 @@ EXAMPLES = Path(__file__).parent
 EMOJI, SHIPPED = EXAMPLES / "assets" / "emoji", EXAMPLES / "assets" / "dit-emoji"
 CONFIG = EXAMPLES / "configs" / "finetune_emoji.yaml"
 NEW_CLASSES = ["blue heart", "pear", "alien", "hibiscus", "baby chick", "custard", "crocodile", "coffee"]
-COPIES = 6  # of each new drawing, so that half of the images are of new classes
+COPIES = 6  # number of copies of each new drawing: half of all images then show new classes
 
 
 def write_new_images(folder: Path, names: Sequence[str]) -> None:
-    """The drawings of some classes as anybody's folder of images: `folder/CLASS/K.png`."""
+    """Write the drawings of some classes as a user's folder of images: `folder/CLASS/K.png`."""
     dataset = load_dataset(str(EMOJI), split="train")
     wanted = {dataset.features["label"].names.index(name): name for name in names}
     for number, label in enumerate(dataset["label"]):
@@ -48,7 +49,7 @@ def write_new_images(folder: Path, names: Sequence[str]) -> None:
 
 
 def write_own_images(folder: Path, pipeline: DiTPipeline, names: Sequence[str]) -> None:
-    """One drawing by the model of each of some classes that it knows."""
+    """Write one sample of the model from each of some classes that it knows."""
     for name, image in zip(names, sample(pipeline, names, seed=1), strict=True):
         (folder / name).mkdir(parents=True, exist_ok=True)
         image.save(folder / name / "own.png")
@@ -62,14 +63,14 @@ def sample(pipeline: DiTPipeline, labels: Sequence[str], seed: int = 0) -> list[
 
 
 def recognised(images: Sequence[Image.Image], labels: Sequence[str], names: list[str]) -> int:
-    """How many images are clean and nearest to a drawing of their own class, of all the classes named."""
+    """Count the images that are clean and nearest to a drawing of their own class, among all classes in `names`."""
     references = load_references(str(EMOJI), names, resolution=64)
     nearest = nearest_class(np.stack([np.array(image) for image in images]), references)
     return int((nearest == [names.index(label) for label in labels]).sum())
 
 
 def before(new_classes: Sequence[str]) -> DiTPipeline:
-    """The model as the training finds it: the new classes all start at the mean of the known ones."""
+    """Return the model as it starts: every new class begins at the mean of the known ones."""
     pipeline = DiTPipeline.from_pretrained(SHIPPED)
     start = adapt_to_data(load_origin(str(SHIPPED)), new_classes, sample_size=16, keep_classes=True)
     return DiTPipeline(start.model.eval(), pipeline.vae, pipeline.scheduler, dict(enumerate(start.names)))

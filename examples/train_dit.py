@@ -2,10 +2,11 @@
 
     accelerate launch examples/train_dit.py                                  # the embedded emoji
     accelerate launch examples/train_dit.py examples/configs/emoji_100.yaml  # the shipped model
-    accelerate launch examples/train_dit.py --dataset_name user/images --model DiT-B/4   # else the paper's recipe
-    torchrun --nproc_per_node 2 examples/train_dit.py ...                    # two processes, GPUs or not
+    accelerate launch examples/train_dit.py --dataset_name user/images --model DiT-B/4   # a data set of your own
+    torchrun --nproc_per_node 2 examples/train_dit.py ...                    # two processes, on GPUs or not
 
-The same command again goes on from the newest checkpoint. Every setting is described by --help.
+The same command again resumes from the newest checkpoint. `--help` describes every setting. Without a launcher,
+`dit-hf train` does the same.
 """
 
 import os
@@ -23,12 +24,12 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def with_settings(arguments: list[str]) -> list[str]:
-    """The arguments, after the settings of the embedded emoji where neither a file nor a data set is named."""
+    """Put the settings of the embedded emoji before the arguments, if neither a file nor a data set is named."""
     has_file = bool(arguments) and arguments[0].endswith((".yaml", ".yml"))
     if has_file or any(argument.partition("=")[0] == "--dataset_name" for argument in arguments):
         return arguments
     config = CONFIGS / ("emoji_100.yaml" if torch.cuda.is_available() else "emoji_10.yaml")
-    print(f"no data set given: taking the settings of {config}")
+    print(f"no data set is named: training on the embedded emoji with the settings of {config}")
     return [str(config), *arguments]
 
 

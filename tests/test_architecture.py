@@ -27,7 +27,8 @@ GROUND = {
 MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  # parts of modeling_dit
 
 ROOMS = GROUND | MODEL | {
-    "modeling_dit", "pipeline_dit", "image_pipelines", "saved_code", "sampling", "caches", "diffusion", "data",
+    "modeling_dit", "pipeline_dit", "lora_pipeline", "image_pipelines", "saved_code", "sampling", "caches", "diffusion",
+    "data",
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
     "training", "training.run", "training.origin", "training.start", "training.batches", "training.finish", "cards",
     "hub", "study",
@@ -45,7 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": set(),
     "saved_code": {"hub"},
     # sampling and the ground floor travel with the pipelines; doors lead to the other rooms
-    "pipeline_dit": {"sampling", "saved_code", "modeling_dit", "conversion", "caches", "finetuning", "hub"},
+    "pipeline_dit": {"sampling", "saved_code", "lora_pipeline", "modeling_dit", "conversion", "caches", "hub"},
+    "lora_pipeline": {"saved_code", "finetuning"},
     "image_pipelines": {"pipeline_dit", "sampling"},
     "caches": set(),
     "diffusion": set(),

@@ -19,6 +19,7 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .lora_pipeline import DiTLoraLoaderMixin
 from .sampling.callbacks import Watched, check_callback
 from .sampling.class_names import ids_of_names, label_batch, names_to_ids, synonyms_to_ids
 from .sampling.denoising import Denoising, cache_to_oneself, cached_model
@@ -43,7 +44,7 @@ logger = logging.get_logger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class DiTPipeline(Watched, DiffusionPipeline):
+class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
     """Class-conditional image generation with a DiT.
 
     Args:
@@ -360,40 +361,6 @@ class DiTPipeline(Watched, DiffusionPipeline):
         # there diffusers knows libraries by a fixed list, and would look for any other in the repository
         downloading = type(cls.__name__, (cls,), {"__module__": cls.__module__, "_transformer_module": "transformers"})
         return super(DiTPipeline, downloading).download(pretrained_model_name, **kwargs)  # type: ignore[misc]
-
-    def load_lora_weights(self, source: str | Path, **kwargs: Any) -> None:
-        """Load a LoRA adapter, with the classes it was trained for; one at a time.
-
-        Args:
-            source: Folder or id on the Hub, as a training with `lora_rank` writes it.
-            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
-
-        Raises:
-            ImportError: If this package or PEFT is not installed.
-            ValueError: If the source is no adapter, or one of another model.
-        """
-        finetuning = import_for("load_lora_weights", "dit_hf.finetuning")
-        id2label = finetuning.load_lora(self.transformer, source, **kwargs)
-        self.transformer._id2label_before_lora = self.config.id2label  # there, as pipelines may share it
-        self.register_to_config(id2label=id2label)
-
-    def fuse_lora(self, lora_scale: float = 1.0) -> None:
-        """Add the adapter to the weights; after that the pipeline saves as any other.
-
-        Args:
-            lora_scale: Factor of the adapter's part; 1 as it was trained.
-
-        Raises:
-            ImportError: If this file runs without the package.
-            ValueError: If no adapter is loaded.
-        """
-        import_for("fuse_lora", "dit_hf.finetuning").merge_lora(self.transformer, lora_scale)
-
-    def unload_lora_weights(self) -> None:
-        """Take out an adapter that is not fused, and return to the classes before it."""
-        if getattr(self.transformer, "peft_config", None):
-            import_for("unload_lora_weights", "dit_hf.finetuning").remove_lora(self.transformer)
-            self.register_to_config(id2label=getattr(self.transformer, "_id2label_before_lora", None))
 
     def push_to_hub(
         self,

@@ -143,13 +143,17 @@ def test_a_pipeline_with_an_adapter_is_saved_only_once_it_is_fused(
         torch.testing.assert_close(each.transformer.state_dict(), pipeline.transformer.state_dict(), rtol=0, atol=0)
 
 
-def test_a_second_adapter_is_refused(build, adapter: Path):
+def test_a_name_that_is_taken_and_an_adapter_in_training_are_refused(build, adapter: Path):
     model = build()
-    load_lora(model, adapter)
-    with pytest.raises(ValueError, match="an adapter is loaded already: fuse or unload it first"):
-        load_lora(model, adapter)
+    load_lora(model, adapter, "mine")
+    with pytest.raises(ValueError, match="an adapter 'mine' is loaded already: choose another adapter_name"):
+        load_lora(model, adapter, "mine")
+    with pytest.raises(ValueError, match=r"adapter_name='a\.b': use letters"):
+        load_lora(model, adapter, "a.b")
     with pytest.raises(ValueError, match="the model has an adapter already"):
         add_lora(model, 2)
+    with pytest.raises(ValueError, match="the model has an adapter in training"):
+        load_lora(adapted(build()), adapter)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,7 @@ def test_keys_of_another_tool_are_refused(build, adapter: Path):
 def test_ranks_outside_the_model_and_missing_adapters_are_refused(build):
     with pytest.raises(ValueError, match=r"rank=33 is outside 1\.\.32"):
         add_lora(build(), 33)
-    with pytest.raises(ValueError, match="has no adapter to save"):
+    with pytest.raises(ValueError, match="has no adapter to save: call add_lora"):
         save_lora(build(), "nowhere", None, None)
     with pytest.raises(ValueError, match="the model has no adapter: load one first"):
         merge_lora(build())

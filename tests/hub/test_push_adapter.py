@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file
@@ -16,6 +17,8 @@ import dit_hf
 from dit_hf import DiTPipeline
 from dit_hf.finetuning import add_lora, save_lora
 from dit_hf.hub.push import push_folder
+from dit_hf.training.run import run
+from dit_hf.training.settings import parse_settings
 
 
 @pytest.fixture
@@ -133,3 +136,30 @@ def test_a_fine_tuning_starts_from_an_id_on_the_hub(hub, saved: Path, hub_enviro
         timeout=600,
     )
     assert result.stdout.split() == ["goldfish", "linear", "0.18215", "4"], result.stderr
+
+
+def test_a_training_pushes_its_adapter_at_checkpoints_and_at_the_end(hub, pipeline: DiTPipeline, tmp_path: Path):
+    for parameter in pipeline.transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # a final layer of zeros would give no gradient
+    pipeline.save_pretrained(saved := tmp_path / "saved")
+    for name in ("koi", "carp"):
+        (tmp_path / "fish" / name).mkdir(parents=True)
+        for shade in (40, 200):
+            Image.new("RGB", (16, 16), (shade, 0, 0)).save(tmp_path / "fish" / name / f"{shade}.png")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    settings = {
+        "init_from": saved, "dataset_name": tmp_path / "fish", "output_dir": tmp_path / "out", "lora_rank": 2,
+        "train_batch_size": 2, "max_train_steps": 3, "checkpointing_steps": 2, "ema_decay": 0.0, "report_to": "none",
+        "validation_inference_steps": 2, "dataloader_num_workers": 0, "num_threads": 1, "push_to_hub": True,
+        "hub_model_id": "user/my-lora",
+    }  # fmt: skip
+    run(parse_settings([text for name, value in settings.items() for text in (f"--{name}", str(value))]))
+    commit, messages = hub.repository("user/my-lora").refs["main"], []
+    while commit is not None:
+        messages.append(commit.message)
+        commit = commit.parent
+    assert messages[:2] == ["End of training", "Step 2"]
+    assert "model_index.json" not in hub.repository("user/my-lora").files()
+    adapted = DiTPipeline.from_pretrained(saved)
+    adapted.load_lora_weights("user/my-lora", cache_dir=constants.HF_HUB_CACHE)
+    assert adapted.config.id2label == {0: "carp", 1: "koi"}

@@ -7,17 +7,13 @@ An adapter is a folder that PEFT reads: `adapter_config.json` and `adapter_model
 whole label table. Beside them, `classes.json` names the classes of that table.
 """
 
-import copy
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from diffusers import DiffusionPipeline
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers.utils import is_peft_available
 
@@ -27,15 +23,15 @@ from ..cards.page import CARD
 from ..modeling_dit import DiTModel
 from ..sampling.class_names import names_to_ids
 from ..weight_files import strip_wrappers
-from .classes import carry_classes
 
 LABELS = "y_embedder"
 CONFIG, WEIGHTS, CLASSES = "adapter_config.json", "adapter_model.safetensors", "classes.json"
 FILES = [CONFIG, WEIGHTS, CLASSES, CARD]
-ADAPTER = "default"
+ADAPTER = "default"  # PEFT's name of the adapter in training
 
 
-def _require_peft() -> None:
+def require_peft() -> None:
+    """Raise an ImportError with the remedy if PEFT is not installed."""
     if not is_peft_available():
         raise ImportError("LoRA needs PEFT: run `pip install peft`")
 
@@ -79,7 +75,7 @@ def add_lora(model: DiTModel, rank: int, alpha: float | None = None) -> None:
         ImportError: If PEFT is not installed.
         ValueError: If the model has an adapter, or the rank is above the model's width.
     """
-    _require_peft()
+    require_peft()
     from peft import LoraConfig
 
     if has_adapter(model):
@@ -103,7 +99,7 @@ def save_lora(
     """Write a model's adapter as a folder, with a card.
 
     Args:
-        model: Model with an adapter.
+        model: Model with an adapter in training.
         folder: Folder, which is made if it is missing.
         id2label: Names of the classes, of which the model may have none.
         base_model: Model that the adapter was trained on; written down if it is an id on the Hub.
@@ -112,8 +108,8 @@ def save_lora(
     Raises:
         ValueError: If the model has no adapter, or if the licence is none of the Hub's.
     """
-    if not has_adapter(model):
-        raise ValueError("the model has no adapter to save: add_lora, or load one")
+    if ADAPTER not in getattr(model, "peft_config", {}):
+        raise ValueError("the model has no adapter to save: call add_lora, and train it")
     folder, base = Path(folder), hub_id(base_model)
     lora = model.peft_config[ADAPTER]
     lora.base_model_name_or_path = None  # PEFT would look it up on the Hub
@@ -137,124 +133,3 @@ def save_lora(
         license=license,
     )
     card.save(folder / CARD)
-
-
-def load_lora(model: DiTModel, source: str | Path, **hub: Any) -> dict[int, str] | None:
-    """Put an adapter into a model, in place, with its set of classes.
-
-    Args:
-        model: Model that the adapter was trained for, without an adapter.
-        source: Folder of the adapter, or its id on the Hub.
-        **hub: Options of `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`, `local_files_only`.
-
-    Returns:
-        The adapter's `id2label`, or None if its classes have no names.
-
-    Raises:
-        ImportError: If PEFT is not installed.
-        ValueError: If the source is no adapter, or was trained for another model. The model is then unchanged.
-    """
-    _require_peft()
-    if has_adapter(model):
-        raise ValueError("an adapter is loaded already: fuse or unload it first")
-    folder = (
-        Path(source) if Path(source).is_dir() else Path(snapshot_download(str(source), allow_patterns=FILES, **hub))
-    )
-    for name in (CONFIG, WEIGHTS, CLASSES):
-        if not (folder / name).is_file():
-            raise ValueError(f"{source} has no {name}: an adapter of this package is {CONFIG}, {WEIGHTS}, {CLASSES}")
-    classes = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
-    _check_fit(model, folder, classes["num_classes"])
-    before = (model.y_embedder, model.config.num_classes)
-    if model.y_embedder is not None:
-        carry_classes(model, [None] * classes["num_classes"])  # the size; the adapter brings the rows
-    model.load_adapter(str(folder), adapter_name=ADAPTER)
-    model._before_lora = before
-    return {int(class_id): name for class_id, name in classes["id2label"].items()} or None
-
-
-def _check_fit(model: DiTModel, folder: Path, num_classes: int) -> None:
-    """Refuse an adapter of another model before anything changes."""
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is cut short or no safetensors file: {error}") from error
-    expected = dict(_expected_sides(model, num_classes))
-    rank = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("r")
-    for key, shape in shapes.items():
-        side, length = expected.get(key, (0, None))
-        if len(shape) != 2 or shape[side] != length or (LABELS not in key and shape[1 - side] != rank):
-            raise ValueError(f"the adapter has {key} {shape}, which does not fit: load the model it was made for")
-    if missing := expected.keys() - shapes.keys():
-        raise ValueError(f"the adapter has no {min(missing)}: load the model it was made for")
-
-
-def _expected_sides(model: DiTModel, num_classes: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield each key of an adapter for a model, with one of its dimensions and the length of that dimension."""
-    prefix, targets = "base_model.model", lora_targets(model)
-    for name, module in model.named_modules():
-        if re.fullmatch(targets, name):
-            yield f"{prefix}.{name}.lora_A.weight", (1, module.in_features)
-            yield f"{prefix}.{name}.lora_B.weight", (0, module.out_features)
-    if model.y_embedder is not None:
-        rows = num_classes + (model.config.class_dropout_prob > 0)
-        yield f"{prefix}.{LABELS}.embedding_table.weight", (0, rows)
-
-
-def merge_lora(model: DiTModel, scale: float = 1.0) -> None:
-    """Add a model's adapter to its weights, in place; the result is a plain model that saves as any other.
-
-    Args:
-        model: Model with an adapter.
-        scale: Strength of the adapter: 1 as trained, 0 without it. The label table is the adapter's at any scale.
-
-    Raises:
-        ValueError: If there is no adapter, or merging gives weights that are not finite.
-    """
-    if not has_adapter(model):
-        raise ValueError("the model has no adapter: load one first")
-    _take_out(model, scale)
-    model.__dict__.pop("_before_lora", None)
-
-
-def merged(pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    """Return a pipeline whose adapter is merged into a copy of the model; without an adapter, the pipeline itself."""
-    if not has_adapter(pipeline.transformer):
-        return pipeline
-    model = copy.deepcopy(pipeline.transformer)
-    merge_lora(model)
-    other = copy.copy(pipeline)
-    other.register_modules(transformer=model)
-    return other
-
-
-def remove_lora(model: DiTModel) -> None:
-    """Take the adapter out of a model, in place, and restore the classes that the model had before."""
-    if not has_adapter(model):
-        return
-    _take_out(model, None)
-    embedder, num_classes = model.__dict__.pop("_before_lora", (model.y_embedder, model.config.num_classes))
-    model.config.num_classes = num_classes
-    model.y_embedder = embedder.to(device=model.device, dtype=model.dtype) if embedder is not None else None
-
-
-def _take_out(model: DiTModel, merge_scale: float | None) -> None:
-    """Replace each layer of PEFT by the plain layer inside, merged with the adapter if a scale is given."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            if merge_scale is not None:
-                module.scale_layer(merge_scale)
-                module.merge(safe_merge=True)
-            model.set_submodule(name, module.get_base_layer())
-        elif isinstance(module, ModulesToSaveWrapper):
-            kept = module.original_module if merge_scale is None else module.modules_to_save[ADAPTER]
-            model.set_submodule(name, kept)
-    model.requires_grad_(True)
-    model.pos_embed.requires_grad_(False)
-    del model.peft_config
-    model._hf_peft_config_loaded = False
-    model.__dict__.pop("_weight_conversions", None)  # transformers would save the plain weights under PEFT's names

@@ -1,6 +1,7 @@
 """Pushes beside a training: one at a time, in a thread. A push that fails is logged, and the training continues."""
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +24,8 @@ class Card(Protocol):
     def write(self, pipeline: Any, folder: Path) -> None: ...
 
 
-def save_training_pipeline(pipeline: DiffusionPipeline, output_dir: Path, card: Card) -> None:
-    """Save the pipeline of a training and its card to `output_dir/pipeline`, whole or not at all.
+def save_training_pipeline(pipeline: DiffusionPipeline, output_dir: Path, card: Card) -> Path:
+    """Save the pipeline of a training and its card to `output_dir/pipeline`, whole or not at all; return that folder.
 
     Args:
         pipeline: Pipeline with the averaged weights.
@@ -35,6 +36,7 @@ def save_training_pipeline(pipeline: DiffusionPipeline, output_dir: Path, card: 
         announce("write", partial)
         pipeline.save_pretrained(partial)
         card.write(pipeline, partial)
+    return output_dir / "pipeline"
 
 
 class BackgroundPush:
@@ -44,16 +46,24 @@ class BackgroundPush:
         repo_id: Repository "user/name", or a name in one's own account.
         card: Card of the training, which is written at each checkpoint.
         private: Whether the repository must be private; False for a repository that everybody sees.
+        save: Function that saves what is pushed at a checkpoint, and returns its folder.
 
     Raises:
         HubError: If pushes will not be allowed, before the training starts.
         ValueError: If the repository is public and `private` is not False, or if the Hub refuses the card.
     """
 
-    def __init__(self, repo_id: str, card: Card, *, private: bool = True) -> None:
+    def __init__(
+        self,
+        repo_id: str,
+        card: Card,
+        *,
+        private: bool = True,
+        save: Callable[[DiffusionPipeline, Path, Card], Path] = save_training_pipeline,
+    ) -> None:
         self.repo_id, self.private = check_push(repo_id, private=private), private
         check_card(str(card.outline()), self.repo_id)
-        self._card, self._api = card, HfApi()
+        self._card, self._save, self._api = card, save, HfApi()
         self._running: Future[str | None] | None = None
 
     @property
@@ -62,7 +72,7 @@ class BackgroundPush:
         return self._running is not None and not self._running.done()
 
     def push_checkpoint(self, pipeline: DiffusionPipeline, output_dir: Path, step: int) -> None:
-        """Save the pipeline with its card and begin to push it; while another push runs, log that and do nothing.
+        """Save what is pushed and begin to push it; while another push runs, log that and do nothing.
 
         Args:
             pipeline: Pipeline with the averaged weights.
@@ -72,8 +82,7 @@ class BackgroundPush:
         if self.is_busy:
             logger.info(f"step {step} is not pushed: the push before it still runs")
             return
-        save_training_pipeline(pipeline, output_dir, self._card)
-        self.start(output_dir / "pipeline", f"Step {step}")
+        self.start(self._save(pipeline, output_dir, self._card), f"Step {step}")
 
     def start(self, folder: Path, message: str) -> None:
         """Begin to push a folder in the background; the push before must be over.

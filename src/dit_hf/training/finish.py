@@ -1,17 +1,20 @@
 """The end of a training: the pipeline is saved, loaded back as a user would, sampled, described and pushed."""
 
 from pathlib import Path
+from typing import Any
 
 from accelerate.logging import get_logger
 from PIL import Image
 
 from ..cards.training import TrainingCard
+from ..files import announce, folder_written_whole
 from ..finetuning import merged, save_lora
 from ..hub.background import save_training_pipeline
 from ..pipeline_dit import DiTPipeline
 from .processes.signals import Preempted
 from .reporting.loss_curve import plot_losses
 from .reporting.previews import PreviewStopped, save_grid
+from .settings import TrainSettings
 from .trainer import Trainer
 
 logger = get_logger("dit_hf.training")
@@ -29,6 +32,22 @@ def stack_pictures(upper: Path, lower: Path, target: Path) -> None:
     stacked.save(target)
 
 
+def save_adapter(settings: TrainSettings, pipeline: DiTPipeline, output_dir: Path, card: Any = None) -> Path:
+    """Save the adapter of a training with a card of its own to `output_dir/adapter`; return that folder.
+
+    Args:
+        settings: Settings of the training.
+        pipeline: Pipeline with the averaged weights.
+        output_dir: Folder of the training.
+        card: Card of the pipeline, which an adapter does not have.
+    """
+    names, base = pipeline.config.id2label, settings.init_from
+    with folder_written_whole(output_dir / "adapter") as partial:
+        announce("write", partial)
+        save_lora(pipeline.transformer, partial, names, base, license=settings.hub_license)
+    return output_dir / "adapter"
+
+
 def finish(trainer: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
     """Save the pipeline with the averaged weights, sample it, draw the loss curve, and push.
 
@@ -43,9 +62,9 @@ def finish(trainer: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
     """
     settings, path, push = trainer.settings, trainer.folder.path, trainer.push
     trainer.wait_for_push()  # a push that runs reads the folder
+    pushed = path / "pipeline"
     if settings.lora_rank:
-        names, base = pipeline.config.id2label, settings.init_from
-        save_lora(pipeline.transformer, path / "adapter", names, base, license=settings.hub_license)
+        pushed = save_adapter(settings, pipeline, path)
     pipeline = merged(pipeline)
     save_training_pipeline(pipeline, path, card)
     loaded = DiTPipeline.from_pretrained(path / "pipeline").to(pipeline.device)
@@ -62,7 +81,7 @@ def finish(trainer: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
     plot_losses(path / "metrics.jsonl", path / "loss.png")
     card.write(pipeline, path / "pipeline")
     if push:
-        push.start(path / ("adapter" if settings.lora_rank else "pipeline"), "End of training")
+        push.start(pushed, "End of training")
         trainer.wait_for_push()
         push.check_arrived()
     trainer.folder.status.write("finished", step=trainer.folder.checkpoints.newest_step)

@@ -9,6 +9,7 @@ step (metrics, previews, checkpoints), and `finish.py` saves the pipeline.
 
 import contextlib
 import copy
+import functools
 import importlib
 import logging
 import os
@@ -27,13 +28,13 @@ from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
 from ..diffusion import Objective
 from ..files import watched
-from ..hub.background import BackgroundPush
+from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .assembly import Assembly, assemble
 from .batches import check_extras, check_stored_latents, latent_batches, open_source, open_stream
 from .feed import BatchFeed
-from .finish import finish
+from .finish import finish, save_adapter
 from .loop import KeyedDraws, train_steps
 from .observer import Observer, watched_draws
 from .processes import deepspeed_zero
@@ -170,11 +171,12 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
 
 
 def start_push(settings: TrainSettings, accelerator: Accelerator, card: TrainingCard) -> BackgroundPush | None:
-    """Check that the pipeline may be pushed, before anything is computed; None on other processes or if not asked."""
+    """Check that the pipeline or the adapter may be pushed; None on other processes, or if no push is asked for."""
     if not (settings.push_to_hub and accelerator.is_main_process):
         return None
     repo_id = settings.hub_model_id or Path(settings.output_dir).resolve().name
-    return BackgroundPush(repo_id, card, private=settings.hub_private_repo)
+    save = functools.partial(save_adapter, settings) if settings.lora_rank else save_training_pipeline
+    return BackgroundPush(repo_id, card, private=settings.hub_private_repo, save=save)
 
 
 def build_techniques(settings: TrainSettings, objective: Objective, model: DiTModel) -> Techniques:

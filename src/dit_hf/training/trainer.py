@@ -212,10 +212,10 @@ class Trainer:
         self.folder.checkpoints.save(self.state, progress, keep=[self.folder.distances.best()[0]])
 
     def _checkpoint_and_push(self, progress: Progress) -> None:
-        """Save a checkpoint, and begin to push the pipeline; the end of a training pushes by itself."""
+        """Save a checkpoint, and begin to push the pipeline or the adapter; the end of a training pushes by itself."""
         self._checkpoint(progress)
-        at_the_end = self.settings.lora_rank or progress.step >= self.settings.max_train_steps  # of adapters only then
-        if self.settings.push_to_hub and not at_the_end and not self.stop:
+        is_at_end = progress.step >= self.settings.max_train_steps
+        if self.settings.push_to_hub and not is_at_end and not self.stop:
             self.refresh_pipeline()
             if self.push and self.pipeline:
                 self.push.push_checkpoint(self.pipeline, self.folder.path, progress.step)
