@@ -205,9 +205,9 @@ def generate(
     import torch
     from accelerate import PartialState
 
+    from ..class_names import names_to_ids
     from ..generation.from_pipeline import generate_with_pipeline
     from ..pipeline_dit import DiTPipeline
-    from ..sampling.class_names import names_to_ids
 
     pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
     if scheduler is not None:
