@@ -80,10 +80,15 @@ def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> li
     if not labels:
         raise ValueError("class_labels is empty: pass at least one id or name")
     ids = [_class_id(position, label, config, id2label) for position, label in enumerate(labels)]
-    if config.num_classes in ids:
-        message = f"class {config.num_classes} is the null class: its images are of no class in particular"
-        logging.get_logger(__name__).warning(message)
+    warn_of_null_class(ids, config.num_classes)
     return ids
+
+
+def warn_of_null_class(ids: Collection[int], num_classes: int) -> None:
+    """Warn if one of the ids is that of the null class, which may be meant, or one too many."""
+    if num_classes in ids:
+        message = f"class {num_classes} is the null class: its images are of no class in particular"
+        logging.get_logger(__name__).warning(message)
 
 
 def _class_id(position: int, label: Any, config: Any, id2label: Mapping[int, str]) -> int:
