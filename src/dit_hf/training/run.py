@@ -99,7 +99,7 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings.validation_distance)
-    card = TrainingCard(folder.path, settings.to_dict(), card_names())
+    card = TrainingCard(folder.path, settings.to_dict(), card_names(settings))
     push = start_push(settings, accelerator, card)
 
     # data, VAE, objective and model
@@ -206,6 +206,8 @@ def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTMod
         accelerator,
         model,
         learning_rate=settings.learning_rate,
+        optimizer=settings.optimizer,
+        muon_learning_rate=settings.muon_learning_rate,
         ema_decays=settings.ema_decays,
         lr_scheduler=settings.lr_scheduler,
         lr_warmup_steps=settings.lr_warmup_steps,
