@@ -98,7 +98,7 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings.validation_distance)
-    card = TrainingCard(folder.path, settings.to_dict(), card_names())
+    card = TrainingCard(folder.path, settings.to_dict(), card_names(settings))
     push = start_push(settings, accelerator, card)
 
     # data, VAE, objective and model
