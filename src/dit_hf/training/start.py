@@ -63,7 +63,7 @@ def choose_start(settings: TrainSettings, names: list[str]) -> Start:
     vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
     sample_size = latent_side(settings.resolution, vae)
     schedule = {**(origin.schedule if origin else {}), **settings.schedule}
-    objective = OBJECTIVES[settings.objective](**schedule)
+    objective = OBJECTIVES[settings.objective](**schedule, density=settings.density)
     if origin is None:
         initial = fresh_model(settings, sample_size, vae.config.latent_channels, names)
     else:
