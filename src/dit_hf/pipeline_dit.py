@@ -19,9 +19,10 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .class_names import names_to_ids, synonyms_to_ids
 from .lora_pipeline import DiTLoraLoaderMixin
 from .sampling.callbacks import Watched, check_callback
-from .sampling.class_names import ids_of_names, label_batch, names_to_ids, synonyms_to_ids
+from .sampling.class_names import ids_of_names, label_batch
 from .sampling.denoising import Denoising, cache_to_oneself, cached_model
 from .sampling.guidance import Guidance, check_guidance_channels
 from .sampling.latents import check_noise, check_vae, decode_latents, draw_noise, latent_size, resized_positions

@@ -154,6 +154,7 @@ OTHER_VALUES = {
     "init_from": "user/dit",
     "ema_decay": 0.5,
     "mixed_precision": "bf16",
+    "optimizer": "muon",
     "position_embedding": "interpolate",
     "extra_ema_decays": [0.5],
     "validation_labels": [3],
@@ -167,7 +168,7 @@ OTHER_VALUES = {
     "validation_inference_steps": 20,
     "model_overrides": '{"hidden_size": 64}',
 }
-NEEDED = {"lr_scheduler": "cosine", "push_to_hub": True, "init_from": "user/dit", "lora_rank": 2}
+NEEDED = {"lr_scheduler": "cosine", "optimizer": "muon", "push_to_hub": True, "init_from": "user/dit", "lora_rank": 2}
 
 
 def other_value(name: str) -> object:
