@@ -91,7 +91,7 @@ def train_steps(
     for batch in batches:
         draws = draw(batch)
         with accelerator.accumulate(*trained):
-            losses = compute_losses(accelerator.unwrap_model(model), model, objective, batch, draws, techniques)
+            losses = compute_losses(accelerator.unwrap_model(model), model, objective, batch, draws, techniques, step)
             loss = losses["loss"].mean()
             if deepspeed_zero.uses_zero(accelerator):  # its engine steps within `backward`
                 loss = deepspeed_zero.poison(loss)
@@ -126,6 +126,7 @@ def compute_losses(
     batch: LatentBatch,
     draws: Draws,
     techniques: Techniques,
+    step: int = 0,
 ) -> dict[str, Tensor]:
     """Return the losses of each sample, (B,) by name: the objective's, changed by the techniques."""
 
@@ -139,7 +140,7 @@ def compute_losses(
             drop_labels=draws.drop_labels,
         )
 
-    return techniques.apply(compute, unwrapped, batch, draws)
+    return techniques.apply(compute, unwrapped, batch, draws, step)
 
 
 def sum_by_quartile(losses: Tensor, timestep: Tensor, num_train_timesteps: int) -> Tensor:
