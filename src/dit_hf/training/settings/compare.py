@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from .table import TrainSettings, all_rows
+from .by_name import all_rows
+from .table import TrainSettings
 
 
 def changed_settings(

@@ -13,7 +13,8 @@ from transformers import HfArgumentParser
 
 from ..setting_row import rows
 from ..techniques import TECHNIQUES
-from .table import TrainSettings, all_rows
+from .by_name import all_rows
+from .table import TrainSettings
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
