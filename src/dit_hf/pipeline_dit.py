@@ -19,9 +19,10 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .class_names import names_to_ids, synonyms_to_ids
 from .lora_pipeline import DiTLoraLoaderMixin
 from .sampling.callbacks import Watched, check_callback
-from .sampling.class_names import ids_of_names, label_batch, names_to_ids, synonyms_to_ids
+from .sampling.class_names import ids_of_names, label_batch
 from .sampling.denoising import Denoising, cache_to_oneself, cached_model
 from .sampling.guidance import Guidance, check_guidance_channels
 from .sampling.latents import check_noise, check_vae, decode_latents, draw_noise, latent_size, resized_positions
@@ -302,7 +303,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         call = functools.partial(load_pipeline, cls, load, source, **kwargs)
         given = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
         hub = {name: kwargs[name] for name in given if kwargs[name] is not None}
-        pipeline = import_for("from_pretrained", "dit_hf.hub.load").load_from_hub(str(source), call, **hub)
+        load_from_hub = import_for("from_pretrained", "dit_hf.hub.load").load_from_hub
+        pipeline = load_from_hub(str(source), call, variant=kwargs.get("variant"), **hub)
         import_for("from_pretrained", "dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
 

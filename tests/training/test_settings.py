@@ -155,6 +155,7 @@ OTHER_VALUES = {
     "init_from": "user/dit",
     "ema_decay": 0.5,
     "mixed_precision": "bf16",
+    "optimizer": "muon",
     "position_embedding": "interpolate",
     "extra_ema_decays": [0.5],
     "validation_labels": [3],
@@ -171,6 +172,7 @@ OTHER_VALUES = {
 NEEDED = {
     "lr_scheduler": "cosine",
     "timestep_density": "logit_normal",
+    "optimizer": "muon",
     "push_to_hub": True,
     "init_from": "user/dit",
     "lora_rank": 2,

@@ -67,6 +67,8 @@ def refuse(options: dict[str, Any], reason: str) -> None:
 def in_flags(message: str, options: Iterable[str]) -> str:
     """Write the arguments that a message names as options: "num_images=0" becomes "--num-images 0".
 
+    Of an entry of a list, such as "class_labels[1]=-1", the value is named.
+
     Args:
         message: Message of an error, written for people who call Python functions.
         options: Names of the options as Python writes them, such as "num_images".
@@ -74,7 +76,7 @@ def in_flags(message: str, options: Iterable[str]) -> str:
     for name in options:
         flag = f"--{name.replace('_', '-')}"
         message = re.sub(rf"(?<![\w.-]){name}=None\b", f"{flag} none", message)
-        message = re.sub(rf"(?<![\w.-]){name}=(?=\S)", f"{flag} ", message)
+        message = re.sub(rf"(?<![\w.-]){name}(\[\d+\])?=(?=\S)", f"{flag} ", message)
         if "_" in name:  # a single word may just be a word
             message = re.sub(rf"(?<![\w.-]){name}(?![\w.(=-])", flag, message)
     return message

@@ -15,6 +15,7 @@ from ..finetuning.lora import add_lora
 from ..finetuning.resolution import resize_positions
 from ..modeling_dit import DiTModel
 from ..vae import vae_shrink_factor
+from .assembly import make_objective
 from .origin import Origin, load_origin, take_over, vae_subfolder
 from .settings import TrainSettings
 
@@ -62,8 +63,7 @@ def choose_start(settings: TrainSettings, names: list[str]) -> Start:
     subfolder = "vae" if name == settings.init_from else vae_subfolder(name)
     vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
     sample_size = latent_side(settings.resolution, vae)
-    schedule = {**(origin.schedule if origin else {}), **settings.schedule}
-    objective = OBJECTIVES[settings.objective](**schedule, density=settings.density)
+    objective = make_objective(settings, origin.schedule if origin else {})
     if origin is None:
         initial = fresh_model(settings, sample_size, vae.config.latent_channels, names)
     else:

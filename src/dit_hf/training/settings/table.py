@@ -202,13 +202,27 @@ class TrainSettings:
     max_train_minutes: float | None = row(
         None, "Minutes after which the training ends, counted from each start.", at_least=0.001, may_change="always"
     )
+    optimizer: Literal["adamw", "muon"] = row(
+        "adamw",
+        "Optimiser: adamw, the paper's; or muon, which trains the matrices of attention and feed-forward in the "
+        "blocks by Muon, and everything else by AdamW.",
+        card="optimiser",
+    )
     learning_rate: float = row(1e-4, "Learning rate of AdamW.", at_least=0.0, card="learning rate")
+    muon_learning_rate: float = row(
+        0.006,
+        "Learning rate of Muon. A step is as large as one of AdamW at this rate.",
+        at_least=0.0,
+        needs="optimizer",
+        idle=("adamw",),
+        card="learning rate of Muon",
+    )
     lr_scheduler: str = row(
         "constant", f"Schedule of the learning rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of the learning rate"
     )
     lr_warmup_steps: int = row(
         0,
-        "Number of steps in which the learning rate rises from 0.",
+        "Number of steps in which the learning rates rise from 0.",
         at_least=0,
         needs="lr_scheduler",
         idle=("constant",),
@@ -216,7 +230,7 @@ class TrainSettings:
     )
     adam_beta1: float = row(0.9, "Decay of AdamW's first moment.", at_least=0.0, below=1.0, card="AdamW's beta 1")
     adam_beta2: float = row(0.999, "Decay of AdamW's second moment.", at_least=0.0, below=1.0, card="AdamW's beta 2")
-    adam_weight_decay: float = row(0.0, "Weight decay of AdamW. The paper uses 0.", at_least=0.0, card="weight decay")
+    adam_weight_decay: float = row(0.0, "Weight decay. The paper uses 0.", at_least=0.0, card="weight decay")
     max_grad_norm: float | None = row(
         None,
         "Norm to which gradients are clipped. Default: no clipping, as in the paper.",
@@ -348,6 +362,10 @@ class TrainSettings:
             raise ValueError(f"lr_scheduler={self.lr_scheduler!r} is unknown: choose one of {', '.join(LR_SCHEDULERS)}")
         if self.last_blocks is not None and self.lora_rank is not None:
             raise ValueError("last_blocks and lora_rank each say what is trained: set one of them")
+        if self.lora_rank is not None and self.optimizer == "muon":
+            raise ValueError(
+                "optimizer='muon' trains the matrices of the blocks, which lora_rank freezes: leave one of them out"
+            )
         for decay in self.extra_ema_decays or []:
             if not 0 <= decay < 1:
                 raise ValueError(f"extra_ema_decays has {decay}, which is outside [0, 1): the paper's decay is 0.9999")
@@ -433,6 +451,15 @@ def all_rows() -> dict[str, Row]:
     return found
 
 
-def card_names() -> dict[str, str]:
-    """Return the settings that a model card shows, by name, and what the card calls each."""
-    return {name: rules.card for name, rules in all_rows().items() if rules.card}
+def card_names(settings: TrainSettings | None = None) -> dict[str, str]:
+    """Return the settings that a model card shows, by name, and what the card calls each.
+
+    Args:
+        settings: Settings of the training, to leave out those that have no effect because of another.
+    """
+    values = settings.to_dict() if settings else {}
+    return {
+        name: rules.card
+        for name, rules in all_rows().items()
+        if rules.card and not (rules.needs in values and values[rules.needs] in rules.idle)
+    }
