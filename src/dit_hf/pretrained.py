@@ -93,7 +93,8 @@ class DiTPreTrainedModel(PreTrainedModel):
                 raise ValueError(IS_PIPELINE.format(source)) from error
             raise
         files = model.__dict__.pop("_read_from", ())
-        model.pos_embed.requires_grad_(False)  # transformers loads every weight as a trainable one
+        if model.pos_embed is not None:
+            model.pos_embed.requires_grad_(False)  # transformers loads every weight as a trainable one
         if strict:
             _check_weights(model, info, may_differ, f"{', '.join(files)} of {source}")
         return (model, info) if output_loading_info else model
