@@ -104,9 +104,7 @@ def test_repository_that_holds_weights_twice_is_refused_before_they_are_fetched(
     for name, content in contents(tmp_path / "shards").items():
         if name.startswith("transformer/model"):
             files[name] = blob(content, lfs=name.endswith(".safetensors"))
-    message = (
-        r"user/dit.* holds the weights twice.*delete transformer/model.safetensors, or delete"
-    )
+    message = r"user/dit.* holds the weights twice.*delete transformer/model.safetensors, or delete"
     with pytest.raises(ValueError, match=message):
         DiTPipeline.from_pretrained("user/dit")
     assert not hub.count("GET", "/transformer/model.safetensors")
