@@ -151,6 +151,7 @@ OTHER_VALUES = {
     "beta_schedule": "scaled_linear",
     "lr_scheduler": "cosine",
     "objective": "v_prediction",
+    "timestep_density": "logit_normal",
     "init_from": "user/dit",
     "ema_decay": 0.5,
     "mixed_precision": "bf16",
@@ -168,7 +169,14 @@ OTHER_VALUES = {
     "validation_inference_steps": 20,
     "model_overrides": '{"hidden_size": 64}',
 }
-NEEDED = {"lr_scheduler": "cosine", "optimizer": "muon", "push_to_hub": True, "init_from": "user/dit", "lora_rank": 2}
+NEEDED = {
+    "lr_scheduler": "cosine",
+    "timestep_density": "logit_normal",
+    "optimizer": "muon",
+    "push_to_hub": True,
+    "init_from": "user/dit",
+    "lora_rank": 2,
+}
 
 
 def other_value(name: str) -> object:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dit_hf.diffusion import Objective
 from dit_hf.training.batch import LatentBatch
 from dit_hf.training.setting_row import row
-from dit_hf.training.techniques import ForwardPass, Technique, changed_blocks
+from dit_hf.training.techniques import ForwardPass, Technique, recorded_blocks
 
 
 @dataclass
@@ -41,13 +41,10 @@ class Colour(Technique):
         return torch.tensor(uniform, device=batch.x_0.device)  # (B,)
 
     def around(self, model: Any, forward: ForwardPass) -> AbstractContextManager[None]:
-        def call(block: torch.nn.Module, x: Tensor, *arguments: Any) -> Tensor:
-            self.tokens = block(x, *arguments)
-            return self.tokens
-
-        return changed_blocks(model, {0: call})
+        self.tokens: dict[int, Tensor] = {}
+        return recorded_blocks(model, [0], self.tokens)
 
     def losses(self, forward: ForwardPass) -> dict[str, Tensor]:
         colour = forward.batch.extras["images"].mean((2, 3))  # (B, 3)
-        guess = self.network(self.tokens.mean(1))  # (B, 3)
+        guess = self.network(self.tokens[0].mean(1))  # (B, 3)
         return {"colour": self.weight * forward.own_draws * ((guess - colour) ** 2).mean(1)}  # (B,)

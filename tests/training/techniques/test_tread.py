@@ -23,7 +23,7 @@ DEPTH = ("--model_overrides", '{"hidden_size": 32, "num_hidden_layers": 4, "num_
 ROUTED = ("--tread_share", "0.5", "--tread_first_block", "1", "--tread_last_block", "2")
 
 
-def make_model(block_type: str = "adaln_zero") -> DiTModel:
+def make_model(block_type: str = "adaln_zero", **switches: Any) -> DiTModel:
     """A model of 16 patches and 5 blocks in float64, none of whose weights is zero."""
     torch.manual_seed(0)
     config = DiTConfig(
@@ -34,6 +34,7 @@ def make_model(block_type: str = "adaln_zero") -> DiTModel:
         num_classes=3,
         learn_sigma=False,
         block_type=block_type,
+        **switches,
     )
     model = DiTModel(config).double()
     for parameter in model.parameters():
@@ -54,9 +55,10 @@ class Recorder(Technique):
 
     def around(self, model: Any, forward: Any) -> Any:
         def record(index: int) -> Any:
-            def call(block: Any, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-                self.tokens[index] = (x, block(x, *arguments))
-                return self.tokens[index][1]
+            def call(block: Any, x: torch.Tensor, *arguments: Any) -> Any:
+                answer = block(x, *arguments)
+                self.tokens[index] = (x, answer[0] if isinstance(answer, tuple) else answer)
+                return answer
 
             return call
 
@@ -83,20 +85,32 @@ def predict_by_hand(model: DiTModel, batch: LatentBatch, kept: torch.Tensor, fir
     for k in range(len(batch.x_0)):
         label = batch.class_labels[k : k + 1]
         embedding = model.condition(torch.tensor([500]), label, torch.tensor([False])).embedding
-        x = model.x_embedder(batch.x_0[k : k + 1]).float() + model.pos_embed.float()
+        positions = model.positions()
+        x = model.x_embedder(batch.x_0[k : k + 1]).float()
+        if positions.embedding is not None:
+            x = x + positions.embedding.float()
         num_patches = x.shape[1]
-        chosen = kept[k].tolist()
+        chosen = patches = kept[k].tolist()
         if model.config.block_type == "in_context":
             x = torch.cat([x, embedding.float()], dim=1)
-            chosen += [num_patches, num_patches + 1]
-        for block in model.blocks[:first]:
-            x = block(x, embedding)
-        short = torch.stack([x[0, place] for place in chosen])[None]
-        for block in model.blocks[first : last + 1]:
-            short = block(short, embedding)
-        x = torch.stack([short[0, chosen.index(j)] if j in chosen else x[0, j] for j in range(x.shape[1])])[None]
-        for block in model.blocks[last + 1 :]:
-            x = block(x, embedding)
+            chosen = [*patches, num_patches, num_patches + 1]
+        values = None
+        for index, block in enumerate(model.blocks):
+            is_routed = first <= index <= last
+            tokens, rows = (
+                (x[:, chosen], values[:, chosen] if values is not None else None) if is_routed else (x, values)
+            )
+            angles = positions.attention
+            if angles is not None and is_routed:
+                angles = angles[:, patches]
+            answer = block(tokens, embedding, None, angles, rows)
+            if model.config.value_residual:
+                answer, own_values = answer
+                values = own_values if values is None else values
+            if is_routed:
+                places = range(x.shape[1])
+                answer = torch.stack([answer[0, chosen.index(j)] if j in chosen else x[0, j] for j in places])[None]
+            x = answer
         predictions.append(unpatchify(model.final_layer(x[:, :num_patches], embedding), model.config))
     return torch.cat(predictions)
 
@@ -105,9 +119,17 @@ def drawn(technique: Tread, batch: LatentBatch, seed: int = 0) -> torch.Tensor:
     return technique.draw(batch, list(Techniques({}, seed)._generators("tread", batch)))
 
 
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"position_embedding": "rope", "rope_theta": 100.0},
+    {"position_embedding": "both", "value_residual": True, "qk_norm": True, "mlp": "swiglu", "norm": "rms"},
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=lambda each: "-".join(each) or "paper")
 @pytest.mark.parametrize("block_type", DESIGNS)
-def test_kept_tokens_pass_the_route_as_if_they_were_alone_and_the_others_wait(block_type):
-    model, batch = make_model(block_type), make_batch([(0, 3), (0, 4), (1, 3)])
+def test_kept_tokens_pass_the_route_as_if_they_were_alone_and_the_others_wait(block_type, switches):
+    model, batch = make_model(block_type, **switches), make_batch([(0, 3), (0, 4), (1, 3)])
     tread, recorder = Tread(0.5, 16, first_block=1, last_block=3), Recorder()
     prediction = predict(Techniques({"recorder": recorder, "tread": tread}), model, batch)
     kept = drawn(tread, batch)
@@ -192,6 +214,8 @@ def test_a_route_that_the_model_does_not_have_is_refused(tiny: Path, tmp_path: P
         build("--tread_share", "1")
     with pytest.raises(ValueError, match="tread_steps=5 has no effect without tread_share"):
         build("--tread_steps", "5")
+    with pytest.raises(ValueError, match="tread_first_block=0 does not fit value_residual"):
+        build("--tread_share", "0.5", "--tread_first_block", "0", "--tread_last_block", "3", value_residual=True)
     assert build("--tread_share", "0.5", "--tread_last_block", "3").route == range(2, 4)
 
 

@@ -4,7 +4,7 @@ To add one, write its file as `min_snr.py` is written, and name it in the table 
 keys of a YAML file, compared as a training resumes, and shown on cards, as all settings are.
 """
 
-from .block_calls import changed_blocks
+from .block_calls import changed_blocks, recorded_blocks
 from .min_snr import MinSNR
 from .technique import ForwardPass, Technique, Techniques
 from .tread import Tread
@@ -14,4 +14,13 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "tread": Tread,
 }
 
-__all__ = ["TECHNIQUES", "ForwardPass", "MinSNR", "Technique", "Techniques", "Tread", "changed_blocks"]
+__all__ = [
+    "TECHNIQUES",
+    "ForwardPass",
+    "MinSNR",
+    "Technique",
+    "Techniques",
+    "Tread",
+    "changed_blocks",
+    "recorded_blocks",
+]

@@ -6,13 +6,14 @@ call stands around the block, outside of what is compiled or computed again by g
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
-# Takes the block, its tokens (B, S, D) and its other arguments, and returns the tokens after the block.
-BlockCall = Callable[..., Tensor]
+# Takes the block and the arguments of its forward, and returns what the block would return.
+BlockCall = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
 class _Changed(nn.Module):
@@ -20,8 +21,8 @@ class _Changed(nn.Module):
         super().__init__()
         self.block, self.call = block, call
 
-    def forward(self, hidden_states: Tensor, *arguments: Any) -> Tensor:
-        return self.call(self.block, hidden_states, *arguments)
+    def forward(self, *arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+        return self.call(self.block, *arguments)
 
 
 @contextlib.contextmanager
@@ -32,9 +33,8 @@ def changed_blocks(model: Any, calls: Mapping[int, BlockCall]) -> Iterator[None]
 
     Args:
         model: The `DiTModel` without the wrapper of Accelerate.
-        calls: Function by the index of the block, counted from 0. It is called as
-            `call(block, hidden_states, embedding, derived, positions)`, where the arguments after the block are those
-            of the block's forward, and has to call the block itself.
+        calls: Function by the index of the block, counted from 0. It is called with the block, which it has to call
+            itself, and with the arguments of the forward of `DiTBlock`.
     """
     before = {index: model.blocks[index] for index in calls}
     try:
@@ -44,3 +44,28 @@ def changed_blocks(model: Any, calls: Mapping[int, BlockCall]) -> Iterator[None]
     finally:
         for index, block in before.items():
             model.blocks[index] = block
+
+
+def recorded_blocks(model: Any, indices: Iterable[int], tokens: dict[int, Tensor]) -> AbstractContextManager[None]:
+    """Return a context in which the tokens after some blocks are recorded.
+
+    Args:
+        model: The `DiTModel` without the wrapper of Accelerate.
+        indices: Numbers of the blocks, counted from 0.
+        tokens: Dictionary that receives the tokens (B, S, D) after each block, by its number.
+    """
+
+    def record(index: int) -> BlockCall:
+        def call(block: nn.Module, *arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+            answer = block(*arguments)
+            tokens[index] = stream(answer)
+            return answer
+
+        return call
+
+    return changed_blocks(model, {index: record(index) for index in indices})
+
+
+def stream(answer: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Return the tokens (B, S, D) of what a block returns, which may be a pair with the first block's values."""
+    return answer[0] if isinstance(answer, tuple) else answer

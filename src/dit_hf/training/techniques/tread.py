@@ -11,6 +11,7 @@ Legend: B samples, N patches, S tokens of a block, M tokens that go on, D width.
 """
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from ...diffusion import Objective
 from ..batch import LatentBatch
 from ..setting_row import row
-from .block_calls import changed_blocks
+from .block_calls import changed_blocks, stream
 from .technique import ForwardPass, Technique
 
 
@@ -97,6 +98,11 @@ class Tread(Technique):
                 f"tread_first_block={first} and tread_last_block={last} are no route through {depth} blocks: set both "
                 f"to numbers from 0 to {depth - 1}, the first not above the last"
             )
+        if model.config.value_residual and first == 0:
+            raise ValueError(
+                "tread_first_block=0 does not fit value_residual, which needs the values of all tokens in block 0: set "
+                "it to 1 or more"
+            )
         return cls(settings.tread_share, rows * columns, first, last, settings.tread_steps)
 
     def draw(self, batch: LatentBatch, generators: Sequence[np.random.Generator]) -> Tensor:
@@ -108,29 +114,44 @@ class Tread(Technique):
         if self.num_steps is not None and forward.step >= self.num_steps:
             return contextlib.nullcontext()
         kept: Tensor = forward.own_draws  # (B, M)
-
-        def call(block: nn.Module, x: Tensor, *arguments: Any) -> Tensor:
-            return route(block, x, self._with_conditioning(kept, x.shape[1]), *arguments)
-
-        return changed_blocks(model, dict.fromkeys(self.route, call))
-
-    def _with_conditioning(self, kept: Tensor, num_tokens: int) -> Tensor:
-        """Add the tokens after the patches, which an in-context model has, to those that go on."""
-        others = torch.arange(self.num_patches, num_tokens, device=kept.device)
-        return torch.cat([kept, others.expand(len(kept), -1)], dim=1)
+        return changed_blocks(model, dict.fromkeys(self.route, functools.partial(pass_kept, kept, self.num_patches)))
 
 
-def route(block: nn.Module, x: Tensor, kept: Tensor, *arguments: Any) -> Tensor:
-    """Let a block see some tokens only, and return all tokens, of which the others are unchanged.
+def pass_kept(
+    kept: Tensor,
+    num_patches: int,
+    block: nn.Module,
+    x: Tensor,
+    embedding: Tensor,
+    derived: Tensor | None = None,
+    positions: Tensor | None = None,
+    first_values: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Let a block see some patches only, and return the tokens of all, of which the others are unchanged.
 
-    Every block of the route selects the same tokens, so that whatever else reads the tokens finds all of them.
+    Every block of the route selects the same patches, so that whatever else reads the tokens finds all of them.
 
     Args:
+        kept: Numbers of the patches that the block sees, (B, M).
+        num_patches: Number N of patches; the block sees every token after them.
         block: Block of the model.
-        x: Tokens before the block, (B, S, D).
-        kept: Numbers of the tokens that the block sees, (B, M).
-        *arguments: Other arguments of the block.
+        x: Tokens before the block, (B, S, D). This and what follows are the arguments of the block.
+        embedding: Embedding of the conditioning.
+        derived: What the block derives from the embedding.
+        positions: Rows of the rotary embedding, (1, N, d).
+        first_values: Values of the first block, (B, S, D).
     """
-    index = kept[..., None].expand(-1, -1, x.shape[-1])  # (B, M, D)
-    seen = block(x.gather(1, index), *arguments)  # (B, M, D)
-    return x.scatter(1, index, seen)  # (B, S, D)
+    others = torch.arange(num_patches, x.shape[1], device=kept.device)
+    tokens = torch.cat([kept, others.expand(len(kept), -1)], dim=1)  # (B, M + K)
+    kept_positions = None if positions is None else take(positions, kept)  # (B, M, d)
+    kept_values = None if first_values is None else take(first_values, tokens)  # (B, M + K, D)
+    answer = block(take(x, tokens), embedding, derived, kept_positions, kept_values)
+    seen = stream(answer)  # (B, M + K, D)
+    x = x.scatter(1, tokens[..., None].expand_as(seen), seen)  # (B, S, D)
+    return x if first_values is None else (x, first_values)
+
+
+def take(tokens: Tensor, places: Tensor) -> Tensor:
+    """Return the tokens (B, M, D) at the places (B, M) of tokens (B, S, D), or of (1, S, D) that all samples share."""
+    tokens = tokens.expand(len(places), -1, -1)
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
