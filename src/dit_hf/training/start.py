@@ -14,9 +14,9 @@ from ..finetuning.classes import carry_classes, match_classes
 from ..finetuning.lora import add_lora
 from ..finetuning.resolution import resize_positions
 from ..modeling_dit import DiTModel
-from ..vae import vae_shrink_factor
+from ..vae import vae_shrink_factor, vae_subfolder
 from .assembly import make_objective
-from .origin import Origin, load_origin, take_over, vae_subfolder
+from .origin import Origin, check_vae_name, load_origin, take_over
 from .settings import TrainSettings
 
 logger = logging.getLogger("dit_hf.finetuning")
@@ -61,6 +61,8 @@ def choose_start(settings: TrainSettings, names: list[str]) -> Start:
         take_over(settings, origin)
     name = settings.vae_name_or_path
     subfolder = "vae" if name == settings.init_from else vae_subfolder(name)
+    if name != settings.init_from:
+        check_vae_name(name)
     vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
     sample_size = latent_side(settings.resolution, vae)
     objective = make_objective(settings, origin.schedule if origin else {})
