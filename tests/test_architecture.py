@@ -20,8 +20,8 @@ PACKAGE = "dit_hf"
 
 # The ground floor: facts that several rooms share. Every room may import it.
 GROUND = {
-    "betas", "distributed", "files", "image_folder", "images", "network", "provenance", "redaction", "vae",
-    "weight_files",
+    "betas", "class_names", "distributed", "files", "flags", "image_folder", "images", "network", "places",
+    "provenance", "redaction", "vae", "weight_files",
 }  # fmt: skip
 
 MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  # parts of modeling_dit

@@ -6,6 +6,8 @@ A new layer is a new subclass; LoRA and the caches read the names, and need no c
 Shapes: B samples, S tokens of a block, K conditioning tokens, D width, M width of the feed-forward, h heads of d = D/h.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,11 +91,14 @@ class BlockLayer(nn.Module):
         cache_outputs: Modules whose output is what the layer adds to the residual stream. TaylorSeer extrapolates it
             from earlier steps.
         cache_inputs: Modules that only feed `cache_outputs`. They need not run if the output is extrapolated.
+        stacked_matrices: Linears whose weight holds several matrices of one shape below each other, with their number.
+            The optimiser Muon treats each by itself.
     """
 
     lora_targets: tuple[str, ...]
     cache_outputs: tuple[str, ...]
     cache_inputs: tuple[str, ...]
+    stacked_matrices: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -194,6 +199,7 @@ class Attention(BlockLayer):
     lora_targets = ("qkv", "proj")
     cache_outputs = ("proj",)
     cache_inputs = ("qkv",)
+    stacked_matrices = MappingProxyType({"qkv": 3})
     is_causal = False  # transformers' implementations take an attention without this attribute as causal
 
     def __init__(self, config: DiTConfig) -> None:
@@ -226,6 +232,7 @@ class CrossAttention(BlockLayer):
     lora_targets = ("q", "kv", "proj")
     cache_outputs = ("proj",)
     cache_inputs = ("q",)
+    stacked_matrices = MappingProxyType({"kv": 2})
     is_causal = False
 
     def __init__(self, config: DiTConfig) -> None:

@@ -1,6 +1,9 @@
 """A whole study in seconds: complete, the same when it is stopped or killed, and nothing twice."""
 
 import contextlib
+import hashlib
+import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +21,7 @@ from dit_hf.study.recipe import Recipe, Variant, measurements
 from dit_hf.study.run import Study, missing
 from dit_hf.study.train import Training
 
-UNREPEATABLE = {"train_seconds": 0.0, "sample_seconds": 0.0, "date": "", "commit": ""}
+UNREPEATABLE = {"train_seconds": 0.0, "train_cpu_seconds": 0.0, "sample_seconds": 0.0, "date": "", "commit": ""}
 
 
 def comparable(folder) -> list:
@@ -43,7 +46,8 @@ def test_study_measures_everything_once(recipe, tmp_path):
     assert missing(recipe, tmp_path / "results.csv") == []
     assert {row.num_samples for row in rows if row.model == REAL} == {8, 9, 10, 20}
     last = [row for row in rows if row.images_seen == 64]
-    assert all(row.train_seconds > 0 and row.parameters > 0 and row.gmacs > 0 for row in last)
+    for name in ("train_seconds", "train_cpu_seconds", "parameters", "gmacs"):
+        assert all(getattr(row, name) > 0 for row in last)
     assert len(list((tmp_path / "samples").glob("*.npz"))) == len({row.key.name for row in rows if row.model != REAL})
 
     before = (tmp_path / "results.csv").read_bytes()
@@ -105,6 +109,61 @@ def test_folder_of_another_recipe_or_of_a_longer_training_is_refused(recipe, tmp
     other, folder = replace(recipe, learning_rate=1.0), tmp_path / "checkpoints" / variant.folder
     with pytest.raises(ValueError, match="choose a new folder"):
         Training(other, variant, study.train, study.latents, folder, study.accelerator)
+
+
+def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only(recipe, tmp_path):
+    study, variant = Study(recipe, tmp_path), Variant("S/8", "adaln_zero", 0)
+    assert study._training(variant).advance(32, lambda: False)
+    progress = next(tmp_path.glob("checkpoints/*/step-*/progress.json"))
+    record = json.loads(progress.read_text())
+    older = {name: value for name, value in record["settings"].items() if name not in ("additions", "cpu_seconds")}
+    progress.write_text(json.dumps({**record, "settings": older}))
+    manifest = json.loads((progress.parent / "manifest.json").read_text())
+    content = progress.read_bytes()
+    manifest["files"][progress.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (progress.parent / "manifest.json").write_text(json.dumps(manifest))
+
+    def training(recipe: Recipe) -> Training:
+        return Training(recipe, variant, study.train, study.latents, progress.parents[1], study.accelerator)
+
+    continued = training(recipe)
+    assert continued.progress.images_seen == 32
+    assert math.isnan(continued.cpu_seconds)
+    with pytest.raises(ValueError, match="timestep_shift.*choose a new folder"):
+        training(replace(recipe, additions={"timestep_shift": 3.0}))
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampler"),
+    [
+        ("flow", "FlowMatchEulerDiscreteScheduler"),
+        ("flow_sample", "FlowMatchEulerDiscreteScheduler"),
+        ("epsilon", "DDIM"),
+    ],
+)
+def test_every_objective_is_sampled_by_its_own_kind_of_scheduler(recipe, tmp_path, objective, sampler):
+    recipe = replace(recipe, objective=objective, models=("S/8",), checkpoints=(32,))
+    study = Study(recipe, tmp_path)
+    study._measure(measurements(recipe)[0], float("inf"))
+    row = read_rows(tmp_path / "results.csv")[0]
+    assert (row.sampler, row.recipe) == (sampler, recipe.summary)
+
+
+def test_additions_reach_the_model_the_objective_the_optimiser_and_the_techniques(recipe, tmp_path):
+    additions = {
+        "mlp": "swiglu", "timestep_density": "logit_normal", "logit_normal_mean": 0.8, "optimizer": "muon",
+        "muon_learning_rate": 0.02, "adam_weight_decay": 0.1, "min_snr_gamma": 5.0, "max_grad_norm": 2.0,
+    }  # fmt: skip
+    study = Study(replace(recipe, objective="epsilon", additions=additions), tmp_path)
+    training = study._training(Variant("S/8", "adaln_zero", 0))
+    assert training.advance(32, lambda: False)
+    assert training.config.mlp == "swiglu"
+    assert training.objective.density.mean == 0.8
+    rates = {group["initial_lr"] for group in training.optimizer.param_groups}
+    assert rates == {recipe.learning_rate, 0.02}
+    assert {group["weight_decay"] for group in training.optimizer.param_groups} == {0.1}
+    assert training.techniques.active["min_snr"].gamma == 5.0
+    assert training.max_grad_norm == 2.0
 
 
 def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, tmp_path):

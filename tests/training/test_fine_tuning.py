@@ -195,7 +195,7 @@ def test_a_fine_tuning_needs_no_more_than_a_model_and_images(tiny: Path, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--init_from", "./nowhere"], "init_from='./nowhere' is not there"),
+        (["--init_from", "./nowhere"], "init_from='./nowhere': there is no file or folder ./nowhere"),
         (["--init_from", "BASE", "--objective", "sample"], "objective='sample', but it was trained with 'hybrid'"),
         (["--init_from", "BASE", "--beta_end", "0.03"], r"beta_end=0.03, but it was trained with 0.02"),
         (["--init_from", "BASE", "--model", "DiT-S/2"], "patch_size=2, but it has patch_size=4"),

@@ -217,10 +217,12 @@ OTHER_VALUES = {
     "beta_schedule": "scaled_linear",
     "lr_scheduler": "cosine",
     "objective": "v_prediction",
+    "timestep_density": "logit_normal",
     "init_from": "user/dit",
     "ema_decay": 0.5,
     "mixed_precision": "bf16",
     "resize_position_embedding": "interpolate",
+    "optimizer": "muon",
     "extra_ema_decays": [0.5],
     "validation_labels": [3],
     "checkpoints_milestone_steps": 20_000,
@@ -237,7 +239,14 @@ OTHER_VALUES = {
     **{"block_type": "adaln", "position_embedding": "rope", "mlp": "swiglu", "norm": "rms"},
     "model_overrides": '{"sample_size": 8}',
 }
-NEEDED = {"lr_scheduler": "cosine", "push_to_hub": True, "init_from": "user/dit", "lora_rank": 2}
+NEEDED = {
+    "lr_scheduler": "cosine",
+    "timestep_density": "logit_normal",
+    "optimizer": "muon",
+    "push_to_hub": True,
+    "init_from": "user/dit",
+    "lora_rank": 2,
+}
 
 
 def other_value(name: str) -> object:

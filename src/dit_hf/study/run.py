@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from .. import __version__
 from ..analysis.flops import count_gmacs, count_parameters
 from ..analysis.results import REAL, MeasurementKey, Row, append_rows, read_rows
-from ..diffusion import OBJECTIVES, DiscreteObjective
 from ..modeling_dit import DiTModel
+from ..pipeline_dit import DiTPipeline
 from ..provenance import commit, hardware
 from ..training.saving.checkpoint import find_checkpoints, read_info
 from .classifier import NAME, load_or_train
@@ -118,13 +118,12 @@ class Study:
         if not training.advance(measurement.images_seen, lambda: time.monotonic() >= deadline):
             return False
         began = time.monotonic()
-        objective = OBJECTIVES[self.recipe.objective]()
-        assert isinstance(objective, DiscreteObjective)
         model = training.state.ema.module
         assert isinstance(model, DiTModel)
         num_samples, num_steps = measurement.num_samples, measurement.num_steps
-        sampler, scheduler = choose_sampler(objective, num_steps)
-        images = generate_samples(model, scheduler, self.latents, num_samples, num_steps, measurement.guidance_scale)
+        sampler, scheduler = choose_sampler(training.objective, num_steps)
+        pipeline = DiTPipeline(model, None, scheduler, prediction_type=training.objective.prediction_type)
+        images = generate_samples(pipeline, self.latents, num_samples, num_steps, measurement.guidance_scale)
         labels = torch.arange(num_samples) % self.train.num_classes
         sample_seconds = time.monotonic() - began
         self._keep_samples(measurement, images)
@@ -171,6 +170,7 @@ class Study:
             parameters=count_parameters(training.config) if training else 0,
             train_seconds=round(training.seconds, 3) if training else 0.0,
             sample_seconds=round(sample_seconds, 3),
+            train_cpu_seconds=round(training.cpu_seconds, 3) if training else 0.0,
             dataset=Path(self.recipe.dataset).name,
             recipe=self.recipe.summary if training else "",
             sampler=sampler,

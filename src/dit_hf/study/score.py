@@ -5,16 +5,16 @@ Legend: N samples, M real images, C channels, S the side, D features, K classes.
 
 from typing import NamedTuple
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..diffusion import DiscreteObjective
+from ..diffusion import DiscreteObjective, Objective
 from ..evaluation import frechet_distance
 from ..evaluation.metrics import precision_recall
-from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from .classifier import Classifier, describe
 from .images import LabelledImages, PixelLatents
@@ -32,8 +32,10 @@ class Measures(NamedTuple):
     recall: float
 
 
-def choose_sampler(objective: DiscreteObjective, num_steps: int) -> tuple[str, SchedulerMixin]:
-    """Return a DDIM sampler that covers the whole range of timesteps with any number of steps, and its name.
+def choose_sampler(objective: Objective, num_steps: int) -> tuple[str, SchedulerMixin]:
+    """Return a sampler that covers the whole range of timesteps with any number of steps, and its name.
+
+    An objective on a noise schedule is sampled by DDIM, any other by the scheduler that its pipeline stores.
 
     diffusers' `DDIMScheduler` takes the timesteps 0, k, 2k, ... with k = T // N. If N does not divide T, the highest of
     them is well below T: 765 of 1000 for N = 256. DPM-Solver++ of order 1 is the same solver (Lu et al. 2022, arXiv
@@ -43,6 +45,10 @@ def choose_sampler(objective: DiscreteObjective, num_steps: int) -> tuple[str, S
         objective: Objective that the model was trained with, of T timesteps.
         num_steps: Number of steps N.
     """
+    if not isinstance(objective, DiscreteObjective):
+        stored = objective.scheduler_config()
+        name = stored.pop("_class_name")
+        return name, getattr(diffusers, name)(**stored)
     config = {**objective.schedule.config, "prediction_type": objective.prediction_type}
     if objective.num_train_timesteps % num_steps == 0:
         return "DDIM", DDIMScheduler(**config, timestep_spacing="leading", set_alpha_to_one=True, clip_sample=False)
@@ -52,8 +58,7 @@ def choose_sampler(objective: DiscreteObjective, num_steps: int) -> tuple[str, S
 
 
 def generate_samples(
-    model: DiTModel,
-    scheduler: SchedulerMixin,
+    pipeline: DiTPipeline,
     latents: PixelLatents,
     num_samples: int,
     num_steps: int,
@@ -64,16 +69,14 @@ def generate_samples(
     Sample k starts from the same noise for every model, scheduler and `num_samples`, so that samples can be compared.
 
     Args:
-        model: Model to sample.
-        scheduler: Scheduler to sample with.
+        pipeline: Model to sample, and the scheduler to sample with.
         latents: Map from latents back to pixels.
         num_samples: Number of samples N.
         num_steps: Number of steps of the scheduler.
         guidance_scale: Scale of classifier-free guidance; 1 is no guidance.
     """
-    pipeline = DiTPipeline(model, None, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    labels = [index % model.config.num_classes for index in range(num_samples)]
+    labels = [index % pipeline.transformer.config.num_classes for index in range(num_samples)]
     batches = []
     for start in range(0, num_samples, BATCH):
         generator = torch.Generator().manual_seed(10**6 + start)

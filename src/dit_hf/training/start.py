@@ -14,8 +14,9 @@ from ..finetuning.classes import carry_classes, match_classes
 from ..finetuning.lora import add_lora
 from ..finetuning.resolution import resize_positions
 from ..modeling_dit import DiTModel
-from ..vae import vae_shrink_factor
-from .origin import Origin, load_origin, take_over, vae_subfolder
+from ..vae import vae_shrink_factor, vae_subfolder
+from .assembly import make_objective
+from .origin import Origin, check_vae_name, load_origin, take_over
 from .settings import TrainSettings
 
 logger = logging.getLogger("dit_hf.finetuning")
@@ -60,10 +61,11 @@ def choose_start(settings: TrainSettings, names: list[str]) -> Start:
         take_over(settings, origin)
     name = settings.vae_name_or_path
     subfolder = "vae" if name == settings.init_from else vae_subfolder(name)
+    if name != settings.init_from:
+        check_vae_name(name)
     vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
     sample_size = latent_side(settings.resolution, vae)
-    schedule = {**(origin.schedule if origin else {}), **settings.schedule}
-    objective = OBJECTIVES[settings.objective](**schedule)
+    objective = make_objective(settings, origin.schedule if origin else {})
     if origin is None:
         initial = fresh_model(settings, sample_size, vae.config.latent_channels, names)
     else:

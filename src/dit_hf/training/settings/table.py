@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from diffusers.optimization import SchedulerType
 
-from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule
+from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule, TimestepDensity
 from ..setting_row import Row, check, row, rows
 from ..techniques import TECHNIQUES
 from .model_fields import ModelFields
@@ -144,6 +144,36 @@ class TrainSettings(ModelFields):
         from_origin=True,
         card="timesteps",
     )
+    timestep_density: Literal["uniform", "logit_normal"] | None = row(
+        None,
+        "Density of the timesteps that are drawn: uniform, or logit_normal for sigmoid(z) of a normal z, of the share "
+        "of noise in flow matching, else of t / num_train_timesteps. Default: that of the objective, which is uniform "
+        "but for flow_sample, whose z has mean 0.8 and deviation 0.8.",
+        card="density of timesteps",
+    )
+    logit_normal_mean: float = row(
+        0.0,
+        "Mean of z in the density logit_normal. Above 0, most timesteps are noisy; diffusers' scripts have the other "
+        "sign.",
+        needs="timestep_density",
+        idle=(None, "uniform"),
+        card="mean of the density",
+    )
+    logit_normal_std: float = row(
+        1.0,
+        "Standard deviation of z in the density logit_normal.",
+        at_least=1e-3,
+        needs="timestep_density",
+        idle=(None, "uniform"),
+        card="standard deviation of the density",
+    )
+    timestep_shift: float = row(
+        1.0,
+        "Shift s of the timesteps that are drawn, to s t / (1 + (s - 1) t); above 1 towards noise. The scheduler of a "
+        "pipeline that is trained by flow matching gets it too.",
+        at_least=1e-3,
+        card="shift of timesteps",
+    )
 
     # optimisation
     train_batch_size: int = row(
@@ -169,13 +199,27 @@ class TrainSettings(ModelFields):
     max_train_minutes: float | None = row(
         None, "Minutes after which the training ends, counted from each start.", at_least=0.001, may_change="always"
     )
+    optimizer: Literal["adamw", "muon"] = row(
+        "adamw",
+        "Optimiser: adamw, the paper's; or muon, which trains the matrices of attention and feed-forward in the "
+        "blocks by Muon, and everything else by AdamW.",
+        card="optimiser",
+    )
     learning_rate: float = row(1e-4, "Learning rate of AdamW.", at_least=0.0, card="learning rate")
+    muon_learning_rate: float = row(
+        0.006,
+        "Learning rate of Muon. A step is as large as one of AdamW at this rate.",
+        at_least=0.0,
+        needs="optimizer",
+        idle=("adamw",),
+        card="learning rate of Muon",
+    )
     lr_scheduler: str = row(
         "constant", f"Schedule of the learning rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of the learning rate"
     )
     lr_warmup_steps: int = row(
         0,
-        "Number of steps in which the learning rate rises from 0.",
+        "Number of steps in which the learning rates rise from 0.",
         at_least=0,
         needs="lr_scheduler",
         idle=("constant",),
@@ -183,7 +227,7 @@ class TrainSettings(ModelFields):
     )
     adam_beta1: float = row(0.9, "Decay of AdamW's first moment.", at_least=0.0, below=1.0, card="AdamW's beta 1")
     adam_beta2: float = row(0.999, "Decay of AdamW's second moment.", at_least=0.0, below=1.0, card="AdamW's beta 2")
-    adam_weight_decay: float = row(0.0, "Weight decay of AdamW. The paper uses 0.", at_least=0.0, card="weight decay")
+    adam_weight_decay: float = row(0.0, "Weight decay. The paper uses 0.", at_least=0.0, card="weight decay")
     max_grad_norm: float | None = row(
         None,
         "Norm to which gradients are clipped. Default: no clipping, as in the paper.",
@@ -315,6 +359,10 @@ class TrainSettings(ModelFields):
             raise ValueError(f"lr_scheduler={self.lr_scheduler!r} is unknown: choose one of {', '.join(LR_SCHEDULERS)}")
         if self.last_blocks is not None and self.lora_rank is not None:
             raise ValueError("last_blocks and lora_rank each say what is trained: set one of them")
+        if self.lora_rank is not None and self.optimizer == "muon":
+            raise ValueError(
+                "optimizer='muon' trains the matrices of the blocks, which lora_rank freezes: leave one of them out"
+            )
         for decay in self.extra_ema_decays or []:
             if not 0 <= decay < 1:
                 raise ValueError(f"extra_ema_decays has {decay}, which is outside [0, 1): the paper's decay is 0.9999")
@@ -356,6 +404,15 @@ class TrainSettings(ModelFields):
         return {name: value for name, value in given.items() if value is not None}
 
     @property
+    def density(self) -> TimestepDensity:
+        """Density of the timesteps: the one that is set, else the objective's own, with the shift."""
+        if self.timestep_density is None:
+            return dataclasses.replace(OBJECTIVES[self.objective].density, shift=self.timestep_shift)
+        return TimestepDensity(
+            self.timestep_density, self.logit_normal_mean, self.logit_normal_std, self.timestep_shift
+        )
+
+    @property
     def ema_decays(self) -> list[float]:
         """All decays, the pipeline's first."""
         return [self.ema_decay, *(self.extra_ema_decays or [])]
@@ -376,6 +433,15 @@ def all_rows() -> dict[str, Row]:
     return found
 
 
-def card_names() -> dict[str, str]:
-    """Return the settings that a model card shows, by name, and what the card calls each."""
-    return {name: rules.card for name, rules in all_rows().items() if rules.card}
+def card_names(settings: TrainSettings | None = None) -> dict[str, str]:
+    """Return the settings that a model card shows, by name, and what the card calls each.
+
+    Args:
+        settings: Settings of the training, to leave out those that have no effect because of another.
+    """
+    values = settings.to_dict() if settings else {}
+    return {
+        name: rules.card
+        for name, rules in all_rows().items()
+        if rules.card and not (rules.needs in values and values[rules.needs] in rules.idle)
+    }

@@ -4,11 +4,23 @@ To add one, write its file as `min_snr.py` is written, and name it in the table 
 keys of a YAML file, compared as a training resumes, and shown on cards, as all settings are.
 """
 
+from .block_calls import changed_blocks, recorded_blocks
 from .min_snr import MinSNR
 from .technique import ForwardPass, Technique, Techniques
+from .tread import Tread
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "min_snr": MinSNR,
+    "tread": Tread,
 }
 
-__all__ = ["TECHNIQUES", "ForwardPass", "MinSNR", "Technique", "Techniques"]
+__all__ = [
+    "TECHNIQUES",
+    "ForwardPass",
+    "MinSNR",
+    "Technique",
+    "Techniques",
+    "Tread",
+    "changed_blocks",
+    "recorded_blocks",
+]
