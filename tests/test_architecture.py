@@ -30,7 +30,8 @@ ROOMS = GROUND | MODEL | {
     "modeling_dit", "pipeline_dit", "lora_pipeline", "image_pipelines", "saved_code", "sampling", "caches", "diffusion",
     "data",
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
-    "training", "training.run", "training.origin", "training.start", "training.batches", "training.finish", "cards",
+    "training", "training.run", "training.origin", "training.settings", "training.start", "training.batches",
+    "training.finish", "cards",
     "hub", "study",
 }  # fmt: skip
 
@@ -61,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "finetuning": {"configuration_dit", "modeling_dit", "sampling", "conversion", "cards"},
     "training": {"diffusion"},
     "training.origin": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
+    "training.settings": {"diffusion", "configuration_dit"},
     "training.start": {"diffusion", "configuration_dit", "modeling_dit", "finetuning"},
     "training.batches": {"data"},
     "training.finish": {"finetuning", "pipeline_dit", "cards", "hub"},
@@ -74,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
         "diffusion",
         "data",
         "training",
+        "training.settings",
         "evaluation",
         "evaluation.run",
         "analysis",

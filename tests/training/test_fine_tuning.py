@@ -170,7 +170,7 @@ def test_pictures_before_and_after_show_the_classes_of_the_data(tiny: Path, tmp_
 
 def test_a_pipeline_goes_on_at_twice_its_resolution(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--resolution", "32", "--max_train_steps", "2", "--ema_decay", "0.01")
-    pipeline = load(train(tiny, tmp_path, *flags, "--position_embedding", "interpolate"))
+    pipeline = load(train(tiny, tmp_path, *flags, "--resize_position_embedding", "interpolate"))
     assert pipeline.transformer.config.sample_size == 16
     expected = load(base).transformer.resize_pos_embed(16, 16, "interpolate")
     torch.testing.assert_close(pipeline.transformer.pos_embed.data, expected, rtol=0, atol=0)

@@ -112,10 +112,9 @@ def take_over(settings: TrainSettings, origin: Origin) -> None:
     own_resolution = sides.pop() if len(sides) == 1 else None
     if settings.resolution is None and own_resolution is None:
         contradictions.append("resolution is missing, and its latents are not square: set --resolution")
-    if settings.position_embedding != "extend" and settings.resolution in (None, own_resolution):
-        contradictions.append(
-            f"position_embedding={settings.position_embedding!r} has no effect, because its resolution is kept"
-        )
+    policy = settings.resize_position_embedding
+    if policy != "extend" and settings.resolution in (None, own_resolution):
+        contradictions.append(f"resize_position_embedding={policy!r} has no effect, because its resolution is kept")
     if contradictions:
         raise ValueError(
             f"init_from={origin.name!r} does not fit the other settings: {'; '.join(contradictions)}. "
@@ -185,7 +184,7 @@ def _of_vae(name: str, config: dict[str, Any], origin: Origin) -> list[str]:
 
 
 def _of_architecture(settings: TrainSettings, origin: Origin) -> list[str]:
-    """List the fields of `model` and `model_overrides` that differ from the model's."""
+    """List the fields of `DiTConfig` that the settings give, and that differ from the model's."""
     own = origin.model.config
     size = DiTConfig.from_name(settings.model) if settings.model else own
     wanted = {name: getattr(size, name) for name in PaperSize._fields[:4]} | settings.config_overrides

@@ -74,7 +74,7 @@ def choose_start(settings: TrainSettings, names: list[str]) -> Start:
             names if origin.model.config.num_classes else [],
             sample_size=sample_size,
             keep_classes=settings.keep_classes,
-            position_embedding=settings.position_embedding,
+            resize_position_embedding=settings.resize_position_embedding,
             last_blocks=settings.last_blocks,
             lora_rank=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
@@ -182,7 +182,7 @@ def adapt_to_data(
     *,
     sample_size: int | tuple[int, int] | list[int],
     keep_classes: bool = False,
-    position_embedding: Literal["extend", "interpolate"] = "extend",
+    resize_position_embedding: Literal["extend", "interpolate"] = "extend",
     last_blocks: int | None = None,
     lora_rank: int | None = None,
     lora_alpha: float | None = None,
@@ -194,7 +194,7 @@ def adapt_to_data(
         names: Names of the classes in the data; none for an unconditional model.
         sample_size: Side of the latents, or (height, width).
         keep_classes: Whether the model's own classes stay, before those that are new.
-        position_embedding: Policy of `resize_positions`, for a size that is not the model's.
+        resize_position_embedding: Policy of `resize_positions`, for a size that is not the model's.
         last_blocks: Number of blocks at the end that are trained; by default, and without a rank, the whole model is.
         lora_rank: Rank of the adapter that is trained instead.
         lora_alpha: LoRA's alpha, as in `add_lora`.
@@ -208,8 +208,8 @@ def adapt_to_data(
     if classes.origins != list(range(model.config.num_classes)):
         carry_classes(model, classes.origins)
     if model.config.sample_size != sample_size:
-        logger.info(f"latents of side {sample_size} instead of {model.config.sample_size}: {position_embedding}")
-        resize_positions(model, sample_size, position_embedding)
+        logger.info(f"latents of side {sample_size} instead of {model.config.sample_size}: {resize_position_embedding}")
+        resize_positions(model, sample_size, resize_position_embedding)
     if last_blocks is not None:
         train_last_blocks(model, last_blocks)
     if lora_rank is not None:

@@ -5,11 +5,13 @@ keys of a YAML file, compared as a training resumes, and shown on cards, as all 
 """
 
 from .block_calls import changed_blocks, recorded_blocks
+from .layer_sync import LayerSync
 from .min_snr import MinSNR
 from .technique import ForwardPass, Technique, Techniques
 from .tread import Tread
 
 TECHNIQUES: dict[str, type[Technique]] = {
+    "layer_sync": LayerSync,
     "min_snr": MinSNR,
     "tread": Tread,
 }
@@ -17,6 +19,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
 __all__ = [
     "TECHNIQUES",
     "ForwardPass",
+    "LayerSync",
     "MinSNR",
     "Technique",
     "Techniques",
