@@ -27,7 +27,7 @@ DECIDED_ELSEWHERE = {
 NOT_IN_A_STUDY = {
     "dataset_name", "dataset_config_name", "dataset_revision", "dataset_split", "image_column", "label_column",
     "class_names_file", "label_map_file", "resolution", "random_flip", "num_jitters", "vae_name_or_path",
-    "model_overrides", "gradient_checkpointing", "init_from", "keep_classes", "position_embedding", "last_blocks",
+    "model_overrides", "gradient_checkpointing", "init_from", "keep_classes", "resize_position_embedding", "last_blocks",
     "lora_rank", "lora_alpha",
     "gradient_accumulation_steps", "extra_ema_decays", "mixed_precision", "allow_tf32",
 }  # fmt: skip

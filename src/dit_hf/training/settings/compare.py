@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from .by_name import all_rows
 from .model_fields import in_one_form
-from .table import TrainSettings, all_rows
+from .table import TrainSettings
 
 
 def changed_settings(

@@ -13,8 +13,9 @@ from transformers import HfArgumentParser
 
 from ..setting_row import rows
 from ..techniques import TECHNIQUES
+from .by_name import all_rows
 from .model_fields import DECIDED, ModelFields
-from .table import TrainSettings, all_rows
+from .table import TrainSettings
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
