@@ -28,7 +28,7 @@ MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  #
 
 ROOMS = GROUND | MODEL | {
     "modeling_dit", "pipeline_dit", "lora_pipeline", "image_pipelines", "saved_code", "sampling", "caches", "diffusion",
-    "data",
+    "data", "extraction",
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
     "training", "training.run", "training.origin", "training.settings", "training.start", "training.batches",
     "training.finish", "cards",
@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": set(),
     "data": set(),
     "generation": {"sampling"},
+    "extraction": {"data", "cards", "hub"},
     "evaluation": set(),
     "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},
