@@ -26,5 +26,6 @@ def check_design(config: DiTConfig, whose: str) -> None:
     for name, value in ONLY.items():
         if getattr(config, name) != value:
             raise ValueError(
-                f"{name}={getattr(config, name)!r}: {whose} has {name}={value!r} only, keep the model as dit-hf saves it"
+                f"{name}={getattr(config, name)!r}: {whose} has {name}={value!r} only; "
+                "keep the model as dit-hf saves it"
             )

@@ -42,7 +42,8 @@ class KeyedDraws:
         noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators])  # (B, C, h, w)
         device = batch.x_0.device
         return Draws(
-            timestep=self.objective.draw_timesteps(torch.from_numpy(uniform[:, 0]).to(device)),
+            # on the CPU, so that every device trains on the same timesteps
+            timestep=self.objective.draw_timesteps(torch.from_numpy(uniform[:, 0])).to(device),
             noise=torch.from_numpy(noise).to(batch.x_0),
             drop_labels=torch.from_numpy(uniform[:, 1] < self.class_dropout_prob).to(device)
             if self.class_dropout_prob

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from diffusers.optimization import SchedulerType
 
-from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule
+from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule, TimestepDensity
 from ..setting_row import Row, check, row, rows
 from ..techniques import TECHNIQUES
 
@@ -146,6 +146,36 @@ class TrainSettings:
         at_least=2,
         from_origin=True,
         card="timesteps",
+    )
+    timestep_density: Literal["uniform", "logit_normal"] | None = row(
+        None,
+        "Density of the timesteps that are drawn: uniform, or logit_normal for sigmoid(z) of a normal z, of the share "
+        "of noise in flow matching, else of t / num_train_timesteps. Default: that of the objective, which is uniform "
+        "but for flow_sample, whose z has mean 0.8 and deviation 0.8.",
+        card="density of timesteps",
+    )
+    logit_normal_mean: float = row(
+        0.0,
+        "Mean of z in the density logit_normal. Above 0, most timesteps are noisy; diffusers' scripts have the other "
+        "sign.",
+        needs="timestep_density",
+        idle=(None, "uniform"),
+        card="mean of the density",
+    )
+    logit_normal_std: float = row(
+        1.0,
+        "Standard deviation of z in the density logit_normal.",
+        at_least=1e-3,
+        needs="timestep_density",
+        idle=(None, "uniform"),
+        card="standard deviation of the density",
+    )
+    timestep_shift: float = row(
+        1.0,
+        "Shift s of the timesteps that are drawn, to s t / (1 + (s - 1) t); above 1 towards noise. The scheduler of a "
+        "pipeline that is trained by flow matching gets it too.",
+        at_least=1e-3,
+        card="shift of timesteps",
     )
 
     # optimisation
@@ -375,6 +405,15 @@ class TrainSettings:
         in_use = OBJECTIVES[self.objective].fields_in_use(self.beta_schedule)
         given = {name: getattr(self, name) for name in rows(self).keys() & in_use}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def density(self) -> TimestepDensity:
+        """Density of the timesteps: the one that is set, else the objective's own, with the shift."""
+        if self.timestep_density is None:
+            return dataclasses.replace(OBJECTIVES[self.objective].density, shift=self.timestep_shift)
+        return TimestepDensity(
+            self.timestep_density, self.logit_normal_mean, self.logit_normal_std, self.timestep_shift
+        )
 
     @property
     def config_overrides(self) -> dict[str, Any]:

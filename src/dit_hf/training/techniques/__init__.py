@@ -6,18 +6,21 @@ keys of a YAML file, compared as a training resumes, and shown on cards, as all 
 
 from .block_calls import changed_blocks, recorded_blocks
 from .min_snr import MinSNR
+from .repa import RepresentationAlignment
 from .technique import ForwardPass, Technique, Techniques
 from .tread import Tread
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "min_snr": MinSNR,
     "tread": Tread,
+    "repa": RepresentationAlignment,
 }
 
 __all__ = [
     "TECHNIQUES",
     "ForwardPass",
     "MinSNR",
+    "RepresentationAlignment",
     "Technique",
     "Techniques",
     "Tread",
