@@ -20,8 +20,8 @@ PACKAGE = "dit_hf"
 
 # The ground floor: facts that several rooms share. Every room may import it.
 GROUND = {
-    "betas", "class_names", "distributed", "files", "image_folder", "images", "network", "provenance", "redaction",
-    "vae", "weight_files",
+    "betas", "class_names", "distributed", "files", "flags", "image_folder", "images", "network", "places",
+    "provenance", "redaction", "vae", "weight_files",
 }  # fmt: skip
 
 MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  # parts of modeling_dit
@@ -30,7 +30,8 @@ ROOMS = GROUND | MODEL | {
     "modeling_dit", "pipeline_dit", "lora_pipeline", "image_pipelines", "saved_code", "sampling", "caches", "diffusion",
     "data",
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
-    "training", "training.run", "training.origin", "training.start", "training.batches", "training.finish", "cards",
+    "training", "training.run", "training.origin", "training.settings", "training.start", "training.batches",
+    "training.finish", "cards",
     "hub", "study",
 }  # fmt: skip
 
@@ -61,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "finetuning": {"configuration_dit", "modeling_dit", "sampling", "conversion", "cards"},
     "training": {"diffusion"},
     "training.origin": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
+    "training.settings": {"diffusion", "configuration_dit"},
     "training.start": {"diffusion", "configuration_dit", "modeling_dit", "finetuning"},
     "training.batches": {"data"},
     "training.finish": {"finetuning", "pipeline_dit", "cards", "hub"},

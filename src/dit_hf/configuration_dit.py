@@ -310,7 +310,10 @@ class DiTConfig(PreTrainedConfig):
             f"a multiple of num_attention_heads={self.num_attention_heads}",
         )
         self._require("rope_theta", _is_number(self.rope_theta, 1, 1e9), "a number in [1, 1e9]")
-        if self.position_embedding != "sincos":
+        if self.position_embedding == "sincos":
+            limit = "100, which it is without a rotary embedding, or position_embedding to rope or both"
+            self._require("rope_theta", self.rope_theta == 100, limit)
+        else:
             fits = self.hidden_size // self.num_attention_heads % 4 == 0
             self._require("hidden_size", fits, "a multiple of 4 * num_attention_heads, for the rotary embedding")
         size = self.sample_size if isinstance(self.sample_size, (list, tuple)) else [self.sample_size] * 2

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from .class_names import names_to_ids, synonyms_to_ids
 from .lora_pipeline import DiTLoraLoaderMixin
+from .places import check_pipeline_source
 from .sampling.callbacks import Watched, check_callback
 from .sampling.class_names import ids_of_names, label_batch
 from .sampling.denoising import Denoising, cache_to_oneself, cached_model
@@ -290,11 +291,13 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
 
         Raises:
             OSError: If the Hub or its cache cannot be used, or a file does not have the Hub's hash.
-            ValueError: If a part is missing or damaged; for weights of others the message names the key.
+            ValueError: If there is no such folder, with what to pass instead; or if a part is missing or damaged; for
+                weights of others the message names the key.
         """
         source, load = pretrained_model_name_or_path, super().from_pretrained
         if not IN_PACKAGE:
             return load(source, **kwargs)
+        check_pipeline_source(source)
         load_pipeline = import_for("from_pretrained", "dit_hf.conversion").load_pipeline
         if Path(source).exists():
             for folder in Path(source).glob("*/"):

@@ -12,6 +12,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import cached_file
 
 from .configuration_dit import DiTConfig
+from .places import check_model_source, describe_folder
 from .weight_files import (
     read_name,
     refuse_two_forms,
@@ -53,7 +54,7 @@ def _check_folder(folder: Path, options: dict[str, Any]) -> None:
     if "config" not in options and not (folder / "config.json").is_file():
         if _is_pipeline(folder, {}):
             raise ValueError(IS_PIPELINE.format(folder))
-        raise ValueError(f"{folder} has no config.json, and the default one would be a guess: pass config=...")
+        raise ValueError(describe_folder(folder, "config.json"))
     refuse_two_forms(folder, options.get("variant"))
 
 
@@ -106,6 +107,8 @@ class DiTPreTrainedModel(PreTrainedModel):
         folder = Path(source or "", kwargs.get("subfolder") or "")
         if source and folder.is_dir():
             _check_folder(folder, kwargs)
+        elif source:
+            check_model_source(source, kwargs.get("subfolder"))
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
         try:

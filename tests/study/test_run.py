@@ -129,34 +129,41 @@ def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only
     continued = training(recipe)
     assert continued.progress.images_seen == 32
     assert math.isnan(continued.cpu_seconds)
-    with pytest.raises(ValueError, match="min_snr_gamma.*choose a new folder"):
-        training(replace(recipe, additions={"min_snr_gamma": 5.0}))
-
-
-ADDITIONS = {"min_snr_gamma": 5.0, "mlp_ratio": 2.0, "beta_schedule": "squaredcos_cap_v2", "adam_weight_decay": 0.1}
+    with pytest.raises(ValueError, match="timestep_shift.*choose a new folder"):
+        training(replace(recipe, additions={"timestep_shift": 3.0}))
 
 
 @pytest.mark.parametrize(
-    ("objective", "additions", "sampler"),
+    ("objective", "sampler"),
     [
-        ("flow", {}, "FlowMatchEulerDiscreteScheduler"),
-        ("sample", ADDITIONS, "DDIM"),
+        ("flow", "FlowMatchEulerDiscreteScheduler"),
+        ("flow_sample", "FlowMatchEulerDiscreteScheduler"),
+        ("epsilon", "DDIM"),
     ],
 )
-def test_additions_reach_the_model_the_objective_the_optimiser_and_the_loss(
-    recipe, tmp_path, objective, additions, sampler
-):
-    recipe = replace(recipe, objective=objective, additions=additions, models=("S/8",), checkpoints=(32,))
+def test_every_objective_is_sampled_by_its_own_kind_of_scheduler(recipe, tmp_path, objective, sampler):
+    recipe = replace(recipe, objective=objective, models=("S/8",), checkpoints=(32,))
     study = Study(recipe, tmp_path)
     study._measure(measurements(recipe)[0], float("inf"))
-    training = study._training(Variant("S/8", "adaln_zero", 0))
-    assert training.config.mlp_ratio == additions.get("mlp_ratio", 4.0)
-    assert set(training.techniques.active) == ({"min_snr"} if additions else set())
-    assert training.optimizer.param_groups[0]["weight_decay"] == additions.get("adam_weight_decay", 0.0)
-    if additions:
-        assert training.objective.schedule.config["beta_schedule"] == "squaredcos_cap_v2"
     row = read_rows(tmp_path / "results.csv")[0]
     assert (row.sampler, row.recipe) == (sampler, recipe.summary)
+
+
+def test_additions_reach_the_model_the_objective_the_optimiser_and_the_techniques(recipe, tmp_path):
+    additions = {
+        "mlp": "swiglu", "timestep_density": "logit_normal", "logit_normal_mean": 0.8, "optimizer": "muon",
+        "muon_learning_rate": 0.02, "adam_weight_decay": 0.1, "min_snr_gamma": 5.0, "max_grad_norm": 2.0,
+    }  # fmt: skip
+    study = Study(replace(recipe, objective="epsilon", additions=additions), tmp_path)
+    training = study._training(Variant("S/8", "adaln_zero", 0))
+    assert training.advance(32, lambda: False)
+    assert training.config.mlp == "swiglu"
+    assert training.objective.density.mean == 0.8
+    rates = {group["initial_lr"] for group in training.optimizer.param_groups}
+    assert rates == {recipe.learning_rate, 0.02}
+    assert {group["weight_decay"] for group in training.optimizer.param_groups} == {0.1}
+    assert training.techniques.active["min_snr"].gamma == 5.0
+    assert training.max_grad_norm == 2.0
 
 
 def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, tmp_path):

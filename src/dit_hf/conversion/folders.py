@@ -18,6 +18,7 @@ from ..cards.metadata import check_license
 from ..cards.page import CARD
 from ..cards.stamp import digest_of_weights, stamped
 from ..configuration_dit import DiTConfig
+from ..places import check_pipeline_source
 from .diffusers_files import HUB_ARGUMENTS
 from .objective import has_untrained_variance
 from .original import to_original
@@ -56,6 +57,7 @@ def convert(
     """
     destination = Path(destination)
     _check_request(destination, to, scheduler, license)
+    check_pipeline_source(source)
     if to == "original" and os.path.isfile(source):
         arguments.setdefault("vae", None)  # only the transformer is wanted
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}

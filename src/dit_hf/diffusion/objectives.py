@@ -82,6 +82,9 @@ class Objective:
     num_train_timesteps: int
     density: TimestepDensity = TimestepDensity()
 
+    def __init__(self, *, density: TimestepDensity | None = None) -> None:
+        self.density = density or self.density
+
     @classmethod
     def fields_in_use(cls, beta_schedule: str | None = None) -> set[str]:
         """Return the fields of `Schedule` that have an effect on this objective.
@@ -190,7 +193,7 @@ class DiscreteObjective(Objective):
         rescale_betas_zero_snr: bool = False,
         density: TimestepDensity | None = None,
     ) -> None:
-        self.density = density or self.density
+        super().__init__(density=density)
         self.schedule = Schedule(
             num_train_timesteps, beta_schedule or "linear", beta_start, beta_end, trained_betas, rescale_betas_zero_snr
         )
@@ -349,8 +352,8 @@ class FlowLoss(Objective):
     ) -> None:
         if beta_schedule is not None:
             warnings.warn(f"beta_schedule={beta_schedule!r} is ignored: flow matching has no betas", stacklevel=2)
+        super().__init__(density=density)
         self.num_train_timesteps = num_train_timesteps
-        self.density = density or self.density
 
     def draw_timesteps(self, uniform: Tensor) -> Tensor:
         """Return q(u) T, continuous, where q is the inverse distribution function of the density."""

@@ -27,6 +27,7 @@ from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
 from ..files import watched
+from ..flags import in_flags
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
@@ -48,7 +49,7 @@ from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .settings import TrainSettings, card_names, parse_settings, rows
+from .settings import TrainSettings, all_rows, card_names, parse_settings, rows
 from .start import choose_start, make_scheduler
 from .techniques import Techniques
 from .trainer import Trainer
@@ -261,7 +262,7 @@ def main(
         leave(EXIT_CODES[signal.SIGINT])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        sys.exit(f"error: {rank}{' '.join(str(error).split())}")
+        sys.exit(f"error: {rank}{in_flags(' '.join(str(error).split()), all_rows(), '_')}")
 
 
 if __name__ == "__main__":
