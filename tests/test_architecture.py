@@ -78,6 +78,7 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "training",
         "evaluation",
+        "evaluation.run",
         "analysis",
         PACKAGE,
     },
