@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "diffusion",
         "data",
         "training",
+        "training.settings",
         "evaluation",
         "evaluation.run",
         "analysis",

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from .by_name import all_rows
 from .model_fields import in_one_form
-from .table import TrainSettings
+from .table import TrainSettings, all_rows
 
 
 def changed_settings(

@@ -13,9 +13,8 @@ from transformers import HfArgumentParser
 
 from ..setting_row import rows
 from ..techniques import TECHNIQUES
-from .by_name import all_rows
 from .model_fields import DECIDED, ModelFields
-from .table import TrainSettings
+from .table import TrainSettings, all_rows
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from diffusers.optimization import SchedulerType
 
 from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule, TimestepDensity
-from ..setting_row import check, row, rows
+from ..setting_row import Row, check, row, rows
 from ..techniques import TECHNIQUES
 from .model_fields import ModelFields
 
@@ -421,3 +421,27 @@ class TrainSettings(ModelFields):
         """Return every setting by name, as `settings.yaml` and checkpoints hold them."""
         own = {name: getattr(self, name) for name in rows(self)}
         return own | {name: getattr(each, name) for each in self.techniques.values() for name in rows(each)}
+
+
+def all_rows() -> dict[str, Row]:
+    """Return the rows of every setting, those of the techniques included, by name."""
+    found = dict(rows(TrainSettings))
+    for technique, each in TECHNIQUES.items():
+        own = rows(each.Settings)
+        assert not own.keys() & found.keys(), f"{technique} has a setting of a name that is taken"
+        found |= own
+    return found
+
+
+def card_names(settings: TrainSettings | None = None) -> dict[str, str]:
+    """Return the settings that a model card shows, by name, and what the card calls each.
+
+    Args:
+        settings: Settings of the training, to leave out those that have no effect because of another.
+    """
+    values = settings.to_dict() if settings else {}
+    return {
+        name: rules.card
+        for name, rules in all_rows().items()
+        if rules.card and not (rules.needs in values and values[rules.needs] in rules.idle)
+    }
