@@ -76,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
         "diffusion",
         "data",
         "training",
+        "training.settings",
         "evaluation",
         "analysis",
         PACKAGE,
