@@ -29,6 +29,7 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19"],
     "lora": ["peft>=0.18"],
     "heic": ["pillow-heif>=1.0"],  # photographs of phones
+    "docs": ["furo>=2025.12", "myst-parser>=5.0", "sphinx>=9.0"],  # the site
     "dev": [
         "build>=1.2",
         "efficientnet-lite-pytorch>=0.1",  # real features where the Hub cannot be reached; tests and studies only
@@ -43,6 +44,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.15",
         "scipy>=1.14",
+        "selenium>=4.30",  # drives Chromium
         "setuptools>=77",
         "torchao>=0.16",  # quantised weights
         "torchmetrics>=1.8",

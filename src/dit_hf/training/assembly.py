@@ -1,10 +1,10 @@
-"""Assembling what a training changes: the model, its averages, the optimiser and the learning rate.
+"""Assembling a training: its objective and techniques, and what it changes, from the model to the learning rate.
 
 Every training of this package, that of `dit_hf.training.run` and those of a study, is put together here, in an order
 that matters: an average copies the model before Accelerate changes the model's forward, or after FSDP2 has split it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
+from ..diffusion import OBJECTIVES, Objective
 from .ema import EMA
 from .muon import Muon, block_matrices
 from .processes import deepspeed_zero
 from .processes.sharding import splits_weights
 from .saving.state import TrainingState
-from .techniques import Techniques
+from .settings import TrainSettings
+from .techniques import TECHNIQUES, Techniques
 
 
 @dataclass
@@ -33,6 +35,61 @@ class Assembly:
     state: TrainingState
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
+
+
+def make_objective(settings: TrainSettings, schedule: Mapping[str, Any] | None = None) -> Objective:
+    """Make the objective that settings name.
+
+    Args:
+        settings: Settings of a training.
+        schedule: Fields of `Schedule` that hold where the settings say nothing.
+    """
+    arguments: dict[str, Any] = {**(schedule or {}), **settings.schedule, "density": settings.density}
+    return OBJECTIVES[settings.objective](**arguments)
+
+
+def build_techniques(settings: TrainSettings, objective: Objective, model: Any) -> Techniques:
+    """Build the techniques that settings switch on, before the optimiser is made, which trains their modules.
+
+    Args:
+        settings: Settings of a training.
+        objective: Objective of the training.
+        model: The `DiTModel`, on the CPU.
+
+    Raises:
+        ValueError: If a technique does not fit the objective or the model.
+    """
+    built = {
+        name: TECHNIQUES[name].build(own_settings, objective, model)
+        for name, own_settings in settings.techniques.items()
+    }
+    return Techniques({name: each for name, each in built.items() if each is not None}, settings.seed)
+
+
+def assemble_as_set(settings: TrainSettings, accelerator: Accelerator, model: Any, techniques: Techniques) -> Assembly:
+    """Call `assemble` with what settings say.
+
+    Args:
+        settings: Settings of a training.
+        accelerator: Accelerator that says where and how the model is trained.
+        model: A `DiTModel`.
+        techniques: Techniques that `build_techniques` has built.
+    """
+    return assemble(
+        accelerator,
+        model,
+        learning_rate=settings.learning_rate,
+        optimizer=settings.optimizer,
+        muon_learning_rate=settings.muon_learning_rate,
+        ema_decays=settings.ema_decays,
+        lr_scheduler=settings.lr_scheduler,
+        lr_warmup_steps=settings.lr_warmup_steps,
+        max_train_steps=settings.max_train_steps,
+        adam_betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.adam_weight_decay,
+        compile_blocks=settings.torch_compile,
+        techniques=techniques,
+    )
 
 
 def assemble(

@@ -42,7 +42,8 @@ class KeyedDraws:
         noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators])  # (B, C, h, w)
         device = batch.x_0.device
         return Draws(
-            timestep=self.objective.draw_timesteps(torch.from_numpy(uniform[:, 0]).to(device)),
+            # on the CPU, so that every device trains on the same timesteps
+            timestep=self.objective.draw_timesteps(torch.from_numpy(uniform[:, 0])).to(device),
             noise=torch.from_numpy(noise).to(batch.x_0),
             drop_labels=torch.from_numpy(uniform[:, 1] < self.class_dropout_prob).to(device)
             if self.class_dropout_prob
@@ -90,7 +91,7 @@ def train_steps(
     for batch in batches:
         draws = draw(batch)
         with accelerator.accumulate(*trained):
-            losses = compute_losses(accelerator.unwrap_model(model), model, objective, batch, draws, techniques)
+            losses = compute_losses(accelerator.unwrap_model(model), model, objective, batch, draws, techniques, step)
             loss = losses["loss"].mean()
             if deepspeed_zero.uses_zero(accelerator):  # its engine steps within `backward`
                 loss = deepspeed_zero.poison(loss)
@@ -125,6 +126,7 @@ def compute_losses(
     batch: LatentBatch,
     draws: Draws,
     techniques: Techniques,
+    step: int = 0,
 ) -> dict[str, Tensor]:
     """Return the losses of each sample, (B,) by name: the objective's, changed by the techniques."""
 
@@ -138,7 +140,7 @@ def compute_losses(
             drop_labels=draws.drop_labels,
         )
 
-    return techniques.apply(compute, unwrapped, batch, draws)
+    return techniques.apply(compute, unwrapped, batch, draws, step)
 
 
 def sum_by_quartile(losses: Tensor, timestep: Tensor, num_train_timesteps: int) -> Tensor:

@@ -91,7 +91,7 @@ def block_matrices(model: Any) -> dict[str, int]:
     """
     found = {}
     for index, block in enumerate(model.blocks):
-        for layer_name in block.layers():
+        for layer_name in block.layers(model.config):
             layer = getattr(block, layer_name)
             for name, module in layer.named_modules():
                 if isinstance(module, nn.Linear) and module.weight.requires_grad:
