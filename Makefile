@@ -15,10 +15,10 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-long quality format build clean
+.PHONY: help install demo test test-fast test-long test-browser docs quality format build clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## make .venv with the pinned requirements and this package (does nothing when up to date)
 	@:
@@ -39,14 +39,24 @@ $(STAMP):
 demo: install  ## sample the shipped model, train a small one, write pictures and numbers to demo/
 	$(VENV)/bin/python examples/demo.py
 
-test: install  ## run the tests, fast and slow, but not the long ones
-	$(PYTEST) -m "not long"
+test: install  ## run the tests, fast and slow, but not the long ones and not those of the browser
+	$(PYTEST) -m "not long and not browser"
 
 test-fast: install  ## run the fast tests, under two minutes
-	$(PYTEST) -m "not slow and not long"
+	$(PYTEST) -m "not slow and not long and not browser"
 
 test-long: install  ## run the long tests
 	$(PYTEST) -m long
+
+# Where apt-get may install, it gets the browser; elsewhere the tests say what is missing, and fail.
+test-browser: install  ## run the tests in Chromium, which Debian's package is installed for if it may be
+	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium chromium-driver >/dev/null; fi
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 0 -m browser tests/browser
+
+docs: install  ## build the site of the documents into build/site; a broken link is an error
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html -c docs . build/site
+	@echo "open build/site/index.html"
 
 quality: install  ## check style, format, types and import directions
 	$(VENV)/bin/ruff check .
@@ -66,3 +76,4 @@ build: install  ## build the wheel and the sdist into dist/, and check that the 
 clean:  ## remove what builds, checks and tests leave; .venv, out/ and demo/ stay
 	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -rf docs/reference

@@ -31,6 +31,7 @@ EXTRAS = {
     "openvino": ["openvino>=2026.0"],  # runtimes of exported pipelines
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
     "heic": ["pillow-heif>=1.0"],  # photographs of phones
+    "docs": ["furo>=2025.12", "myst-parser>=5.0", "sphinx>=9.0"],  # the site
     "dev": [
         "build>=1.2",
         "efficientnet-lite-pytorch>=0.1",  # real features where the Hub cannot be reached; tests and studies only
@@ -46,6 +47,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.15",
         "scipy>=1.14",
+        "selenium>=4.30",  # drives Chromium
         "setuptools>=77",
         "torchao>=0.16",  # quantised weights
         "torchmetrics>=1.8",

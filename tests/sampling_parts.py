@@ -116,7 +116,13 @@ class ExactDenoiser(DiTModel):
         x_t = hidden_states.double()
         x_0 = self.MEAN + a * self.STD**2 / (a**2 * self.STD**2 + b**2) * (x_t - a * self.MEAN)
         noise = (x_t - a * x_0) / b
-        answers = {"epsilon": noise, "sample": x_0, "v_prediction": a * noise - b * x_0, "flow_prediction": noise - x_0}
+        answers = {
+            "epsilon": noise,
+            "sample": x_0,
+            "v_prediction": a * noise - b * x_0,
+            "flow_prediction": noise - x_0,
+            "flow_sample": x_0,
+        }
         answer = answers[self.objective.prediction_type].float()
         if self.config.learn_sigma:
             answer = torch.cat([answer, torch.ones_like(answer)], 1)  # beta, the larger of the two variances

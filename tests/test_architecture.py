@@ -20,17 +20,18 @@ PACKAGE = "dit_hf"
 
 # The ground floor: facts that several rooms share. Every room may import it.
 GROUND = {
-    "betas", "distributed", "files", "image_folder", "images", "network", "provenance", "redaction", "vae",
-    "weight_files",
+    "betas", "class_names", "distributed", "files", "flags", "image_folder", "images", "network", "places",
+    "provenance", "redaction", "vae", "weight_files",
 }  # fmt: skip
 
 MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  # parts of modeling_dit
 
 ROOMS = GROUND | MODEL | {
     "modeling_dit", "pipeline_dit", "lora_pipeline", "image_pipelines", "saved_code", "sampling", "caches", "diffusion",
-    "data",
+    "data", "extraction",
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
-    "training", "training.run", "training.origin", "training.start", "training.batches", "training.finish", "cards",
+    "training", "training.run", "training.origin", "training.settings", "training.start", "training.batches",
+    "training.finish", "cards",
     "hub", "runtime", "study",
 }  # fmt: skip
 
@@ -62,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": set(),
     "data": set(),
     "generation": {"sampling"},
+    "extraction": {"data", "cards", "hub"},
     "evaluation": set(),
     "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},
@@ -70,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "finetuning": {"configuration_dit", "modeling_dit", "sampling", "conversion", "cards"},
     "training": {"diffusion"},
     "training.origin": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
+    "training.settings": {"diffusion", "configuration_dit"},
     "training.start": {"diffusion", "configuration_dit", "modeling_dit", "finetuning"},
     "training.batches": {"data"},
     "training.finish": {"finetuning", "pipeline_dit", "cards", "hub"},
@@ -84,7 +87,9 @@ ALLOWED: dict[str, set[str]] = {
         "diffusion",
         "data",
         "training",
+        "training.settings",
         "evaluation",
+        "evaluation.run",
         "analysis",
         PACKAGE,
     },

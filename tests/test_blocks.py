@@ -3,11 +3,14 @@
 import itertools
 import math
 import typing
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, TaylorSeerCacheConfig
+from switches import CASES
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,44 +27,79 @@ each_block = pytest.mark.parametrize("block_type", BLOCKS)
 
 
 @each_block
+@pytest.mark.parametrize("switches", CASES.values(), ids=CASES)
 @torch.no_grad()
-def test_output_equals_the_design_written_out_in_float64(tiny_model, block_type):
-    model = tiny_model(block_type=block_type, sample_size=(4, 8), timestep_freq_shift=1.0, mlp_norm_eps=1e-2)
+def test_output_equals_the_design_written_out_in_float64(tiny_model, block_type, switches):
+    fixed = {"sample_size": (4, 8), "timestep_freq_shift": 1.0, "mlp_norm_eps": 1e-2}
+    model = tiny_model(block_type=block_type, **fixed, **switches)
+    for name, weight in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight", "v_mix")):
+            weight += 0.3 * torch.randn(weight.shape)  # so that each number matters
     x, t, y = torch.randn(3, 4, 4, 8), torch.tensor([999.0, 3.5, 0.0]), torch.tensor([7, 10, 0])
-    expected = by_hand(model.state_dict(), block_type, x.double(), t.double(), y)
+    expected = by_hand(model.state_dict(), block_type, switches, x.double(), t.double(), y)
     assert_close(model(x, t, y).sample.double(), expected, atol=1e-4, rtol=0)  # float32 sines of angles up to 999
 
 
-def by_hand(weights: dict[str, Tensor], block_type: str, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+def by_hand(
+    weights: dict[str, Tensor], block_type: str, switches: dict[str, Any], x: Tensor, t: Tensor, y: Tensor
+) -> Tensor:
     """The four designs for 4 x 8 latents of 4 channels, patches of 2, width 48, 4 heads, 2 blocks."""
+    positions = switches.get("position_embedding", "sincos")
     weights = {name: weight.double() for name, weight in weights.items()}
 
     def linear(name: str, x: Tensor) -> Tensor:
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
     def norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+        if switches.get("norm") == "rms":
+            return F.rms_norm(x, (48,), eps=eps)
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + eps).sqrt()
 
     def silu(x: Tensor) -> Tensor:
         return x / (1 + torch.exp(-x))
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(name: str, q: Tensor, k: Tensor, v: Tensor, turn: Callable = lambda x: x) -> Tensor:
         heads = []
         for q_h, k_h, v_h in zip(q.split(12, -1), k.split(12, -1), v.split(12, -1), strict=True):
-            heads.append((q_h @ k_h.transpose(1, 2) / math.sqrt(12)).softmax(-1) @ v_h)
+            if switches.get("qk_norm"):
+                q_h = q_h / (q_h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.q_norm.weight"]
+                k_h = k_h / (k_h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.k_norm.weight"]
+            heads.append((turn(q_h) @ turn(k_h).transpose(1, 2) / math.sqrt(12)).softmax(-1) @ v_h)
         return torch.cat(heads, -1)
 
+    def turn(x: Tensor) -> Tensor:
+        """Six complex numbers a head: three turned by the row of their patch, three by its column."""
+        frequencies = switches.get("rope_theta", 100.0) ** (-torch.arange(3).double() / 3)
+        row, column = torch.arange(8).double().div(4).floor(), torch.arange(8).double() % 4
+        angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], 1)
+        z = torch.complex(x[..., :6], x[..., 6:])
+        z = torch.cat([z[:, :8] * torch.polar(torch.ones(8, 6).double(), angles), z[:, 8:]], 1)
+        return torch.cat([z.real, z.imag], -1)
+
+    values = []
+
     def self_attention(d: int, x: Tensor) -> Tensor:
-        return linear(f"blocks.{d}.attn.proj", attention(*linear(f"blocks.{d}.attn.qkv", x).split(48, -1)))
+        q, k, v = linear(f"blocks.{d}.attn.qkv", x).split(48, -1)
+        values.append(v)
+        if switches.get("value_residual"):
+            share = weights[f"blocks.{d}.attn.v_mix"]
+            v = share * values[0] + (1 - share) * v
+        attended = attention(f"blocks.{d}.attn", q, k, v, turn if positions != "sincos" else lambda x: x)
+        return linear(f"blocks.{d}.attn.proj", attended)
 
     def mlp(d: int, x: Tensor) -> Tensor:
+        if switches.get("mlp") == "swiglu":
+            gate = silu(linear(f"blocks.{d}.mlp.gate", x))
+            return linear(f"blocks.{d}.mlp.fc2", gate * linear(f"blocks.{d}.mlp.fc1", x))
         z = linear(f"blocks.{d}.mlp.fc1", x)
         gelu = 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
         return linear(f"blocks.{d}.mlp.fc2", gelu)
 
     patches = [x[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(3, 16) for i in range(2) for j in range(4)]
     kernel = weights["x_embedder.proj.weight"].reshape(48, 16)
-    x = torch.stack(patches, 1) @ kernel.T + weights["x_embedder.proj.bias"] + weights["pos_embed"]
+    x = torch.stack(patches, 1) @ kernel.T + weights["x_embedder.proj.bias"]
+    if positions != "rope":
+        x = x + weights["pos_embed"]
     angles = t[:, None] * 10000 ** (-torch.arange(128).double() / 127)
     t_emb = linear("t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()], -1))
     t_emb = linear("t_embedder.mlp.2", silu(t_emb))
@@ -84,7 +122,7 @@ def by_hand(weights: dict[str, Tensor], block_type: str, x: Tensor, t: Tensor, y
         x = x + gate_1 * self_attention(d, norm(x) * (1 + scale_1) + shift_1)
         if block_type == "cross_attention":
             name = f"blocks.{d}.cross_attn"
-            out = attention(linear(f"{name}.q", norm(x)), *linear(f"{name}.kv", tokens).split(48, -1))
+            out = attention(name, linear(f"{name}.q", norm(x)), *linear(f"{name}.kv", tokens).split(48, -1))
             x = x + linear(f"{name}.proj", out)
         x = x + gate_2 * mlp(d, norm(x, eps=1e-2) * (1 + scale_2) + shift_2)
 
@@ -301,8 +339,8 @@ def test_layer_without_a_row_of_costs_is_refused_by_name(monkeypatch, tiny_confi
 class PositionedAttention(Attention):
     """Stands for a rotary attention: its tokens depend on what `DiTModel.positions` made."""
 
-    def forward(self, x, positions=None):
-        return super().forward(x + positions)
+    def forward(self, x, positions=None, first_values=None):
+        return super().forward(x + positions, None, first_values)
 
 
 class PositionedModel(DiTModel):

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import dit_hf
 from dit_hf import cli
-from dit_hf.cli.entry import in_flags
 from dit_hf.cli.generate import parse_labels, with_scheduler
 from dit_hf.cli.study import parse_seeds
+from dit_hf.flags import in_flags
 from dit_hf.generation import image_seed
 from dit_hf.sampling.schedulers import SCHEDULERS
 
@@ -241,7 +241,7 @@ def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path)
     [
         (["/no/such/folder", "--class-labels", "0"], "/no/such/folder"),
         (["MODEL", "--class-labels", "unicorn"], "unicorn"),
-        (["MODEL", "--class-labels", "3"], "outside 0..2"),
+        (["MODEL", "--class-labels", "0, 4"], "--class-labels 4 is outside 0..2, or 3 for no class"),
         (["MODEL", "--class-labels", "0", "--output", "out.xyz"], "no image format"),
         (["MODEL", "--class-labels", "0", "--output", "out.psd"], "no image format that can be written"),
         (
@@ -268,6 +268,17 @@ def test_error_is_one_line_and_exit_status_1(
     assert status == 1
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_null_class_is_drawn_as_the_pipeline_draws_it(model: str, tmp_path: Path):
+    import torch
+
+    output = tmp_path / "out.png"
+    arguments = ["--class-labels", "3", "--seed", "5", "--num-inference-steps", "2", "--output", str(output)]
+    assert CliRunner().invoke(cli.app, ["generate", model, *arguments]).exit_code == 0
+    pipeline = dit_hf.DiTPipeline.from_pretrained(model)
+    expected = pipeline(3, num_inference_steps=2, generator=torch.Generator().manual_seed(5)).images[0]
+    assert Image.open(output).tobytes() == expected.tobytes()
 
 
 def test_unknown_option_is_refused(model: str, monkeypatch: pytest.MonkeyPatch):

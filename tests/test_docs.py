@@ -18,7 +18,15 @@ from dit_hf import cli
 ROOT = Path(__file__).parents[1]
 MAPS = [ROOT / "docs" / "paper_to_code.md", ROOT / "docs" / "layout.md"]
 
-NOT_OURS = {"build", "dist", "out", "demo", "shared", "__pycache__"}  # folders that git ignores or that are no part
+NOT_OURS = {
+    "build",
+    "dist",
+    "out",
+    "demo",
+    "shared",
+    "__pycache__",
+    "reference",
+}  # folders that git ignores or that are no part
 # Paths of a developer's machine, and registries. Written in pieces, since this file is held to the rule too.
 PRIVATE = ["/" + "work/", "/" + "root/", "/" + "tmp/wt", "shared/" + "FACTS", "shared/" + "HOUSE"]
 REGISTRIES = [name + ".org" for name in ("pypi", "pythonhosted", "npmjs", "debian")]

@@ -188,7 +188,7 @@ def test_inversion_takes_the_numbers_and_sizes_of_a_call():
 def test_inversion_of_flow_matching_is_refused():
     model = tiny_model(in_channels=3, learn_sigma=False)
     pipe = DiTImg2ImgPipeline(model, None, FlowMatchEulerDiscreteScheduler(), prediction_type="flow_prediction")
-    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no betas"):
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler .* without betas"):
         pipe.invert(picture(), 1)
 
 

@@ -68,18 +68,18 @@ def test_block_design_of_the_recipe_works_and_costs_what_it_says(added, monkeypa
     files, text = recipe("A block design")
     added("src/dit_hf/blocks.py", files["src/dit_hf/blocks.py"])
     assert not files["src/dit_hf/configuration_dit.py"]  # which only gets a name
-    monkeypatch.setattr(configuration_dit, "BlockType", typing.Literal[*typing.get_args(BlockType), "swiglu"])
+    monkeypatch.setattr(configuration_dit, "BlockType", typing.Literal[*typing.get_args(BlockType), "geglu"])
     flops_file = "src/dit_hf/analysis/flops.py"
-    added(flops_file, ["from dit_hf.blocks import SwiGlu\n", *files[flops_file]])
+    added(flops_file, ["from dit_hf.blocks import GeGlu\n", *files[flops_file]])
 
-    config = DiTConfig.from_name("DiT-XL/2", block_type="swiglu")
+    config = DiTConfig.from_name("DiT-XL/2", block_type="geglu")
     assert f"{count_parameters(config):,} and {count_gmacs(config):.3f} G" in text
     with torch.device("meta"):
         assert count_parameters(config) == sum(parameter.numel() for parameter in DiTModel(config).parameters())
 
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "sample_size": 4, "num_classes": 3}
-    model = DiTModel(DiTConfig(**small, block_type="swiglu"))
+    model = DiTModel(DiTConfig(**small, block_type="geglu"))
     x, tokens = torch.randn(2, 4, 16), torch.randn(2, 16)
     block = model.blocks[0]
     assert torch.equal(block(x, tokens), x)  # adaLN-Zero: a fresh block is the identity
@@ -89,9 +89,9 @@ def test_block_design_of_the_recipe_works_and_costs_what_it_says(added, monkeypa
         return z @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
     gate = linear("gate", x.double())
-    expected = linear("down", gate / (1 + torch.exp(-gate)) * linear("up", x.double()))
+    expected = linear("down", gate * (1 + torch.erf(gate / 2**0.5)) / 2 * linear("up", x.double()))
     assert_close(layer(x).double(), expected, atol=1e-5, rtol=0)  # float32 against float64
-    assert count_macs(DiTConfig(**small, block_type="swiglu")).linears == 2 * 4 * (4 * 16 * 16 + 3 * 16 * 64)
+    assert count_macs(DiTConfig(**small, block_type="geglu")).linears == 2 * 4 * (4 * 16 * 16 + 3 * 16 * 64)
 
 
 def test_objective_of_the_recipe_measures_the_velocity_of_its_prediction(added):

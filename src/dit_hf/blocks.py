@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_dit import DiTConfig
-from .layers import Attention, BlockLayer, CrossAttention, Mlp, Norm, ZeroLinear
+from .layers import FEED_FORWARDS, NORMS, Attention, BlockLayer, CrossAttention, ZeroLinear
 
 # The formatter would undo the columns of shapes.
 # fmt: off
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm, and a Linear from each token to its patch."""
+    """A norm, and a Linear from each token to its patch."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm_final = Norm(config.hidden_size)
+        self.norm_final = NORMS[config.norm](config.hidden_size)
         self.linear = ZeroLinear(config.hidden_size, config.patch_size**2 * config.out_channels)
 
     def condition(self, embedding: Tensor) -> Tensor | None:
@@ -42,7 +42,7 @@ class FinalLayer(nn.Module):
 
 
 class AdaLNFinalLayer(FinalLayer):
-    """The final layer with adaptive LayerNorm."""
+    """The final layer with an adaptive norm."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
@@ -62,11 +62,13 @@ class DiTBlock(GradientCheckpointingLayer):
 
     The forward of a block takes the residual stream `hidden_states` (B, S, D), in float32; the conditioning's
     `embedding`, (B, D) or (B, K, D), whose dtype is that of the matrix products; `derived`, the result of `condition`,
-    or None to compute it; and `positions`, which it hands to its attention.
+    or None to compute it; and what it hands to its attention: `positions`, the rows of `DiTPositions.attention` that
+    belong to its tokens, and `first_values` (B, S, D), None for the first block. It returns the residual stream, and
+    with `value_residual` the pair of it and the first block's values, which the next block takes.
 
     Attributes:
         attention: Class of the self-attention, `attn`.
-        feed_forward: Class of the feed-forward, `mlp`.
+        feed_forward: Class of the feed-forward, `mlp`; None for the one that `DiTConfig.mlp` names.
         cross_attention: Class of the cross-attention over the conditioning, `cross_attn`; None without one.
         final_layer: Class of the model's last layer.
         sums_embeddings: Whether the conditioning is c = t + y (B, D); if not, it is the tokens [t, y] (B, K, D).
@@ -75,7 +77,7 @@ class DiTBlock(GradientCheckpointingLayer):
     """
 
     attention: type[Attention] = Attention
-    feed_forward: type[BlockLayer] = Mlp
+    feed_forward: type[BlockLayer] | None = None
     cross_attention: type[CrossAttention] | None = None
     final_layer: type[FinalLayer] = FinalLayer
     sums_embeddings = False
@@ -84,24 +86,31 @@ class DiTBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm1 = Norm(config.hidden_size)
+        self.norm1 = NORMS[config.norm](config.hidden_size)
         self.attn = self.attention(config)
-        self.norm2 = Norm(config.hidden_size, eps=config.mlp_norm_eps)
-        self.mlp = self.feed_forward(config)
+        self.norm2 = NORMS[config.norm](config.hidden_size, eps=config.mlp_norm_eps)
+        self.mlp = self.layers(config)["mlp"](config)
 
     @classmethod
-    def layers(cls) -> dict[str, type[BlockLayer]]:
-        """The classes of a block's layers, by the names of their attributes."""
-        stated = {"attn": cls.attention, "cross_attn": cls.cross_attention, "mlp": cls.feed_forward}
+    def layers(cls, config: DiTConfig) -> dict[str, type[BlockLayer]]:
+        """The classes of a block's layers, by the names of their attributes.
+
+        Raises:
+            ValueError: If the configuration and the design each ask for a feed-forward of their own.
+        """
+        if cls.feed_forward is not None and config.mlp != "gelu":
+            raise ValueError(f"mlp={config.mlp!r}: block_type={config.block_type!r} has its own, leave mlp out")
+        feed_forward = cls.feed_forward or FEED_FORWARDS[config.mlp]
+        stated = {"attn": cls.attention, "cross_attn": cls.cross_attention, "mlp": feed_forward}
         return {name: layer for name, layer in stated.items() if layer is not None}
 
-    def check_layers(self) -> None:
+    def check_layers(self, config: DiTConfig) -> None:
         """Refuse a block that is not made of the layers it states, or a layer that leaves Linears unmentioned.
 
         Raises:
             ValueError: With the class, and the attribute to set.
         """
-        for name, stated in self.layers().items():
+        for name, stated in self.layers(config).items():
             layer, owner = getattr(self, name), f"{type(self).__name__}.{name}"
             if type(layer) is not stated:
                 raise ValueError(f"{owner} is a {type(layer).__name__}, the class states {stated.__name__}: state both")
@@ -118,17 +127,28 @@ class DiTBlock(GradientCheckpointingLayer):
         return None
 
 
+def answer(x: Tensor, first_values: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+    """What a block returns: the residual stream, with the first block's values if later blocks use them."""
+    return x if first_values is None else (x, first_values)
+
+
 class InContextBlock(DiTBlock):
     """A plain ViT block: the tokens [t, y] stand in the sequence, after the patches."""
 
     extends_sequence = True
 
     def forward(
-        self, hidden_states: Tensor, embedding: Tensor, derived: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+        self,
+        hidden_states: Tensor,
+        embedding: Tensor,
+        derived: Tensor | None = None,
+        positions: Tensor | None = None,
+        first_values: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         x, dtype = hidden_states, embedding.dtype  # (B, S, D)
-        x = x + self.attn(self.norm1(x, dtype), positions)[0]
-        return x + self.mlp(self.norm2(x, dtype))
+        attended, _, first_values = self.attn(self.norm1(x, dtype), positions, first_values)
+        x = x + attended
+        return answer(x + self.mlp(self.norm2(x, dtype)), first_values)
 
 
 class CrossAttentionBlock(DiTBlock):
@@ -138,20 +158,26 @@ class CrossAttentionBlock(DiTBlock):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
-        self.norm_cross = Norm(config.hidden_size)
+        self.norm_cross = NORMS[config.norm](config.hidden_size)
         self.cross_attn = self.cross_attention(config)
 
     def condition(self, embedding: Tensor) -> Tensor:
         return self.cross_attn.kv(embedding)  # (B, K, 2D)
 
     def forward(
-        self, hidden_states: Tensor, embedding: Tensor, derived: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+        self,
+        hidden_states: Tensor,
+        embedding: Tensor,
+        derived: Tensor | None = None,
+        positions: Tensor | None = None,
+        first_values: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         kv = self.condition(embedding) if derived is None else derived  # (B, K, 2D)
         x, dtype = hidden_states, embedding.dtype                       # (B, S, D)
-        x = x + self.attn(self.norm1(x, dtype), positions)[0]
+        attended, _, first_values = self.attn(self.norm1(x, dtype), positions, first_values)
+        x = x + attended
         x = x + self.cross_attn(self.norm_cross(x, dtype), kv)
-        return x + self.mlp(self.norm2(x, dtype))
+        return answer(x + self.mlp(self.norm2(x, dtype)), first_values)
 
 
 class AdaLNBlock(DiTBlock):
@@ -170,13 +196,19 @@ class AdaLNBlock(DiTBlock):
         return self.adaLN_modulation(embedding)  # (B, 4D)
 
     def forward(
-        self, hidden_states: Tensor, embedding: Tensor, derived: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+        self,
+        hidden_states: Tensor,
+        embedding: Tensor,
+        derived: Tensor | None = None,
+        positions: Tensor | None = None,
+        first_values: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         modulation = self.condition(embedding) if derived is None else derived                     # (B, 4D)
         shift_msa, scale_msa, shift_mlp, scale_mlp = modulation.float()[:, None].chunk(4, dim=-1)  # (B, 1, D)
         x, dtype = hidden_states, embedding.dtype                                                  # (B, S, D)
-        x = x + self.attn(self.norm1(x, dtype, shift_msa, scale_msa), positions)[0]
-        return x + self.mlp(self.norm2(x, dtype, shift_mlp, scale_mlp))
+        attended, _, first_values = self.attn(self.norm1(x, dtype, shift_msa, scale_msa), positions, first_values)
+        x = x + attended
+        return answer(x + self.mlp(self.norm2(x, dtype, shift_mlp, scale_mlp)), first_values)
 
 
 class AdaLNZeroBlock(AdaLNBlock):
@@ -185,14 +217,20 @@ class AdaLNZeroBlock(AdaLNBlock):
     num_modulations = 6  # shift, scale and gate of both branches
 
     def forward(
-        self, hidden_states: Tensor, embedding: Tensor, derived: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+        self,
+        hidden_states: Tensor,
+        embedding: Tensor,
+        derived: Tensor | None = None,
+        positions: Tensor | None = None,
+        first_values: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         modulation = self.condition(embedding) if derived is None else derived   # (B, 6D)
         chunks = modulation.float()[:, None].chunk(6, dim=-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = chunks  # (B, 1, D)
         x, dtype = hidden_states, embedding.dtype                                # (B, S, D)
-        x = torch.addcmul(x, gate_msa, self.attn(self.norm1(x, dtype, shift_msa, scale_msa), positions)[0])
-        return torch.addcmul(x, gate_mlp, self.mlp(self.norm2(x, dtype, shift_mlp, scale_mlp)))
+        attended, _, first_values = self.attn(self.norm1(x, dtype, shift_msa, scale_msa), positions, first_values)
+        x = torch.addcmul(x, gate_msa, attended)
+        return answer(torch.addcmul(x, gate_mlp, self.mlp(self.norm2(x, dtype, shift_mlp, scale_mlp))), first_values)
 
 
 BLOCKS: dict[str, type[DiTBlock]] = {         # parameters and multiply-adds of XL/2 at 256 px (the paper's table 4)

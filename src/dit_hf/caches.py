@@ -26,6 +26,24 @@ CACHES: dict[str, str | None] = {
 }
 
 
+class _PairMetadata(TransformerBlockMetadata):
+    """A block with `value_residual`, which returns the residual stream and the first block's values.
+
+    diffusers knows blocks that take and return a second stream, and calls it `encoder_hidden_states`.
+    """
+
+    def _get_parameter_from_args_kwargs(self, identifier: str, args: Any = (), kwargs: Any = None) -> Any:
+        name = "first_values" if identifier == "encoder_hidden_states" else identifier
+        return super()._get_parameter_from_args_kwargs(name, args, kwargs)
+
+
+def _metadata(model: Any) -> TransformerBlockMetadata:
+    """What diffusers' caches have to know of the arguments and results of a block."""
+    if not model.config.value_residual:
+        return TransformerBlockMetadata(return_hidden_states_index=0)
+    return _PairMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
+
+
 def _modules_stated(model: Any, fact: str) -> list[str]:
     """Patterns for the modules that the layers of a model state under a name, such as "cache_outputs"."""
     names = [f"{name}.{part}" for name, layer in model.named_modules() for part in getattr(type(layer), fact, ())]
@@ -102,7 +120,7 @@ def enable(pipeline: DiffusionPipeline, config: Any) -> None:
         config = dataclasses.replace(config, raw_vision_callback=lambda model, args, _: [*args[0].unsqueeze(2)])
     # diffusers' caches find the blocks by their class in this registry, without the wrapper of torch.compile
     block = getattr(model.blocks[0], "_orig_mod", model.blocks[0])
-    TransformerBlockRegistry.register(type(block), TransformerBlockMetadata(return_hidden_states_index=0))
+    TransformerBlockRegistry.register(type(block), _metadata(model))
     model.is_cache_enabled = False
     CacheMixin.enable_cache(model, config)
     if name == "PyramidAttentionBroadcastConfig":

@@ -12,6 +12,9 @@ from transformers.utils import logging
 config_logger = logging.get_logger(__name__)
 
 BlockType = Literal["in_context", "cross_attention", "adaln", "adaln_zero"]
+PositionEmbedding = Literal["sincos", "rope", "both"]
+FeedForward = Literal["gelu", "swiglu"]
+NormType = Literal["layer", "rms"]
 
 
 SIZES = ("S", "B", "L", "XL")  # the paper's names of depth and width, smallest first
@@ -79,7 +82,20 @@ class DiTConfig(PreTrainedConfig):
             "adaln_zero".
         timestep_freq_shift: Shift in the timestep's frequencies, 10000^(-i / (128 - shift)): 0 in the original, 1 in
             diffusers.
-        mlp_norm_eps: Epsilon of the LayerNorm before each feed-forward: 1e-6 in the original, 1e-5 in diffusers.
+        mlp_norm_eps: Epsilon of the norm before each feed-forward: 1e-6 in the original, 1e-5 in diffusers.
+        qk_norm: Whether each attention normalises queries and keys, head by head, by an RMS norm with a learned weight
+            (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442).
+        position_embedding: Way in which positions enter: "sincos" adds the paper's sines and cosines to the tokens,
+            "rope" turns queries and keys of each self-attention by angles that grow with row and column (Su et al.
+            2021, arXiv 2104.09864, in two dimensions), "both" does both.
+        rope_theta: Base of the angles of "rope" and "both": frequencies fall from 1 to nearly 1 / rope_theta. 100 suits
+            grids of 14 x 14 and the like (Heo et al. 2024, arXiv 2403.13298); 10,000 is that of long texts.
+        mlp: Feed-forward: "gelu" for the paper's, "swiglu" for a gated one (Shazeer 2020, arXiv 2002.05202) of as many
+            parameters: its width is 2/3 of hidden_size * mlp_ratio, rounded to a multiple of 8.
+        norm: Norm of tokens: "layer" for the paper's LayerNorm, "rms" for one that does not subtract the mean (Zhang &
+            Sennrich 2019, arXiv 1910.07467). Neither has weights of its own.
+        value_residual: Whether the values v of each self-attention become l v_1 + (1 - l) v, with the values v_1 of the
+            first block and one learned number l a block, which starts at 0.5 (Zhou et al. 2024, arXiv 2410.17897).
         **kwargs: Fields of `transformers.PreTrainedConfig`.
 
     Raises:
@@ -105,6 +121,12 @@ class DiTConfig(PreTrainedConfig):
         block_type: BlockType = "adaln_zero",
         timestep_freq_shift: float = 0.0,
         mlp_norm_eps: float = 1e-6,
+        qk_norm: bool = False,
+        position_embedding: PositionEmbedding = "sincos",
+        rope_theta: float = 100.0,
+        mlp: FeedForward = "gelu",
+        norm: NormType = "layer",
+        value_residual: bool = False,
         **kwargs: Any,
     ) -> None:
         unknown = next((name for name in kwargs if not _is_field(name)), None)
@@ -121,6 +143,12 @@ class DiTConfig(PreTrainedConfig):
         self.block_type = block_type
         self.timestep_freq_shift = timestep_freq_shift
         self.mlp_norm_eps = mlp_norm_eps
+        self.qk_norm = qk_norm
+        self.position_embedding = position_embedding
+        self.rope_theta = rope_theta
+        self.mlp = mlp
+        self.norm = norm
+        self.value_residual = value_residual
         if "num_labels" in kwargs and not _is_int(kwargs["num_labels"], at_least=0, at_most=MAX_LABELS):
             raise ValueError(f"num_labels={kwargs['num_labels']!r}: leave it out, DiT's classes are num_classes")
         if unknown is not None:
@@ -233,6 +261,12 @@ class DiTConfig(PreTrainedConfig):
         return height // self.patch_size, width // self.patch_size
 
     @property
+    def mlp_width(self) -> int:
+        """Width M of each feed-forward."""
+        width = int(self.hidden_size * self.mlp_ratio)
+        return width if self.mlp == "gelu" else max(8, round(width * 2 / 3 / 8) * 8)
+
+    @property
     def has_null_class(self) -> bool:
         """Whether the label table has a row for "no class", which label dropout and guidance use."""
         return self.num_classes > 0 and self.class_dropout_prob > 0
@@ -260,19 +294,28 @@ class DiTConfig(PreTrainedConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "in_channels"):
             self._require(name, _is_int(getattr(self, name), at_least=1), "a whole number of at least 1")
         self._require("num_classes", _is_int(self.num_classes, at_least=0), "a whole number, 0 for unconditional")
-        self._require("learn_sigma", isinstance(self.learn_sigma, bool), "True or False")
+        for name in ("learn_sigma", "qk_norm", "value_residual"):
+            self._require(name, isinstance(getattr(self, name), bool), "True or False")
         self._require("class_dropout_prob", _is_number(self.class_dropout_prob, 0, 1), "a number in [0, 1]")
         self._require("mlp_ratio", _is_number(self.mlp_ratio, 1e-3, 1e3), "a number in [0.001, 1000]")
         self._require("mlp_ratio", self.hidden_size * self.mlp_ratio >= 1, "at least 1 / hidden_size")
         self._require("mlp_norm_eps", _is_number(self.mlp_norm_eps, 0, 1), "a number in [0, 1]")
         self._require("timestep_freq_shift", _is_number(self.timestep_freq_shift, 0, 1), "a number in [0, 1]")
-        self._require("block_type", self.block_type in get_args(BlockType), f"one of {', '.join(get_args(BlockType))}")
+        for name, choices in _choices().items():
+            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         self._require("hidden_size", self.hidden_size % 4 == 0, "a multiple of 4, for the position embedding")
         self._require(
             "hidden_size",
             self.hidden_size % self.num_attention_heads == 0,
             f"a multiple of num_attention_heads={self.num_attention_heads}",
         )
+        self._require("rope_theta", _is_number(self.rope_theta, 1, 1e9), "a number in [1, 1e9]")
+        if self.position_embedding == "sincos":
+            limit = "100, which it is without a rotary embedding, or position_embedding to rope or both"
+            self._require("rope_theta", self.rope_theta == 100, limit)
+        else:
+            fits = self.hidden_size // self.num_attention_heads % 4 == 0
+            self._require("hidden_size", fits, "a multiple of 4 * num_attention_heads, for the rotary embedding")
         size = self.sample_size if isinstance(self.sample_size, (list, tuple)) else [self.sample_size] * 2
         is_size = len(size) == 2 and all(_is_int(side, at_least=1) for side in size)
         self._require("sample_size", is_size, "a whole number of at least 1, or a pair (height, width) of them")
@@ -282,6 +325,12 @@ class DiTConfig(PreTrainedConfig):
     def _require(self, name: str, ok: bool, limit: str) -> None:
         if not ok:
             raise ValueError(f"{name}={getattr(self, name)!r} is not valid: set {name} to {limit}")
+
+
+def _choices() -> dict[str, tuple[str, ...]]:
+    """The fields that take one of several names."""
+    types = {"block_type": BlockType, "position_embedding": PositionEmbedding, "mlp": FeedForward, "norm": NormType}
+    return {name: get_args(kind) for name, kind in types.items()}
 
 
 def _is_int(value: Any, at_least: int, at_most: float = math.inf) -> bool:

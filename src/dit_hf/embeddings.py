@@ -49,13 +49,21 @@ class DiTPositions(NamedTuple):
     """All of a forward that depends on the places of the patches only; `DiTModel.positions` makes it.
 
     Args:
-        embedding: The position embedding (1, N, D), added to the tokens before the first block.
-        attention: What each block hands to its attention, for example the angles of a rotary embedding. None in the
-            paper's designs.
+        embedding: The position embedding (1, N, D), added to the tokens before the first block; None for "rope".
+        attention: What each block hands to its attention: for a rotary embedding the cosines and sines of `rotations`,
+            (1, N, d) in float32, one row a patch. A block that is given other tokens takes their rows: (1, M, d) if
+            they are the same in each sample, (B, M, d) if not. None for "sincos", and so for the paper's designs.
     """
 
-    embedding: Tensor
+    embedding: Tensor | None
     attention: Tensor | None = None
+
+    @property
+    def num_patches(self) -> int:
+        """Number N of patches that the positions are for."""
+        rows = self.attention if self.embedding is None else self.embedding
+        assert rows is not None, "positions without an embedding are those of attentions"
+        return rows.shape[-2]
 
 
 def position_embedding(
@@ -84,6 +92,39 @@ def position_embedding(
     row, column = torch.meshgrid(*axes, indexing="ij")                                          # (H/p, W/p)
     angles = torch.stack([column, row], dim=-1).reshape(-1, 2, 1) * omega                       # (N, 2, D/4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(1, -1, hidden_size).float()  # (1, N, D)
+
+
+def rotations(
+    config: DiTConfig,
+    grid_height_width: tuple[int, int],
+    trained_height_width: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Make the cosines and sines (1, N, d) of a rotary embedding in two dimensions, for heads of d channels.
+
+    The patch in row r and column c has d/2 angles: r f_i, and then c f_i, with the d/4 frequencies
+    f_i = theta^(-i / (d/4)). Their cosines come first. Everything is computed anew on the device of the model: there is
+    no weight that another precision would round, and nothing to store.
+
+    Args:
+        config: Architecture, whose `rope_theta` is theta.
+        grid_height_width: Rows and columns of patches.
+        trained_height_width: As in `position_embedding`.
+        device: Device to compute on.
+
+    Source: Su et al. 2021, arXiv 2104.09864, section 3.2; in two dimensions as in Heo et al. 2024, arXiv 2403.13298,
+    section 3.1 ("axial").
+    """
+    quarter = config.hidden_size // config.num_attention_heads // 4
+    dtype = torch.float64 if device is None or device.type != "mps" else torch.float32  # MPS has no float64
+    omega = config.rope_theta ** (-torch.arange(quarter, dtype=dtype, device=device) / quarter)       # (d/4,)
+    row, column = (
+        ((torch.arange(length, dtype=dtype, device=device) + 0.5) * (trained / length) - 0.5)[:, None] * omega
+        for length, trained in zip(grid_height_width, trained_height_width or grid_height_width, strict=True)
+    )                                                                                                # (H/p, d/4) ...
+    shape = *grid_height_width, quarter
+    angles = torch.cat([row[:, None].expand(shape), column[None].expand(shape)], dim=-1).flatten(0, 1)  # (N, d/2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)[None].float()                             # (1, N, d)
 
 
 class TimestepEmbedder(nn.Module):

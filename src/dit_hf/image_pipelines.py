@@ -12,7 +12,7 @@ from .betas import BETA_FIELDS
 from .pipeline_dit import DiTPipeline
 from .sampling.class_names import label_batch
 from .sampling.latents import latent_size
-from .sampling.schedulers import traits_of
+from .sampling.schedulers import FLOW_PREDICTIONS
 from .sampling.sources import SourceImage
 
 
@@ -63,8 +63,11 @@ class DiTImg2ImgPipeline(DiTPipeline):
         Raises:
             ValueError: As in `DiTPipeline`, or if the model was trained by flow matching.
         """
-        if traits_of(self.scheduler).flow:
-            raise ValueError(f"{type(self.scheduler).__name__} has no betas: DDIM inverts models with betas only")
+        if self.config.prediction_type in FLOW_PREDICTIONS:
+            name = type(self.scheduler).__name__
+            raise ValueError(
+                f"{name} samples a model of flow matching without betas: DDIM inverts models with betas only"
+            )
         kept = (*BETA_FIELDS, "num_train_timesteps", "prediction_type")
         config = {name: self.scheduler.config.get(name) for name in kept}
         config["set_alpha_to_one"] = config["prediction_type"] != "sample"  # x_0 without noise says nothing of eps

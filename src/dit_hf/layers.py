@@ -6,6 +6,8 @@ A new layer is a new subclass; LoRA and the caches read the names, and need no c
 Shapes: B samples, S tokens of a block, K conditioning tokens, D width, M width of the feed-forward, h heads of d = D/h.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +33,13 @@ class NormalLinear(nn.Linear):
         return super().forward(x.to(self.weight.dtype))
 
 
+def modulate(x: Tensor, dtype: torch.dtype, shift: Tensor | None, scale: Tensor | None) -> Tensor:
+    """Apply adaLN's shift and scale (B, 1, D), if given, to normalised tokens (B, S, D), and cast to `dtype`."""
+    if shift is not None and scale is not None:
+        x = torch.addcmul(shift, x, 1 + scale)  # (B, S, D), one pass over memory, also if it is not compiled
+    return x.to(dtype)
+
+
 class Norm(nn.LayerNorm):
     """LayerNorm of the float32 residual stream, followed by adaLN's shift and scale if given, and a cast to `dtype`."""
 
@@ -40,10 +49,35 @@ class Norm(nn.LayerNorm):
     def forward(
         self, x: Tensor, dtype: torch.dtype, shift: Tensor | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        x = super().forward(x)                      # (B, S, D)
-        if shift is not None and scale is not None:
-            x = torch.addcmul(shift, x, 1 + scale)  # (B, S, D), one pass over memory, also if it is not compiled
-        return x.to(dtype)
+        return modulate(super().forward(x), dtype, shift, scale)  # (B, S, D)
+
+
+class RmsNorm(nn.RMSNorm):
+    """`Norm` without subtracting the mean: x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__(hidden_size, eps=eps, elementwise_affine=False)
+
+    def forward(
+        self, x: Tensor, dtype: torch.dtype, shift: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        return modulate(super().forward(x), dtype, shift, scale)  # (B, S, D)
+
+
+NORMS: dict[str, type[Norm] | type[RmsNorm]] = {"layer": Norm, "rms": RmsNorm}  # `DiTConfig.norm` -> its class
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMS norm of each head's queries or keys, with a learned weight (d,); in float32, whatever the dtype of the input.
+
+    Source: Henry et al. 2020, arXiv 2010.04245, with the RMS norm that later models use.
+    """
+
+    def __init__(self, head_size: int) -> None:
+        super().__init__(head_size, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)  # (B, h, S, d)
 
 
 class BlockLayer(nn.Module):
@@ -57,11 +91,14 @@ class BlockLayer(nn.Module):
         cache_outputs: Modules whose output is what the layer adds to the residual stream. TaylorSeer extrapolates it
             from earlier steps.
         cache_inputs: Modules that only feed `cache_outputs`. They need not run if the output is extrapolated.
+        stacked_matrices: Linears whose weight holds several matrices of one shape below each other, with their number.
+            The optimiser Muon treats each by itself.
     """
 
     lora_targets: tuple[str, ...]
     cache_outputs: tuple[str, ...]
     cache_inputs: tuple[str, ...]
+    stacked_matrices: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -77,13 +114,33 @@ class Mlp(BlockLayer):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
-        width = int(config.hidden_size * config.mlp_ratio)
-        self.fc1 = nn.Linear(config.hidden_size, width)
-        self.fc2 = nn.Linear(width, config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.fc1(x), approximate="tanh")  # (B, S, M)
         return self.fc2(x)                           # (B, S, D)
+
+
+class SwiGlu(BlockLayer):
+    """A gated feed-forward, fc2(SiLU(gate(x)) * fc1(x)) (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+
+    lora_targets = ("gate", "fc1", "fc2")
+    cache_outputs = ("fc2",)
+    cache_inputs = ("gate", "fc1")
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Linear(config.hidden_size, config.mlp_width)
+        self.fc1 = nn.Linear(config.hidden_size, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.gate(x)) * self.fc1(x)  # (B, S, M)
+        return self.fc2(x)                      # (B, S, D)
+
+
+FEED_FORWARDS: dict[str, type[BlockLayer]] = {"gelu": Mlp, "swiglu": SwiGlu}  # `DiTConfig.mlp` -> its class
 
 
 def eager_attention_forward(
@@ -103,28 +160,70 @@ def attend(config: DiTConfig, module: nn.Module, query: Tensor, key: Tensor, val
     return x.flatten(2), weights                                                                # (B, S, D)
 
 
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Turn each pair of channels (k, k + d/2) of a head by the angle of its token: a rotary embedding.
+
+    With z_k = x_k + i x_(k + d/2), this is z_k exp(i angle_k), so that a query and a key that are both turned meet at
+    the difference of their angles (Su et al. 2021, eq. 16).
+
+    Args:
+        x: Queries or keys (B, h, S, d). Tokens after the first N, as those of the in-context design, are not turned.
+        positions: Cosines, then sines, of the angles of the N tokens: (N, d), (1, N, d), or (B, N, d) if samples have
+            tokens of different places.
+    """
+    cosine, sine = positions.unsqueeze(-3).chunk(2, dim=-1)                              # (B, 1, N, d/2)
+    num_turned = positions.shape[-2]
+    first, second = x[..., :num_turned, :].float().chunk(2, dim=-1)                      # (B, h, N, d/2)
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return torch.cat([turned.to(x.dtype), x[..., num_turned:, :]], dim=-2)               # (B, h, S, d)
+
+
+FIRST_VALUE_SHARE = 0.5  # where the share of the first block's values starts (Zhou et al. 2024, section 3.4)
+
+
+def head_norms(config: DiTConfig) -> tuple[nn.Module, nn.Module]:
+    """The norms of an attention's queries and keys, which do nothing without `qk_norm`."""
+    head_size = config.hidden_size // config.num_attention_heads
+    return (HeadNorm(head_size), HeadNorm(head_size)) if config.qk_norm else (nn.Identity(), nn.Identity())
+
+
 class Attention(BlockLayer):
     """Self-attention over the tokens of a block.
 
-    `positions` is what `DiTModel.positions` made for the attentions. The paper adds positions to the tokens once,
-    before the first block, so that this class ignores them; a rotary attention would turn query and key by them.
+    Its forward takes what `DiTBlock` hands on: `positions`, the rows of `DiTPositions.attention` that belong to its
+    tokens, see `rotate`; and `first_values` (B, S, D), the values of the first block, or None there. It returns the
+    tokens to add, the weights if the implementation has them, and `first_values`, which are None without
+    `value_residual`.
     """
 
     lora_targets = ("qkv", "proj")
     cache_outputs = ("proj",)
     cache_inputs = ("qkv",)
+    stacked_matrices = MappingProxyType({"qkv": 3})
     is_causal = False  # transformers' implementations take an attention without this attribute as causal
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_norm, self.k_norm = head_norms(config)
+        if config.value_residual:
+            self.v_mix = nn.Parameter(torch.full((1,), FIRST_VALUE_SHARE))
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, positions: Tensor | None = None, first_values: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         qkv = self.qkv(x).unflatten(-1, (3, self.config.num_attention_heads, -1))  # (B, S, 3, h, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)                             # (B, h, S, d)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if self.config.value_residual:
+            first_values = qkv[:, :, 2].flatten(2) if first_values is None else first_values
+            first = first_values.unflatten(-1, qkv.shape[-2:]).transpose(1, 2)     # (B, h, S, d)
+            value = torch.lerp(value, first, self.v_mix.to(value.dtype))
+        if positions is not None:
+            query, key = rotate(query, positions), rotate(key, positions)
         x, weights = attend(self.config, self, query, key, value)                  # (B, S, D)
-        return self.proj(x), weights
+        return self.proj(x), weights, first_values
 
 
 class CrossAttention(BlockLayer):
@@ -133,6 +232,7 @@ class CrossAttention(BlockLayer):
     lora_targets = ("q", "kv", "proj")
     cache_outputs = ("proj",)
     cache_inputs = ("q",)
+    stacked_matrices = MappingProxyType({"kv": 2})
     is_causal = False
 
     def __init__(self, config: DiTConfig) -> None:
@@ -140,11 +240,12 @@ class CrossAttention(BlockLayer):
         self.q = nn.Linear(config.hidden_size, config.hidden_size)
         self.kv = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_norm, self.k_norm = head_norms(config)
 
     def forward(self, x: Tensor, kv: Tensor) -> Tensor:
         heads = self.config.num_attention_heads
         query = self.q(x).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, h, S, d)
         kv = kv.expand(x.shape[0], -1, -1).unflatten(-1, (2, heads, -1))  # (B, K, 2, h, d)
         key, value = kv.permute(2, 0, 3, 1, 4)                        # (B, h, K, d)
-        x, _ = attend(self.config, self, query, key, value)           # (B, S, D)
+        x, _ = attend(self.config, self, self.q_norm(query), self.k_norm(key), value)  # (B, S, D)
         return self.proj(x)

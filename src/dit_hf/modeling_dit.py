@@ -33,8 +33,16 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .blocks import BLOCKS, DiTBlock
 from .configuration_dit import DiTConfig
-from .embeddings import DiTPositions, LabelEmbedder, PatchEmbed, TimestepEmbedder, position_embedding, unpatchify
-from .layers import Attention, NormalLinear, ZeroLinear
+from .embeddings import (
+    DiTPositions,
+    LabelEmbedder,
+    PatchEmbed,
+    TimestepEmbedder,
+    position_embedding,
+    rotations,
+    unpatchify,
+)
+from .layers import FIRST_VALUE_SHARE, Attention, HeadNorm, NormalLinear, ZeroLinear
 from .pretrained import DiTPreTrainedModel
 
 # The formatter would undo the columns of shapes.
@@ -100,18 +108,20 @@ class DiTModel(DiTPreTrainedModel):
         block = BLOCKS[config.block_type]
         rows, columns = config.grid_height_width
         self.x_embedder = PatchEmbed(config)
-        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns, config.hidden_size), requires_grad=False)
+        self.pos_embed: nn.Parameter | None = None
+        if config.position_embedding != "rope":
+            self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns, config.hidden_size), requires_grad=False)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config) if config.num_classes else None
         self.blocks = nn.ModuleList(block(config) for _ in range(config.num_hidden_layers))
-        self.blocks[0].check_layers()  # type: ignore[operator]
+        self.blocks[0].check_layers(config)  # type: ignore[operator]
         self.final_layer = block.final_layer(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         # xavier_uniform, for which the fused qkv is one matrix (3D, D) and the patch kernel one matrix (D, C*p*p).
         # The functions of `transformers.initialization` leave loaded weights alone; plain writes would not.
-        if isinstance(module, DiTModel):
+        if isinstance(module, DiTModel) and module.pos_embed is not None:
             init.copy_(module.pos_embed, position_embedding(self.config.grid_height_width, self.config.hidden_size))
         elif isinstance(module, nn.Conv2d):
             fan_out, fan_in = module.weight.flatten(1).shape
@@ -119,6 +129,10 @@ class DiTModel(DiTPreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, HeadNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, Attention) and self.config.value_residual:
+            init.constant_(module.v_mix, FIRST_VALUE_SHARE)
         elif isinstance(module, (NormalLinear, nn.Embedding)):
             init.normal_(module.weight, std=0.02)
         elif isinstance(module, nn.Linear):
@@ -152,8 +166,8 @@ class DiTModel(DiTPreTrainedModel):
         """Compute all that depends on the places of the patches only, for `forward(..., positions=...)`.
 
         Without arguments, the positions are those of the trained size; with another size and a policy, the embedding
-        is that of `resize_pos_embed`. What an attention has to know of positions, for example the angles of a rotary
-        embedding, belongs here too: every block hands `DiTPositions.attention` to its attention.
+        is that of `resize_pos_embed`, and a rotary embedding follows the same policy. What an attention has to know of
+        positions belongs here too: every block hands `DiTPositions.attention` to its attention.
 
         Args:
             height: As in `resize_pos_embed`.
@@ -163,11 +177,18 @@ class DiTModel(DiTPreTrainedModel):
         Raises:
             ValueError: As in `resize_pos_embed`, or if only some of the arguments are given.
         """
-        if height is None and width is None and policy is None:
-            return DiTPositions(self.pos_embed)
-        if height is None or width is None or policy is None:
-            raise ValueError(f"positions({height}, {width}, {policy!r}): pass all three arguments, or none of them")
-        return DiTPositions(self.resize_pos_embed(height, width, policy))
+        trained = grid = self.config.grid_height_width
+        embedding: Tensor | None = self.pos_embed
+        if not (height is None and width is None and policy is None):
+            if height is None or width is None or policy is None:
+                raise ValueError(f"positions({height}, {width}, {policy!r}): pass all three arguments, or none of them")
+            grid = self._grid(height, width, policy)
+            embedding = None if embedding is None else self.resize_pos_embed(height, width, policy)
+        if self.config.position_embedding == "sincos":
+            return DiTPositions(embedding)
+        return DiTPositions(
+            embedding, rotations(self.config, grid, trained if policy == "interpolate" else None, self._place)
+        )
 
     def resize_pos_embed(self, height: int, width: int, policy: Literal["extend", "interpolate"]) -> Tensor:
         """Make a position embedding (1, N, D) for latents of another size.
@@ -183,14 +204,12 @@ class DiTModel(DiTPreTrainedModel):
                 "interpolate" stretches the trained grid over the image.
 
         Raises:
-            ValueError: If the policy is unknown, or the size is not a multiple of the patch size.
+            ValueError: If the policy is unknown, the size is not a multiple of the patch size, or the model adds no
+                position embedding to its tokens.
         """
-        if policy not in ("extend", "interpolate"):
-            raise ValueError(f"policy={policy!r}: choose from extend, interpolate")
-        p, trained = self.config.patch_size, self.config.grid_height_width
-        if height < p or width < p or height % p or width % p:
-            raise ValueError(f"latents of {height} x {width}: pass multiples of patch_size={p}")
-        grid = (height // p, width // p)
+        grid, trained = self._grid(height, width, policy), self.config.grid_height_width
+        if self.pos_embed is None:
+            raise ValueError("position_embedding='rope' adds none to the tokens: call positions(height, width, policy)")
         if policy == "interpolate":
             return position_embedding(grid, self.config.hidden_size, trained).to(self.pos_embed.device)
         table = position_embedding(grid, self.config.hidden_size).unflatten(1, grid).to(self.pos_embed.device)
@@ -198,6 +217,20 @@ class DiTModel(DiTPreTrainedModel):
         # the stored embedding may have drifted from the formula in training
         table[:, :rows, :columns] = self.pos_embed.unflatten(1, trained)[:, :rows, :columns].float()
         return table.flatten(1, 2)
+
+    def _grid(self, height: int, width: int, policy: str) -> tuple[int, int]:
+        """The rows and columns of patches of latents of another size."""
+        if policy not in ("extend", "interpolate"):
+            raise ValueError(f"policy={policy!r}: choose from extend, interpolate")
+        p = self.config.patch_size
+        if height < p or width < p or height % p or width % p:
+            raise ValueError(f"latents of {height} x {width}: pass multiples of patch_size={p}")
+        return height // p, width // p
+
+    @property
+    def _place(self) -> torch.device:
+        """The device that the model computes on."""
+        return self.device if self.pos_embed is None else self.pos_embed.device
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compile each block in place. Blocks share one graph, so that compiling takes a fraction of the model's time.
@@ -258,12 +291,16 @@ class DiTModel(DiTPreTrainedModel):
 
         positions = self.positions() if positions is None else positions
         x = self.x_embedder(hidden_states).float()                               # (B, N, D)
-        x = x + positions.embedding.float()
+        if positions.embedding is not None:
+            x = x + positions.embedding.float()
         num_patches = x.shape[1]
         if BLOCKS[self.config.block_type].extends_sequence:
             x = torch.cat([x, embedding.float().expand(batch, -1, -1)], dim=1)   # (B, N + K, D)
+        first_values = None                                                      # (B, S, D) with value_residual
         for block, block_derived in zip(self.blocks, derived or [None] * len(self.blocks), strict=True):
-            x = block(x, embedding, block_derived, positions.attention)          # (B, S, D)
+            x = block(x, embedding, block_derived, positions.attention, first_values)  # (B, S, D)
+            if self.config.value_residual:
+                x, first_values = x
         x = self.final_layer(x[:, :num_patches], embedding, derived_final)       # (B, N, p*p*C)
         height, width = hidden_states.shape[-2:]
         grid = height // self.config.patch_size, width // self.config.patch_size
@@ -275,7 +312,7 @@ class DiTModel(DiTPreTrainedModel):
         if timestep is None:
             raise ValueError("timestep=None: pass t in 0..999, or conditioning=model.condition(timestep, class_labels)")
         dtype = None if isinstance(timestep, Tensor) else torch.float32  # whatever torch's default is
-        timestep = torch.as_tensor(timestep, dtype=dtype, device=self.pos_embed.device)
+        timestep = torch.as_tensor(timestep, dtype=dtype, device=self._place)
         if timestep.ndim > 1:
             raise ValueError(f"timestep of shape {tuple(timestep.shape)}: pass a number, or one per sample, (B,)")
         embeddings = [self.t_embedder(timestep.reshape(-1))]               # (B, D)
@@ -300,7 +337,7 @@ class DiTModel(DiTPreTrainedModel):
             )
         height, width = latents.shape[2:]
         p = config.patch_size
-        num_patches = None if positions is None else positions.embedding.shape[1]
+        num_patches = None if positions is None else positions.num_patches
         if num_patches is not None and (height % p or width % p or num_patches != height * width // p**2):
             raise ValueError(f"positions of {num_patches} patches do not fit latents of {height} x {width}")
         if output_attentions and config._attn_implementation != "eager":

@@ -19,9 +19,11 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .class_names import names_to_ids, synonyms_to_ids
 from .lora_pipeline import DiTLoraLoaderMixin
+from .places import check_pipeline_source
 from .sampling.callbacks import Watched, check_callback
-from .sampling.class_names import ids_of_names, label_batch, names_to_ids, synonyms_to_ids
+from .sampling.class_names import ids_of_names, label_batch
 from .sampling.denoising import Denoising, cache_to_oneself, cached_model
 from .sampling.guidance import Guidance, check_guidance_channels
 from .sampling.latents import check_noise, check_vae, decode_latents, draw_noise, latent_size, resized_positions
@@ -54,7 +56,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         id2label: Class names by id; several names of a class are separated by commas. Kept in `model_index.json`.
         guidance_channels: "first_three", as in the published numbers, or "all".
         prediction_type: What the model was trained to predict; None if the scheduler says it. Flow matching needs
-            "flow_prediction", as its schedulers do not say it.
+            "flow_prediction" (the velocity noise - x_0) or "flow_sample" (x_0), as its schedulers do not say it. Kept
+            in `model_index.json`.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -186,7 +189,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         models = [self.transformer, *([] if guide_model is None else [guide_model])]
         guidance = Guidance(guidance_scale, guidance_channels or self.config.guidance_channels, guide_model, config)
         positions = resized_positions(models, size, self.vae_scale_factor, position_policy)
-        check_scheduler(scheduler, self.config.prediction_type, config.learn_sigma)
+        predicted = check_scheduler(scheduler, self.config.prediction_type, config.learn_sigma)
         check_callback(callback_on_step_end)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
@@ -203,7 +206,9 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         source = None if _source is None else self._encode_source(_source, shape)
         noise = draw_noise(shape, generator, latents, device)
         latents = first_latents(scheduler, noise, source, ts[:1])  # (B, C, H, W)
-        denoising = Denoising(self.transformer, scheduler, ts, labels, guidance, positions, self.conditioning_bytes)
+        denoising = Denoising(
+            self.transformer, scheduler, ts, labels, guidance, positions, self.conditioning_bytes, predicted
+        )
         self._num_timesteps = call._num_timesteps = len(ts)
         first_bad = torch.full((), len(ts), device=device)
         with cache_to_oneself(cached):
@@ -286,11 +291,13 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
 
         Raises:
             OSError: If the Hub or its cache cannot be used, or a file does not have the Hub's hash.
-            ValueError: If a part is missing or damaged; for weights of others the message names the key.
+            ValueError: If there is no such folder, with what to pass instead; or if a part is missing or damaged; for
+                weights of others the message names the key.
         """
         source, load = pretrained_model_name_or_path, super().from_pretrained
         if not IN_PACKAGE:
             return load(source, **kwargs)
+        check_pipeline_source(source)
         load_pipeline = import_for("from_pretrained", "dit_hf.conversion").load_pipeline
         if Path(source).exists():
             for folder in Path(source).glob("*/"):
@@ -299,7 +306,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         call = functools.partial(load_pipeline, cls, load, source, **kwargs)
         given = {"revision", "cache_dir", "local_files_only", "token"} & kwargs.keys()
         hub = {name: kwargs[name] for name in given if kwargs[name] is not None}
-        pipeline = import_for("from_pretrained", "dit_hf.hub.load").load_from_hub(str(source), call, **hub)
+        load_from_hub = import_for("from_pretrained", "dit_hf.hub.load").load_from_hub
+        pipeline = load_from_hub(str(source), call, variant=kwargs.get("variant"), **hub)
         import_for("from_pretrained", "dit_hf.hub.verify").check_cached(str(source), verify=verify, **hub)
         return pipeline
 

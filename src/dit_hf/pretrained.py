@@ -1,5 +1,6 @@
 """Loading and saving a model as transformers does, but never silently a wrong one."""
 
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -11,19 +12,41 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import cached_file
 
 from .configuration_dit import DiTConfig
-from .weight_files import refuse_two_forms, replaced_whole, strip_wrappers, superseded
+from .places import check_model_source, describe_folder
+from .weight_files import (
+    read_name,
+    refuse_two_forms,
+    refuse_two_forms_among,
+    replaced_whole,
+    strip_wrappers,
+    superseded,
+)
 
 IS_PIPELINE = '{} is a pipeline: pass subfolder="transformer", or load it with DiTPipeline'
 
 
-def _is_pipeline(source: str | Path, options: dict[str, Any]) -> bool:
-    """Return whether a folder or a repository is a pipeline; a repository that cannot be read is none."""
-    given = ("revision", "token", "cache_dir", "local_files_only")
+def _has_file(source: str | Path, name: str, options: dict[str, Any]) -> bool:
+    """Return whether a folder or a repository has a file; a repository that cannot be read has none."""
+    given = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
     hub = {name: options[name] for name in given if options.get(name) is not None}
     try:
-        return cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False, **hub) is not None
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub) is not None
     except OSError:
         return False
+
+
+def _is_pipeline(source: str | Path, options: dict[str, Any]) -> bool:
+    return _has_file(source, "model_index.json", options)
+
+
+def _check_repository(source: str, files: Sequence[str], options: dict[str, Any]) -> None:
+    """Refuse a repository that has an index of shards beside the single file that was read."""
+    for file in files:
+        name = read_name(PurePath(file))
+        suffix = f".{name.variant}" if name and name.variant else ""
+        index = f"model.safetensors.index{suffix}.json"
+        if name and name.form == "single" and name.format == "safetensors" and _has_file(source, index, options):
+            refuse_two_forms_among([PurePath(file), PurePath(index)], str(source), name.variant)
 
 
 def _check_folder(folder: Path, options: dict[str, Any]) -> None:
@@ -31,7 +54,7 @@ def _check_folder(folder: Path, options: dict[str, Any]) -> None:
     if "config" not in options and not (folder / "config.json").is_file():
         if _is_pipeline(folder, {}):
             raise ValueError(IS_PIPELINE.format(folder))
-        raise ValueError(f"{folder} has no config.json, and the default one would be a guess: pass config=...")
+        raise ValueError(describe_folder(folder, "config.json"))
     refuse_two_forms(folder, options.get("variant"))
 
 
@@ -79,11 +102,13 @@ class DiTPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: If the weights do not make the model whole or are whole numbers, naming file and key; if the
-                source is a pipeline; or if a folder holds the weights twice.
+                source is a pipeline; or if a folder or repository holds the weights twice.
         """
         folder = Path(source or "", kwargs.get("subfolder") or "")
         if source and folder.is_dir():
             _check_folder(folder, kwargs)
+        elif source:
+            check_model_source(source, kwargs.get("subfolder"))
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
         try:
@@ -93,7 +118,10 @@ class DiTPreTrainedModel(PreTrainedModel):
                 raise ValueError(IS_PIPELINE.format(source)) from error
             raise
         files = model.__dict__.pop("_read_from", ())
-        model.pos_embed.requires_grad_(False)  # transformers loads every weight as a trainable one
+        if not folder.is_dir():
+            _check_repository(source, files, kwargs)
+        if model.pos_embed is not None:
+            model.pos_embed.requires_grad_(False)  # transformers loads every weight as a trainable one
         if strict:
             _check_weights(model, info, may_differ, f"{', '.join(files)} of {source}")
         return (model, info) if output_loading_info else model

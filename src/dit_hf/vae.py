@@ -8,6 +8,7 @@ configuration, z being what the encoder gives:
 This file travels to the Hub as a part of `pipeline_dit.py`.
 """
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,29 @@ def vae_shrink_factor(vae_config: Any) -> int:
     """
     blocks = vae_config.get("encoder_block_out_channels") or vae_config["block_out_channels"]
     return 2 ** (len(blocks) - 1)
+
+
+def check_resolution(resolution: int, multiple: int) -> None:
+    """Refuse images whose sides are no multiple of a number of pixels.
+
+    Args:
+        resolution: Side of the images, in pixels.
+        multiple: Factor by which the VAE shrinks images.
+
+    Raises:
+        ValueError: If the resolution is no multiple, with the nearest ones.
+    """
+    if resolution % multiple:
+        lower = resolution // multiple * multiple
+        nearest = f"{lower} or {lower + multiple}" if lower else multiple
+        raise ValueError(
+            f"resolution={resolution} is no multiple of {multiple}, by which the VAE shrinks images: take {nearest}"
+        )
+
+
+def vae_subfolder(name: str) -> str | None:
+    """Return where the VAE lies: in a folder of its own if the name is that of a pipeline's folder."""
+    return "vae" if (Path(name) / "model_index.json").is_file() else None
 
 
 def mean_latents(encoded: Any) -> Tensor:

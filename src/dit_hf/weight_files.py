@@ -78,12 +78,26 @@ def refuse_two_forms(folder: Path, variant: str | None = None) -> None:
     Raises:
         ValueError: If there are two forms, with the files to choose from.
     """
-    files = {name: file.name for file in folder.iterdir() if (name := read_name(file)) and name.variant == variant}
-    for name, file in files.items():
-        index = files.get(name._replace(form="index"))
+    refuse_two_forms_among([file.relative_to(folder) for file in folder.iterdir()], str(folder), variant)
+
+
+def refuse_two_forms_among(files: Iterable[PurePath], source: str, variant: str | None = None) -> None:
+    """Refuse files of which a folder has both a single file of weights and an index of shards.
+
+    Args:
+        files: Files of a folder or of a repository, by their paths in it.
+        source: Folder or repository, for the message.
+        variant: Variant that is to be loaded.
+
+    Raises:
+        ValueError: As in `refuse_two_forms`.
+    """
+    found = {(file.parent, name): file for file in files if (name := read_name(file)) and name.variant == variant}
+    for (folder, name), file in found.items():
+        index = found.get((folder, name._replace(form="index")))
         if name.form == "single" and index:
             raise ValueError(
-                f"{folder} holds the weights twice, as {file} and as the shards of {index}, and one of them is "
+                f"{source} holds the weights twice, as {file} and as the shards of {index}, and one of them is "
                 f"outdated: delete {file}, or delete {index} with its shards"
             )
 

@@ -1,5 +1,7 @@
 """The file of results: whole rows only, whatever a kill left, and nothing read that is not a result."""
 
+import csv
+import math
 import re
 import runpy
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dit_hf.analysis import Row, append_rows, read_rows
-from dit_hf.analysis.results import COLUMNS, REAL
+from dit_hf.analysis.results import COLUMNS, OLDEST_COLUMNS, REAL
 from dit_hf.analysis.selection import floor, last_checkpoint, over_training, points, sizes_over_training
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +20,7 @@ ROW = Row(
     distance=1.5, class_agreement=0.5, precision=0.25, recall=0.125, train_loss=0.3, gmacs=0.001, parameters=7,
     train_seconds=1.0, sample_seconds=2.0, dataset="toys", recipe="sample, AdamW 0.001", sampler="DDIM",
     extractor="a classifier, \"quoted\"", commit="abc", hardware="cpu", date="2026-01-01T00:00:00Z",
+    train_cpu_seconds=0.5, second_distance=3.5, second_extractor="another",
 )  # fmt: skip
 
 
@@ -33,6 +36,27 @@ def test_commits_of_ten_and_of_forty_digits_are_read(tmp_path):
     commits = ["0123456789", "0123456789+", "0123456789" * 4, "0123456789" * 4 + "+"]
     append_rows(tmp_path / "results.csv", [replace(ROW, commit=commit) for commit in commits])
     assert [row.commit for row in read_rows(tmp_path / "results.csv")] == commits
+
+
+def test_file_of_an_older_version_is_read_and_completed_by_the_first_new_row(tmp_path):
+    path = tmp_path / "results.csv"
+    append_rows(path, [ROW])
+    with path.open() as file:
+        older = list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, OLDEST_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(older)
+    (read,) = read_rows(path)
+    assert math.isnan(read.train_cpu_seconds)
+    assert math.isnan(read.second_distance)
+    assert replace(read, train_cpu_seconds=0.5, second_distance=3.5, second_extractor="another") == ROW
+    append_rows(path, [replace(ROW, seed=1)])
+    first, second = read_rows(path)
+    assert math.isnan(first.train_cpu_seconds)
+    assert first.key == ROW.key
+    assert second == replace(ROW, seed=1)
+    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
@@ -52,7 +76,7 @@ def test_cut_off_line_that_is_longer_than_the_next_leaves_nothing_behind(tmp_pat
         file.write("x" * 2000)
     append_rows(path, [ROW])
     assert read_rows(path) == [ROW, ROW]
-    assert path.read_text().endswith("Z\n")
+    assert path.read_text().endswith("Z,0.5,3.5,another\n")
 
 
 def test_file_whose_header_was_cut_off_starts_anew(tmp_path):

@@ -123,15 +123,19 @@ def test_betas_of_a_terminal_signal_to_noise_ratio_of_zero_are_kept_or_refused(t
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "stated"),
+    ("scheduler", "prediction", "stated"),
     [
-        (DDPMScheduler(clip_sample=False), None),
-        (DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"), "'squaredcos_cap_v2', .*'sample'"),
-        (FlowMatchEulerDiscreteScheduler(), "prediction_type='flow_prediction'"),
+        (DDPMScheduler(clip_sample=False), None, None),
+        (
+            DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"),
+            None,
+            "'squaredcos_cap_v2', .*'sample'",
+        ),
+        (FlowMatchEulerDiscreteScheduler(), "flow_prediction", "prediction_type='flow_prediction'"),
+        (FlowMatchEulerDiscreteScheduler(), "flow_sample", "prediction_type='flow_sample'"),
     ],
 )
-def test_what_a_checkpoint_cannot_say_is_warned_about(tmp_path, make_model, caplog, scheduler, stated):
-    prediction = scheduler.config.get("prediction_type", "flow_prediction")
+def test_what_a_checkpoint_cannot_say_is_warned_about(tmp_path, make_model, caplog, scheduler, prediction, stated):
     DiTPipeline(make_model(), None, scheduler, prediction_type=prediction).save_pretrained(tmp_path / "ours")
     run(tmp_path / "ours", tmp_path / "w.pt", "--to", "original")
     if stated is None:

@@ -194,7 +194,7 @@ def test_flow_uses_the_forward_process_of_diffusers():
     torch.testing.assert_close(terms["loss"], torch.full((8,), 0.25), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", [*DISCRETE, "flow"])
+@pytest.mark.parametrize("name", [*DISCRETE, "flow", "flow_sample"])
 def test_exact_denoiser_of_a_gaussian_reaches_the_known_minimum(name):
     # x_0 ~ N(0, s^2): with x_t = a x_0 + b noise, E[x_0 | x_t] = a s^2 / (a^2 s^2 + b^2) x_t and
     # Var[x_0 | x_t] = s^2 b^2 / (a^2 s^2 + b^2); each target is linear in x_0 given x_t, which fixes its variance.
@@ -203,13 +203,15 @@ def test_exact_denoiser_of_a_gaussian_reaches_the_known_minimum(name):
 
     def signal_and_noise(t):
         t = t.reshape(-1, 1, 1, 1)
-        if name == "flow":
+        if name.startswith("flow"):
             return 1 - t / 1000, t / 1000
         return objective.schedule.alpha_bar[t].sqrt().float(), (1 - objective.schedule.alpha_bar[t]).sqrt().float()
 
     def from_x_0(x_0, x_t, a, b):  # the target as a function of x_0 and x_t
         noise = (x_t - a * x_0) / b
-        return {"epsilon": noise, "sample": x_0, "v_prediction": a * noise - b * x_0, "flow": noise - x_0}[name]
+        return {"epsilon": noise, "sample": x_0, "v_prediction": a * noise - b * x_0, "flow": noise - x_0}.get(
+            name, x_0
+        )
 
     def exact(x_t, timestep, class_labels):
         a, b = signal_and_noise(timestep)
@@ -221,6 +223,8 @@ def test_exact_denoiser_of_a_gaussian_reaches_the_known_minimum(name):
     loss = objective(exact, s * x_0, **arguments)["loss"]
     a, b = signal_and_noise(arguments["timestep"])
     slope = from_x_0(torch.ones_like(a), torch.zeros_like(a), a, b)
+    if name == "flow_sample":  # the error is that of the velocity (x_t - x_0) / b
+        slope = slope / b
     minimum = (slope**2 * s**2 * b**2 / (a**2 * s**2 + b**2)).flatten()
     # a mean over 32 x 1024 values strays by sqrt(2 / 32768) = 0.8 %
     torch.testing.assert_close(loss.reshape(8, 32).mean(1), minimum.reshape(8, 32).mean(1), rtol=0.03, atol=0)
@@ -231,6 +235,22 @@ def test_timesteps_are_the_floor_of_the_uniform_number(name):
     uniform = torch.tensor([0.0, 0.0009999, 0.0010001, 0.5, 1 - 2**-24])
     assert OBJECTIVES[name]().draw_timesteps(uniform).tolist() == [0, 0, 1, 500, 999]
     assert OBJECTIVES[name](num_train_timesteps=10).draw_timesteps(uniform).tolist() == [0, 0, 0, 5, 9]
+
+
+def test_flow_sample_has_the_error_of_the_velocity_beyond_sigma_005():
+    """Li & He 2025: |v - v_theta|^2 with v_theta = (x_theta - x_t) / max(1 - t, 0.05), where their t is 1 - sigma."""
+    objective = OBJECTIVES["flow_sample"]()
+    x_0, arguments = draw(objective, 6)
+    arguments["timestep"] = timestep = torch.tensor([0.0, 20.0, 50.0, 51.0, 400.0, 999.9])
+    prediction = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    losses = objective(lambda *_: prediction, x_0, **arguments)
+    sigma = (timestep.double() / 1000).reshape(-1, 1, 1, 1)
+    x_t = (1 - sigma) * x_0.double() + sigma * arguments["noise"].double()
+    divisor = sigma.clamp(min=0.05)
+    v, v_theta = (x_0.double() - x_t) / divisor, (prediction.double() - x_t) / divisor
+    torch.testing.assert_close(losses["loss"].double(), ((v - v_theta) ** 2).mean((1, 2, 3)), rtol=1e-5, atol=0)
+    noisy = sigma.flatten() >= 0.05  # where their v is the velocity of the path, with the sign turned
+    torch.testing.assert_close(v[noisy], (x_0 - arguments["noise"]).double()[noisy], rtol=1e-6, atol=1e-6)
 
 
 def test_flow_timesteps_are_continuous():
@@ -270,8 +290,8 @@ def test_saved_scheduler_samples_what_was_trained(name):
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     unknown = set(config) - set(scheduler.config)
     assert not unknown
-    if name == "flow":
-        assert objective.prediction_type == "flow_prediction"
+    if name.startswith("flow"):
+        assert objective.prediction_type == {"flow": "flow_prediction"}.get(name, name)
         return
     assert scheduler.config.get("variance_type") == ("learned_range" if name == "hybrid" else None)
     assert scheduler.config.prediction_type == objective.prediction_type

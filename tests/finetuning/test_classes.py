@@ -29,6 +29,19 @@ def test_two_classes_never_continue_the_same_one(caplog):
     assert match_classes(KNOWN, ["tench", "tench, Tinca tinca"]) == [None, 0]  # a whole label goes first
 
 
+def test_two_spellings_of_one_name_are_two_classes(caplog):
+    assert match_classes({0: "beach, summer", 1: "tea"}, ["beach,summer", "beach , summer"]) == [0, None]
+    assert "class 'beach , summer' starts anew" in caplog.text
+
+
+def test_a_class_that_continues_a_synonym_is_named_in_the_log(caplog):
+    caplog.set_level("INFO", "dit_hf.finetuning")
+    assert match_classes(KNOWN, ["tench", "goldfish"]) == [0, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "class 'tench' continues 'tench, Tinca tinca', which lists this name"
+    ]
+
+
 def test_letters_are_the_same_however_they_are_stored():
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     assert match_classes({0: composed, 1: "tea"}, [decomposed]) == [0]

@@ -54,12 +54,13 @@ def test_a_folder_of_diffusers_own_pipeline_will_do(build, tmp_path: Path):
     torch.testing.assert_close(origin.model.state_dict(), pipeline.transformer.state_dict())
 
 
-def test_a_flow_model_has_no_betas_and_one_of_pixels_no_scaling(build, tmp_path: Path):
+@pytest.mark.parametrize(("predicted", "objective"), [("flow_prediction", "flow"), ("flow_sample", "flow_sample")])
+def test_a_flow_model_has_no_betas_and_one_of_pixels_no_scaling(build, tmp_path: Path, predicted: str, objective: str):
     flow = FlowMatchEulerDiscreteScheduler()
-    DiTPipeline(build(learn_sigma=False), None, flow, prediction_type="flow_prediction").save_pretrained(tmp_path)
+    DiTPipeline(build(learn_sigma=False), None, flow, prediction_type=predicted).save_pretrained(tmp_path)
     origin = load_origin(str(tmp_path))
-    assert origin.trained == {"prediction_type": "flow_prediction", "num_train_timesteps": 1000}
-    assert (origin.objective, origin.vae) == ("flow", None)
+    assert origin.trained == {"prediction_type": predicted, "num_train_timesteps": 1000}
+    assert (origin.objective, origin.vae) == (objective, None)
 
 
 def test_an_original_checkpoint_gives_its_averaged_weights(build, tmp_path: Path, monkeypatch):
@@ -80,12 +81,12 @@ def test_a_models_own_folder_will_do(build, tmp_path: Path):
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_sources_that_are_not_there_are_refused(source: str):
-    with pytest.raises(ValueError, match=f"init_from='{source}' is not there"):
+    with pytest.raises(ValueError, match=f"init_from='{source}': there is no file or folder {source}"):
         load_origin(source)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="has no model_index.json and no config.json"):
+    with pytest.raises(ValueError, match="has no model_index.json, as it is empty"):
         load_origin(str(tmp_path))
 
 
@@ -126,7 +127,7 @@ def test_every_contradiction_is_named_in_one_error(build, tmp_path: Path):
         vae_name_or_path=str(tmp_path / "vae"),
         model="DiT-S/4",
         model_overrides='{"block_type": "adaln", "num_classes": 0, "hidden_size": 32}',
-        position_embedding="interpolate",
+        resize_position_embedding="interpolate",
     )
     with pytest.raises(ValueError, match="does not fit the other settings") as error:
         take_over(settings, origin)
@@ -138,7 +139,7 @@ def test_every_contradiction_is_named_in_one_error(build, tmp_path: Path):
         "patch_size=4, but it has patch_size=2",
         "block_type='adaln', but it has block_type='adaln_zero'",
         "num_classes=0, but it has num_classes=4",
-        "position_embedding='interpolate' has no effect, because its resolution is kept",
+        "resize_position_embedding='interpolate' has no effect, because its resolution is kept",
         "Leave these settings out",
     ):
         assert part in str(error.value)
@@ -150,6 +151,7 @@ def test_every_contradiction_is_named_in_one_error(build, tmp_path: Path):
     ("values", "message"),
     [
         ({"objective": "flow"}, "objective='flow', but it was trained with 'sample'"),
+        ({"objective": "flow_sample"}, "objective='flow_sample', but it was trained with 'sample'"),
         ({"objective": "hybrid"}, "objective='hybrid', but it was trained with 'sample'"),
         ({"beta_end": 0.03}, "beta_end=0.03, but it was trained with 0.02"),
         ({"model_overrides": '{"wrong": 1}'}, "model_overrides sets 'wrong', which is no field"),
@@ -161,7 +163,7 @@ def test_a_setting_that_contradicts_the_starting_model_is_refused(build, tmp_pat
 
 
 def test_another_resolution_is_a_wish_and_no_contradiction(build, tmp_path: Path):
-    settings = TrainSettings(init_from=str(tmp_path), resolution=16, position_embedding="interpolate")
+    settings = TrainSettings(init_from=str(tmp_path), resolution=16, resize_position_embedding="interpolate")
     take_over(settings, trained_origin(build, tmp_path))
     assert settings.resolution == 16
 
@@ -216,7 +218,9 @@ def test_without_names_as_many_classes_keep_their_rows_and_others_start_at_the_m
 
 
 def test_an_unconditional_model_stays_one(build):
-    start = adapt_to_data(origin_of(build(num_classes=0), None), [], sample_size=16, position_embedding="interpolate")
+    start = adapt_to_data(
+        origin_of(build(num_classes=0), None), [], sample_size=16, resize_position_embedding="interpolate"
+    )
     assert (start.names, start.model.config.sample_size) == ([], 16)
     with pytest.raises(ValueError, match="num_classes=0: an unconditional model has no label table"):
         adapt_to_data(origin_of(build(num_classes=0), None), ["a"], sample_size=8)

@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -292,7 +293,7 @@ def test_bad_argument_is_refused(tmp_path: Path, arguments: dict, message: str):
     ("text", "arguments", "message"),
     [
         ("cat\nlion\n", {}, "line 2: no class is named 'lion'"),
-        ("cat\n3\n", {}, r"line 2: label 3 is outside 0\.\.2"),
+        ("cat\n4\n", {}, r"line 2: label 4 is outside 0\.\.2, or 3 for no class"),
         ("cat\n", {"num_images": 2}, "has 1 labels for num_images=2"),
         ("", {}, "has no labels: write a class id or name on each line"),
     ],
@@ -310,6 +311,14 @@ def test_file_of_labels_may_have_a_mark_of_utf8_and_empty_lines(tmp_path: Path):
     file.write_bytes("cat\nKätzchen\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"labels\.txt is no text in UTF-8"):
         choose_labels(tiny_pipeline(), str(file), None, seed=0)
+
+
+def test_file_of_labels_takes_the_null_class_with_a_warning_as_the_pipeline_does(tmp_path: Path, caplog):
+    diffusers.utils.logging.enable_propagation()
+    file = tmp_path / "labels.txt"
+    file.write_text("cat\n3\n")
+    assert choose_labels(tiny_pipeline(), str(file), None, seed=0) == ([0, 3], 2)
+    assert "class 3 is the null class" in caplog.text
 
 
 # A process that has imported everything. For each line "N before" or "N after" it starts the same run in a child, which

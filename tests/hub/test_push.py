@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, close_session, constants, snapshot_downlo
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
-from dit_hf import DiTPipeline
+from dit_hf import DiTModel, DiTPipeline
 from dit_hf.hub.background import BackgroundPush, save_training_pipeline
 from dit_hf.hub.errors import HubError
 from dit_hf.hub.push import check_push, push_folder
@@ -71,6 +71,47 @@ def test_second_push_sends_only_what_changed(hub, saved):
     assert hub.count("PUT", "/lfs/") == 2
     assert hub.requests("POST", "/commit/")[-1].received < 500
     assert hub.repository("user/dit").files()["README.md"] == b"# DiT\n"
+
+
+FORMS = {"single": {}, "shards": {"max_shard_size": "30KB"}}
+
+
+@pytest.mark.parametrize("order", [("single", "shards"), ("shards", "single")])
+@pytest.mark.parametrize("options", [{}, {"revision": "v2"}, {"create_pr": True}])
+def test_weights_that_new_ones_supersede_are_deleted_in_the_same_commit(hub, pipeline, tmp_path, order, options):
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder, form in zip((before, after), order, strict=True):
+        pipeline.save_pretrained(folder, **FORMS[form])
+    (before / "notes.txt").write_text("by hand")
+    (before / "configuration_dit.py").write_text("# of version 0.1.0")
+    push_folder(before, "user/dit")
+    commit = push_folder(after, "user/dit", **options)
+    repository = hub.repository("user/dit")
+    revision = commit.pr_revision or options.get("revision", "main")
+    assert set(repository.files(revision)) == {*contents(after), "notes.txt", ".gitattributes"}
+    assert len(list(repository.history(revision))) == 3  # the initial commit and one for each push
+    if not options:
+        np.testing.assert_array_equal(image_of(DiTPipeline.from_pretrained("user/dit")), image_of(pipeline))
+    else:
+        assert set(contents(before)) <= set(repository.files("main"))
+
+
+def test_repository_that_holds_weights_twice_is_refused_before_they_are_fetched(hub, pipeline, saved, tmp_path):
+    push_folder(saved, "user/dit")
+    pipeline.save_pretrained(tmp_path / "shards", **FORMS["shards"])
+    blob = type(next(iter(hub.repository("user/dit").refs["main"].files.values())))
+    files = hub.repository("user/dit").refs["main"].files
+    for name, content in contents(tmp_path / "shards").items():
+        if name.startswith("transformer/model"):
+            files[name] = blob(content, lfs=name.endswith(".safetensors"))
+    message = r"user/dit.* holds the weights twice.*delete transformer/model.safetensors, or delete"
+    with pytest.raises(ValueError, match=message):
+        DiTPipeline.from_pretrained("user/dit")
+    assert not hub.count("GET", "/transformer/model.safetensors")
+    with pytest.raises(ValueError, match=r"user/dit holds the weights twice, as model\.safetensors"):
+        DiTModel.from_pretrained("user/dit", subfolder="transformer")
+    push_folder(saved, "user/dit", commit_message="Again")  # which mends the repository
+    assert isinstance(DiTPipeline.from_pretrained("user/dit"), DiTPipeline)
 
 
 def test_branch_is_made_and_main_stays(hub, saved):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sampling_parts import ID2LABEL, seeded, tiny_model, tiny_pipeline
 
 from dit_hf import DiTPipeline
-from dit_hf.sampling.class_names import labels_of_text, names_to_ids
+from dit_hf.class_names import names_to_ids
+from dit_hf.sampling.class_names import labels_of_text
 
 
 def test_names_synonyms_and_ids_mix():

@@ -6,8 +6,10 @@ import pytest
 
 from dit_hf.analysis import count_gmacs
 from dit_hf.analysis.selection import MODELS
-from dit_hf.configuration_dit import PAPER_SIZES, DiTConfig
+from dit_hf.configuration_dit import DIT_FIELDS, PAPER_SIZES, DiTConfig
+from dit_hf.study.additions import DECIDED_ELSEWHERE, NOT_IN_A_STUDY
 from dit_hf.study.recipe import Recipe, measurements, variants
+from dit_hf.training.settings import all_rows
 
 GREY = {"in_channels": 4, "num_classes": 10}
 
@@ -88,7 +90,13 @@ def test_exponent_of_yaml_is_a_number(tmp_path):
         ({"checkpoints": (100,)}, "be multiples of batch_size=64"),
         ({"checkpoints": (128, 64)}, "must rise"),
         ({"checkpoints": ()}, "must rise"),
-        ({"objective": "flow"}, "samples with DDIM, so choose from hybrid"),
+        ({"objective": "flows"}, "choose from hybrid"),
+        ({"additions": {"qknorm": True}}, "set qknorm, which is none of .*mlp_ratio"),
+        ({"additions": {"hidden_size": 8}}, "set hidden_size, which the model's size or another field"),
+        ({"additions": {"learning_rate": 1.0}}, "set learning_rate, which the model's size or another field"),
+        ({"additions": {"dataset_name": "toys"}}, "set dataset_name, which is none of"),
+        ({"additions": {"beta_schedule": "scaled_linear"}, "objective": "flow"}, "beta_schedule.*has no effect"),
+        ({"additions": {"min_snr_gamma": "five"}}, "min_snr_gamma='five' is not possible"),
         ({"side": 40}, "must be a multiple of 16"),
         ({"seeds": ()}, "at least one"),
         ({"num_steps": 0}, "1 to 1000 steps"),
@@ -101,6 +109,30 @@ def test_exponent_of_yaml_is_a_number(tmp_path):
 def test_recipe_outside_its_limits_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**fields)
+
+
+def test_summary_names_additions_and_is_the_old_one_without_them():
+    old = "sample, AdamW 0.001, warm-up 100, batch 64, EMA 0.99"  # of the rows in runs/results
+    assert Recipe().summary == old
+    changed = Recipe(additions={"mlp_ratio": 2.0, "min_snr_gamma": 5.0})
+    assert changed.summary == f"{old}, min_snr_gamma 5.0, mlp_ratio 2.0"
+
+
+def test_additions_are_read_from_yaml_with_their_exponents(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("additions: {mlp_norm_eps: 1e-5, adam_beta2: 9e-1, lr_scheduler: linear}")
+    recipe = Recipe.read(tmp_path / "recipe.yaml")
+    assert recipe.config("S/8", **GREY).mlp_norm_eps == 1e-5
+    assert (recipe.settings().adam_beta2, recipe.settings().lr_scheduler) == (0.9, "linear")
+
+
+def test_schedule_that_decays_ties_a_training_to_its_last_checkpoint():
+    assert "max_train_steps" not in Recipe().training_fields()
+    assert Recipe(additions={"lr_scheduler": "cosine"}).training_fields()["max_train_steps"] == 2000
+
+
+def test_refused_additions_are_names_of_today():
+    """A name that the model or the trainings no longer have would leave a hole in the refusal."""
+    assert {*DIT_FIELDS, *all_rows()} >= DECIDED_ELSEWHERE | NOT_IN_A_STUDY
 
 
 def test_recipe_is_read_from_yaml_and_unknown_fields_are_refused(tmp_path):

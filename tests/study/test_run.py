@@ -1,9 +1,14 @@
 """A whole study in seconds: complete, the same when it is stopped or killed, and nothing twice."""
 
 import contextlib
+import hashlib
+import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import scipy
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -18,11 +23,12 @@ from dit_hf.study.recipe import Recipe, Variant, measurements
 from dit_hf.study.run import Study, missing
 from dit_hf.study.train import Training
 
-UNREPEATABLE = {"train_seconds": 0.0, "sample_seconds": 0.0, "date": "", "commit": ""}
+UNREPEATABLE = {"train_seconds": 0.0, "train_cpu_seconds": 0.0, "sample_seconds": 0.0, "date": "", "commit": ""}
 
 
 def comparable(folder) -> list:
-    return [replace(row, **UNREPEATABLE) for row in read_rows(folder / "results.csv")]
+    rows = [replace(row, **UNREPEATABLE) for row in read_rows(folder / "results.csv")]
+    return [row if row.second_extractor else replace(row, second_distance=0.0) for row in rows]  # NaN equals nothing
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +49,8 @@ def test_study_measures_everything_once(recipe, tmp_path):
     assert missing(recipe, tmp_path / "results.csv") == []
     assert {row.num_samples for row in rows if row.model == REAL} == {8, 9, 10, 20}
     last = [row for row in rows if row.images_seen == 64]
-    assert all(row.train_seconds > 0 and row.parameters > 0 and row.gmacs > 0 for row in last)
+    for name in ("train_seconds", "train_cpu_seconds", "parameters", "gmacs"):
+        assert all(getattr(row, name) > 0 for row in last)
     assert len(list((tmp_path / "samples").glob("*.npz"))) == len({row.key.name for row in rows if row.model != REAL})
 
     before = (tmp_path / "results.csv").read_bytes()
@@ -105,6 +112,105 @@ def test_folder_of_another_recipe_or_of_a_longer_training_is_refused(recipe, tmp
     other, folder = replace(recipe, learning_rate=1.0), tmp_path / "checkpoints" / variant.folder
     with pytest.raises(ValueError, match="choose a new folder"):
         Training(other, variant, study.train, study.latents, folder, study.accelerator)
+
+
+def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only(recipe, tmp_path):
+    study, variant = Study(recipe, tmp_path), Variant("S/8", "adaln_zero", 0)
+    assert study._training(variant).advance(32, lambda: False)
+    progress = next(tmp_path.glob("checkpoints/*/step-*/progress.json"))
+    record = json.loads(progress.read_text())
+    older = {name: value for name, value in record["settings"].items() if name not in ("additions", "cpu_seconds")}
+    progress.write_text(json.dumps({**record, "settings": older}))
+    manifest = json.loads((progress.parent / "manifest.json").read_text())
+    content = progress.read_bytes()
+    manifest["files"][progress.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (progress.parent / "manifest.json").write_text(json.dumps(manifest))
+
+    def training(recipe: Recipe) -> Training:
+        return Training(recipe, variant, study.train, study.latents, progress.parents[1], study.accelerator)
+
+    continued = training(recipe)
+    assert continued.progress.images_seen == 32
+    assert math.isnan(continued.cpu_seconds)
+    with pytest.raises(ValueError, match="timestep_shift.*choose a new folder"):
+        training(replace(recipe, additions={"timestep_shift": 3.0}))
+
+
+QUADRANTS = """
+class Quadrants:
+    name, taps, settings = "quadrants", {"pool": 4}, {"unit": "mean grey"}
+
+    def __call__(self, images):  # (B, H, W, 3)
+        grey = images.float().mean(3)[:, None]
+        return {"pool": __import__("torch").nn.functional.adaptive_avg_pool2d(grey, 2).flatten(1)}
+"""
+
+
+def quadrant_means(images: torch.Tensor) -> np.ndarray:
+    """Return the mean grey of the four quarters of images (N, 1, 16, 16), float64 (N, 4)."""
+    x = images[:, 0].double().numpy()
+    return np.stack([x[:, a : a + 8, b : b + 8].mean((1, 2)) for a in (0, 8) for b in (0, 8)], axis=1)
+
+
+@pytest.mark.slow
+def test_second_distance_is_measured_beside_the_first_and_added_where_it_lacks(recipe, tmp_path):
+    (tmp_path / "quadrants.py").write_text(QUADRANTS)
+    recipe = replace(recipe, models=("S/8",), guidance_scales=(), sampling_steps=())
+    second = replace(recipe, second_extractor=f"{tmp_path / 'quadrants.py'}:Quadrants")
+    Study(second, tmp_path / "both").run()
+    Study(recipe, tmp_path / "later").run()
+    first = comparable(tmp_path / "later")
+    Study(second, tmp_path / "later").run()
+    both, filled = comparable(tmp_path / "both"), comparable(tmp_path / "later")
+    for before, after, whole in zip(first, filled, both, strict=True):
+        assert replace(after, second_distance=0.0, second_extractor="") == before
+        if before.images_seen == 32:  # whose checkpoint is no longer there
+            assert after.second_extractor == ""
+        else:
+            assert after == whole
+    real, study = next(row for row in both if row.num_samples == 20), Study(second, tmp_path / "both")
+    (m_1, c_1), (m_2, c_2) = (
+        (x.mean(0), np.cov(x, rowvar=False)) for x in map(quadrant_means, (study.train.images, study.test.images))
+    )
+    root = scipy.linalg.sqrtm(c_1 @ c_2).real
+    assert real.second_distance == pytest.approx(((m_1 - m_2) ** 2).sum() + np.trace(c_1 + c_2 - 2 * root), rel=1e-3)
+    assert real.second_extractor == "quadrants, 4 features, reference first 5000 training images, unit mean grey"
+    (tmp_path / "quadrants.py").write_text(QUADRANTS.replace("mean grey", "grey"))
+    with pytest.raises(ValueError, match="has second distances of quadrants.*mean grey.*choose a new folder"):
+        Study(second, tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampler"),
+    [
+        ("flow", "FlowMatchEulerDiscreteScheduler"),
+        ("flow_sample", "FlowMatchEulerDiscreteScheduler"),
+        ("epsilon", "DDIM"),
+    ],
+)
+def test_every_objective_is_sampled_by_its_own_kind_of_scheduler(recipe, tmp_path, objective, sampler):
+    recipe = replace(recipe, objective=objective, models=("S/8",), checkpoints=(32,))
+    study = Study(recipe, tmp_path)
+    study._measure(measurements(recipe)[0], float("inf"))
+    row = read_rows(tmp_path / "results.csv")[0]
+    assert (row.sampler, row.recipe) == (sampler, recipe.summary)
+
+
+def test_additions_reach_the_model_the_objective_the_optimiser_and_the_techniques(recipe, tmp_path):
+    additions = {
+        "mlp": "swiglu", "timestep_density": "logit_normal", "logit_normal_mean": 0.8, "optimizer": "muon",
+        "muon_learning_rate": 0.02, "adam_weight_decay": 0.1, "min_snr_gamma": 5.0, "max_grad_norm": 2.0,
+    }  # fmt: skip
+    study = Study(replace(recipe, objective="epsilon", additions=additions), tmp_path)
+    training = study._training(Variant("S/8", "adaln_zero", 0))
+    assert training.advance(32, lambda: False)
+    assert training.config.mlp == "swiglu"
+    assert training.objective.density.mean == 0.8
+    rates = {group["initial_lr"] for group in training.optimizer.param_groups}
+    assert rates == {recipe.learning_rate, 0.02}
+    assert {group["weight_decay"] for group in training.optimizer.param_groups} == {0.1}
+    assert training.techniques.active["min_snr"].gamma == 5.0
+    assert training.max_grad_norm == 2.0
 
 
 def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, tmp_path):

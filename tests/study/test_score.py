@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit_hf import DiTModel
+from dit_hf import DiTModel, DiTPipeline
 from dit_hf.diffusion import SampleLoss
 from dit_hf.study.classifier import Classifier
 from dit_hf.study.images import PixelLatents, load_images
@@ -27,7 +27,9 @@ def test_sample_is_the_same_among_few_and_among_many_and_for_every_batch(recipe,
     model = DiTModel(recipe.config("S/8", in_channels=4, num_classes=2)).eval()
     torch.nn.init.normal_(model.final_layer.linear.weight)  # a fresh one answers zeros
     _, scheduler = choose_sampler(SampleLoss(), 2)
-    few, many = (generate_samples(model, scheduler, PixelLatents(0.0, 1.0), n, 2, 1.0) for n in (4, 8))
+    few, many = (
+        generate_samples(DiTPipeline(model, None, scheduler), PixelLatents(0.0, 1.0), n, 2, 1.0) for n in (4, 8)
+    )
     assert torch.equal(few, many[:4])
     assert not torch.equal(many[:4], many[4:])  # other noise
 

@@ -170,7 +170,7 @@ def test_pictures_before_and_after_show_the_classes_of_the_data(tiny: Path, tmp_
 
 def test_a_pipeline_goes_on_at_twice_its_resolution(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--resolution", "32", "--max_train_steps", "2", "--ema_decay", "0.01")
-    pipeline = load(train(tiny, tmp_path, *flags, "--position_embedding", "interpolate"))
+    pipeline = load(train(tiny, tmp_path, *flags, "--resize_position_embedding", "interpolate"))
     assert pipeline.transformer.config.sample_size == 16
     expected = load(base).transformer.resize_pos_embed(16, 16, "interpolate")
     torch.testing.assert_close(pipeline.transformer.pos_embed.data, expected, rtol=0, atol=0)
@@ -195,7 +195,7 @@ def test_a_fine_tuning_needs_no_more_than_a_model_and_images(tiny: Path, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--init_from", "./nowhere"], "init_from='./nowhere' is not there"),
+        (["--init_from", "./nowhere"], "init_from='./nowhere': there is no file or folder ./nowhere"),
         (["--init_from", "BASE", "--objective", "sample"], "objective='sample', but it was trained with 'hybrid'"),
         (["--init_from", "BASE", "--beta_end", "0.03"], r"beta_end=0.03, but it was trained with 0.02"),
         (["--init_from", "BASE", "--model", "DiT-S/2"], "patch_size=2, but it has patch_size=4"),

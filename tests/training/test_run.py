@@ -160,11 +160,13 @@ def test_too_slow_an_average_is_warned_of(tiny: Path, tmp_path: Path):
         ("sample", "DPMSolverMultistepScheduler"),
         ("v_prediction", "DPMSolverMultistepScheduler"),
         ("flow", "FlowMatchEulerDiscreteScheduler"),
+        ("flow_sample", "FlowMatchEulerDiscreteScheduler"),
     ],
 )
 def test_each_objective_saves_the_scheduler_that_samples_it(tiny: Path, tmp_path: Path, objective: str, scheduler: str):
     pipeline = DiTPipeline.from_pretrained(train(tiny, tmp_path, "--objective", objective, "--max_train_steps", "1"))
     assert type(pipeline.scheduler).__name__ == scheduler
+    assert pipeline.config.prediction_type == {"flow": "flow_prediction"}.get(objective, objective)
     assert not pipeline.transformer.config.learn_sigma
 
 

@@ -1,6 +1,7 @@
 """Settings from flags, files and both."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -8,8 +9,17 @@ import pytest
 
 import dit_hf
 from dit_hf.analysis.quoted import BLOCKS_400K, FIDS_400K
+from dit_hf.configuration_dit import DIT_FIELDS, DiTConfig, PaperSize
 from dit_hf.diffusion import Schedule
-from dit_hf.training.settings import TrainSettings, card_names, changed_settings, parse_settings, rows
+from dit_hf.training.settings import (
+    DECIDED,
+    ModelFields,
+    TrainSettings,
+    card_names,
+    changed_settings,
+    parse_settings,
+    rows,
+)
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 
@@ -52,6 +62,62 @@ def test_relative_paths_are_relative_to_the_file(file):
 def test_overrides_come_as_json_on_the_command_line():
     overrides = '{"hidden_size": 64, "block_type": "adaln"}'
     assert parse_settings(["--model_overrides", overrides]).model_overrides == overrides
+
+
+def test_every_field_of_the_model_is_a_setting_but_those_that_the_training_finds_out():
+    own = rows(ModelFields).keys() - {"model_overrides"}
+    assert own | DECIDED.keys() == {*DIT_FIELDS}
+    assert not own & DECIDED.keys()
+    for name, setting in DECIDED.items():
+        assert setting in rows(TrainSettings)
+        with pytest.raises(ValueError, match=f"'--{name}', which --{setting} decides: leave it out"):
+            parse_settings([f"--{name}", "1"])
+    for name in own - {*PaperSize._fields, "num_classes"}:  # the size and the data say those
+        default = getattr(DiTConfig(), name)
+        printed = f"{default:g}".replace("e-0", "e-") if isinstance(default, float) else str(default)
+        assert TrainSettings.__dataclass_fields__[name].metadata["help"].endswith(f"Default: {printed}.")
+
+
+def test_fields_of_the_model_come_from_flags_the_file_and_overrides_alike(file):
+    flags = "--qk_norm --mlp swiglu --position_embedding rope --rope_theta 10000 --value_residual true --norm rms"
+    expected = {"qk_norm": True, "mlp": "swiglu", "position_embedding": "rope", "rope_theta": 10_000.0, "norm": "rms"}
+    expected |= {"value_residual": True}
+    assert parse_settings(flags.split()).config_overrides == expected
+    assert parse_settings(["--model_overrides", json.dumps(expected)]).config_overrides == expected
+    file.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in expected.items()))
+    assert parse_settings([str(file)]).config_overrides == expected
+    assert parse_settings([str(file), "--qk_norm", "false"]).config_overrides == {**expected, "qk_norm": False}
+    assert parse_settings(["--model_overrides", '{"mlp": "swiglu"}', "--mlp", "swiglu"]).config_overrides == {
+        "mlp": "swiglu"
+    }
+    with pytest.raises(ValueError, match="mlp='gelu' contradicts model_overrides, which has 'swiglu': leave one out"):
+        parse_settings(["--model_overrides", '{"mlp": "swiglu"}', "--mlp", "gelu"])
+
+
+@pytest.mark.parametrize("value", ["extend", "interpolate"])
+def test_former_meaning_of_the_position_embedding_is_refused_with_the_new_name(file, value):
+    message = f"position_embedding='{value}' is now called resize_position_embedding='{value}'"
+    file.write_text(f"position_embedding: {value}\n")
+    for arguments in (["--position_embedding", value], [str(file)]):
+        with pytest.raises(ValueError, match=message):
+            parse_settings(arguments)
+    with pytest.raises(ValueError, match="position_embedding='rotary' is not possible: set it to one of sincos, rope"):
+        parse_settings(["--position_embedding", "rotary"])
+
+
+def test_run_of_former_settings_resumes_and_overrides_count_as_the_settings_they_name():
+    former = TrainSettings().to_dict()
+    for name in rows(ModelFields).keys() - {"model_overrides"}:
+        del former[name]
+    former["position_embedding"] = former.pop("resize_position_embedding")
+    former["model_overrides"] = '{"block_type": "adaln", "sample_size": 8}'
+    same = TrainSettings(block_type="adaln", model_overrides='{"sample_size": 8}')
+    assert not changed_settings(former, same)
+    assert not changed_settings(same.to_dict(), TrainSettings(model_overrides=former["model_overrides"]))
+    resized = TrainSettings(block_type="adaln", init_from="user/dit", resize_position_embedding="interpolate")
+    assert changed_settings(former, resized)["resize_position_embedding"] == ("extend", "interpolate")
+    other = TrainSettings(model_overrides='{"sample_size": 8}')
+    assert changed_settings(former, other) == {"block_type": ("adaln", None)}
 
 
 def test_unknown_key_in_the_file_is_refused_with_the_closest(file):
@@ -130,7 +196,7 @@ def test_imagenet_files_are_the_paper_s_recipe_on_eight_devices(path):
         "checkpoints_milestone_steps",
         "max_train_steps",
         "resolution",
-        "model_overrides",
+        "block_type",
         "gradient_checkpointing",
     }
     assert {name for name, value in vars(TrainSettings()).items() if getattr(settings, name) != value} <= changed
@@ -143,7 +209,7 @@ def test_imagenet_files_print_the_paper_s_fids():
     for name, result in BLOCKS_400K.items():
         file = CONFIGS / "imagenet" / ("256.yaml" if name == "adaln_zero" else f"256_{name}.yaml")
         assert f"{result.fid:.2f}" in file.read_text()
-        assert name == "adaln_zero" or f'"block_type": "{name}"' in parse_settings([str(file)]).model_overrides
+        assert name == "adaln_zero" or parse_settings([str(file)]).block_type == name
 
 
 # A value of each setting that differs from its default and that the others allow.
@@ -151,10 +217,12 @@ OTHER_VALUES = {
     "beta_schedule": "scaled_linear",
     "lr_scheduler": "cosine",
     "objective": "v_prediction",
+    "timestep_density": "logit_normal",
     "init_from": "user/dit",
     "ema_decay": 0.5,
     "mixed_precision": "bf16",
-    "position_embedding": "interpolate",
+    "resize_position_embedding": "interpolate",
+    "optimizer": "muon",
     "extra_ema_decays": [0.5],
     "validation_labels": [3],
     "checkpoints_milestone_steps": 20_000,
@@ -165,9 +233,20 @@ OTHER_VALUES = {
     "dataloader_num_workers": 2,
     "last_blocks": 2,
     "validation_inference_steps": 20,
-    "model_overrides": '{"hidden_size": 64}',
+    **dict.fromkeys(rows(ModelFields), 2),
+    **dict.fromkeys(("class_dropout_prob", "mlp_ratio", "timestep_freq_shift", "mlp_norm_eps", "rope_theta"), 1.5),
+    **dict.fromkeys(("qk_norm", "value_residual"), True),
+    **{"block_type": "adaln", "position_embedding": "rope", "mlp": "swiglu", "norm": "rms"},
+    "model_overrides": '{"sample_size": 8}',
 }
-NEEDED = {"lr_scheduler": "cosine", "push_to_hub": True, "init_from": "user/dit", "lora_rank": 2}
+NEEDED = {
+    "lr_scheduler": "cosine",
+    "timestep_density": "logit_normal",
+    "optimizer": "muon",
+    "push_to_hub": True,
+    "init_from": "user/dit",
+    "lora_rank": 2,
+}
 
 
 def other_value(name: str) -> object:
@@ -240,6 +319,7 @@ def test_every_setting_is_read_somewhere():
     nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
     read |= {*Schedule.FIELDS}  # by `TrainSettings.schedule`
+    read |= {*rows(ModelFields)}  # by `config_overrides`
     assert set(rows(TrainSettings)) - read == set()
 
 

@@ -8,16 +8,16 @@ The formulas are written out by hand and never derived from the model, so that e
 block design says which layers it has; what a layer costs is a row of `LAYER_COSTS` below.
 
 Legend: N patches, S tokens of a block, K conditioning tokens, D width, M width of the feed-forward, L blocks, h heads,
-p patch.
+p patch. A switch of `DiTConfig` is 1 where it is on and 0 where it is off.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..blocks import BLOCKS, AdaLNFinalLayer, DiTBlock, FinalLayer
+from ..blocks import BLOCKS, AdaLNFinalLayer, FinalLayer
 from ..configuration_dit import DiTConfig
-from ..layers import Attention, BlockLayer, CrossAttention, Mlp
+from ..layers import Attention, BlockLayer, CrossAttention, Mlp, SwiGlu
 from ..vae import vae_shrink_factor
 
 TIMESTEP_CHANNELS = 256
@@ -35,6 +35,9 @@ class Shape(NamedTuple):
     depth: int
     heads: int
     area: int  # p^2
+    qk_norm: int
+    rope: int
+    value_residual: int
 
 
 class LayerCost(NamedTuple):
@@ -59,7 +62,7 @@ def _attention(x: Shape) -> LayerCost:
     return LayerCost(
         linears=4 * x.s * x.d * x.d,
         attention=2 * x.s * x.s * x.d,
-        parameters=4 * x.d * x.d + 4 * x.d,
+        parameters=4 * x.d * x.d + 4 * x.d + x.qk_norm * 2 * x.d // x.heads + x.value_residual,
         activations=x.s * (4 * x.d + x.heads),  # q, k, v, output; the logarithm of each softmax's denominator
     )
 
@@ -68,7 +71,7 @@ def _cross_attention(x: Shape) -> LayerCost:
     products = 2 * x.s * x.d * x.d + 2 * x.k * x.d * x.d + 2 * x.s * x.k * x.d  # q, projection; k, v; attention
     return LayerCost(
         conditioning=products,
-        parameters=4 * x.d * x.d + 4 * x.d,
+        parameters=4 * x.d * x.d + 4 * x.d + x.qk_norm * 2 * x.d // x.heads,
         activations=x.s * (2 * x.d + x.heads) + 2 * x.k * x.d,  # q, output, logarithms; k, v
     )
 
@@ -81,10 +84,19 @@ def _mlp(x: Shape) -> LayerCost:
     )
 
 
+def _swiglu(x: Shape) -> LayerCost:
+    return LayerCost(
+        linears=3 * x.s * x.d * x.m,
+        parameters=3 * x.d * x.m + 2 * x.m + x.d,
+        activations=x.s * 4 * x.m,  # gate, its SiLU, fc1, their product
+    )
+
+
 LAYER_COSTS: dict[type[BlockLayer], Callable[[Shape], LayerCost]] = {
     Attention: _attention,
     CrossAttention: _cross_attention,
     Mlp: _mlp,
+    SwiGlu: _swiglu,
 }
 
 # Number of modulations -> numbers of 4 bytes that a block keeps for them, of its S tokens and its width D.
@@ -109,13 +121,27 @@ def _shape(config: DiTConfig) -> Shape:
     n, k = rows * columns, 1 + bool(config.num_classes)
     s = n + k if BLOCKS[config.block_type].extends_sequence else n
     m = int(config.hidden_size * config.mlp_ratio)
-    heads = config.num_attention_heads
-    return Shape(n, s, k, config.hidden_size, m, config.num_hidden_layers, heads, config.patch_size**2)
+    if config.mlp == "swiglu":
+        m = max(8, 8 * round(m / 12))  # 2/3 of it, a multiple of 8
+    return Shape(
+        n,
+        s,
+        k,
+        config.hidden_size,
+        m,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.patch_size**2,
+        qk_norm=int(config.qk_norm),
+        rope=int(config.position_embedding != "sincos"),
+        value_residual=int(config.value_residual),
+    )
 
 
-def _layers(block: type[DiTBlock], shape: Shape) -> LayerCost:
+def _layers(config: DiTConfig, shape: Shape) -> LayerCost:
     """The sum over the layers of a block."""
-    costs = [_row(LAYER_COSTS, layer, "LAYER_COSTS")(shape) for layer in block.layers().values()]
+    layers = BLOCKS[config.block_type].layers(config).values()
+    costs = [_row(LAYER_COSTS, layer, "LAYER_COSTS")(shape) for layer in layers]
     return LayerCost(*map(sum, zip(*costs, strict=True)))
 
 
@@ -157,7 +183,7 @@ def count_macs(config: DiTConfig) -> Macs:
     Source: Peebles & Xie 2022, section 3.2 and table 4.
     """
     block, shape = BLOCKS[config.block_type], _shape(config)
-    layers, d, depth = _layers(block, shape), shape.d, shape.depth
+    layers, d, depth = _layers(config, shape), shape.d, shape.depth
     final_modulations = _row(FINAL_MODULATIONS, block.final_layer, "FINAL_MODULATIONS")
     return Macs(
         patchify=shape.n * d * shape.area * config.in_channels,
@@ -189,10 +215,11 @@ def count_parameters(config: DiTConfig) -> int:
     patchify = area * config.in_channels * d + d
     timestep = TIMESTEP_CHANNELS * d + d + d * d + d
     labels = (config.num_classes + config.has_null_class) * d
-    block = _layers(design, shape).parameters + design.num_modulations * modulation
+    positions = 0 if config.position_embedding == "rope" else shape.n * d
+    block = _layers(config, shape).parameters + design.num_modulations * modulation
     final = (d + 1) * area * config.out_channels
     final += _row(FINAL_MODULATIONS, design.final_layer, "FINAL_MODULATIONS") * modulation
-    return patchify + shape.n * d + timestep + labels + shape.depth * block + final
+    return patchify + positions + timestep + labels + shape.depth * block + final
 
 
 def count_activations(config: DiTConfig, *, checkpointing: bool = False) -> int:
@@ -208,11 +235,11 @@ def count_activations(config: DiTConfig, *, checkpointing: bool = False) -> int:
         ValueError: If a layer of the block design has no row in a table of costs.
     """
     design, shape = BLOCKS[config.block_type], _shape(config)
-    n, s, k, d, _, depth, *_ = shape
+    n, s, k, d, depth = shape.n, shape.s, shape.k, shape.d, shape.depth
     height, width = config.sample_height_width
-    norms = len(design.layers()) * s * (2 * d + 2)  # one before each layer: input, output, mean and deviation
+    norms = len(design.layers(config)) * s * (2 * d + 2)  # one before each layer: input, output, mean and deviation
     modulations = _row(MODULATION_ACTIVATIONS, design.num_modulations, "MODULATION_ACTIVATIONS")(s, d)
-    block = norms + _layers(design, shape).activations + modulations
+    block = norms + _layers(config, shape).activations + modulations
     labels = 2 if config.num_classes else 0  # int64
     outside = s * d + n * (d + 2) + config.in_channels * height * width + TIMESTEP_CHANNELS + 2 * d + labels
     if _row(FINAL_MODULATIONS, design.final_layer, "FINAL_MODULATIONS"):

@@ -1,14 +1,18 @@
-"""The file of a study's results: a CSV with one row for each measurement, to which rows are only ever appended.
+"""The file of a study's results: a CSV with one row for each measurement, to which rows are appended.
 
 A row holds what was measured (its key), the numbers, and where they come from. Figures read this file and nothing else.
+A file of an older version, which lacks the last columns, is read too; the first row that is appended completes it.
 """
 
 import csv
+import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TextIO
+
+from ..files import written_whole
 
 REAL = "real"  # stands for the model in rows of held-out real images, whose distance a perfect model would reach
 
@@ -59,6 +63,9 @@ class Row:
         commit: Commit of the code, with "+" after it if files were changed since. Older rows have 10 digits of it.
         hardware: Processor and number of threads, or the GPU.
         date: Time of the measurement, in UTC.
+        train_cpu_seconds: CPU seconds that the training had taken, over all threads; NaN if they were not counted.
+        second_distance: Distance in the features of a second network; NaN if it was not measured.
+        second_extractor: Description of that network; empty if there is none.
     """
 
     model: str
@@ -84,6 +91,9 @@ class Row:
     commit: str
     hardware: str
     date: str
+    train_cpu_seconds: float = math.nan
+    second_distance: float = math.nan
+    second_extractor: str = ""
 
     @property
     def key(self) -> MeasurementKey:
@@ -92,6 +102,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
+OLDEST_COLUMNS = [field.name for field in fields(Row) if field.default is MISSING]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -107,25 +118,44 @@ def read_rows(path: Path) -> list[Row]:
         return []
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     reader = csv.DictReader(whole.splitlines())
-    if whole and reader.fieldnames != COLUMNS:
-        raise ValueError(f"{path} has the columns {reader.fieldnames}, not {COLUMNS}: choose another file")
+    columns = list(reader.fieldnames or [])
+    if whole and (len(columns) < len(OLDEST_COLUMNS) or columns != COLUMNS[: len(columns)]):
+        raise ValueError(f"{path} has the columns {columns}, not {COLUMNS}: choose another file")
+    types: dict[str, Any] = {field.name: field.type for field in fields(Row)}
     try:
-        return [Row(**{field.name: field.type(row[field.name]) for field in fields(Row)}) for row in reader]  # type: ignore[operator]
+        return [Row(**{name: types[name](row[name]) for name in columns}) for row in reader]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} holds a row that cannot be read ({error}): repair or remove that line") from error
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows to a results file, and remove an incomplete last line."""
+    """Append rows to a results file, and remove an incomplete last line.
+
+    Raises:
+        ValueError: If the file is not a results file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if "\n" in text and text.partition("\n")[0] != ",".join(COLUMNS):
+        write_rows(path, [*read_rows(path), *rows])
+        return
     with path.open("r+" if path.is_file() else "w", encoding="utf-8", newline="") as file:
         whole = len(text.encode()) - len(text.rpartition("\n")[2].encode())
         file.truncate(whole)
         file.seek(whole)
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if not whole:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        _write(file, rows, header=not whole)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a results file, which replaces the one that was there."""
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        _write(file, rows, header=True)
+
+
+def _write(file: TextIO, rows: Iterable[Row], header: bool) -> None:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)

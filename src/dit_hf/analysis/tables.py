@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_dit import PAPER_SIZES, DiTConfig
+from ..places import describe_folder, describe_missing
 from .flops import (
     STABLE_DIFFUSION_VAE,
     TRAINING_FACTOR,
@@ -33,7 +34,8 @@ def read_config(model: str, **overrides: Any) -> DiTConfig:
     files = [Path(model, *inner, "config.json") for inner in ((), ("transformer",))]
     for file in filter(Path.is_file, files):
         return DiTConfig.from_dict({**json.loads(file.read_text(encoding="utf-8")), **overrides})
-    raise ValueError(f"{model!r} is no folder with a config.json, and none of {', '.join(PAPER_SIZES)}")
+    told = describe_folder(Path(model), "config.json") if Path(model).is_dir() else describe_missing(model)
+    raise ValueError(f"{model!r} is none of {', '.join(PAPER_SIZES)}, and {told}")
 
 
 def read_vae_config(vae: str) -> Mapping[str, Any]:
@@ -49,7 +51,8 @@ def read_vae_config(vae: str) -> Mapping[str, Any]:
         return STABLE_DIFFUSION_VAE
     for file in filter(Path.is_file, (Path(vae, "config.json"), Path(vae, "vae", "config.json"))):
         return json.loads(file.read_text(encoding="utf-8"))
-    raise ValueError(f"{vae!r} is no folder with the config.json of an autoencoder: pass one, or sd")
+    told = describe_folder(Path(vae), "config.json") if Path(vae).is_dir() else describe_missing(vae)
+    raise ValueError(f"pass sd, or the folder of an autoencoder: {told}")
 
 
 def costs(

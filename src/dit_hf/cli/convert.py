@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .entry import Command, app
+from .local_files import check_pipeline
 
 Format = Literal["dit_hf", "original", "diffusers"]
 
@@ -18,7 +19,9 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint of the original code (.pt), or a pipeline's folder or id on the Hub.", show_default=False
+            callback=check_pipeline,
+            help="Checkpoint of the original code (.pt), or a pipeline's folder or id on the Hub.",
+            show_default=False,
         ),
     ],
     destination: Annotated[
@@ -72,6 +75,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint or a pipeline to a folder that loads, or back to a checkpoint of the original code."""
     from .. import conversion
+    from ..hub.errors import one_line_errors
     from ..pipeline_dit import DiTPipeline
 
     options = {
@@ -85,5 +89,6 @@ def convert(
     arguments: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if vae == "none":
         arguments["vae"] = None
-    conversion.convert(DiTPipeline, source, destination, to, scheduler, license, **arguments)
+    with one_line_errors(source):
+        conversion.convert(DiTPipeline, source, destination, to, scheduler, license, **arguments)
     typer.echo(f"wrote {destination}")

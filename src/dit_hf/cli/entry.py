@@ -3,15 +3,14 @@
 A command imports torch and the other rooms when it runs: the help and the errors of the command line come without them.
 """
 
-import re
 import sys
 import warnings
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
 from .. import __version__, register_auto_classes
+from ..flags import in_flags
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -62,22 +61,6 @@ def refuse(options: dict[str, Any], reason: str) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{given[0]} {reason}")
-
-
-def in_flags(message: str, options: Iterable[str]) -> str:
-    """Write the arguments that a message names as options: "num_images=0" becomes "--num-images 0".
-
-    Args:
-        message: Message of an error, written for people who call Python functions.
-        options: Names of the options as Python writes them, such as "num_images".
-    """
-    for name in options:
-        flag = f"--{name.replace('_', '-')}"
-        message = re.sub(rf"(?<![\w.-]){name}=None\b", f"{flag} none", message)
-        message = re.sub(rf"(?<![\w.-]){name}=(?=\S)", f"{flag} ", message)
-        if "_" in name:  # a single word may just be a word
-            message = re.sub(rf"(?<![\w.-]){name}(?![\w.(=-])", flag, message)
-    return message
 
 
 def _options_in_use() -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from .entry import Command, app
-from .local_files import check_source
+from .local_files import check_pipeline
 
 Format = Literal["openvino", "onnx", "torch"]
 ExportDtype = Literal["float32", "bfloat16", "int8"]
@@ -16,7 +16,7 @@ ExportDtype = Literal["float32", "bfloat16", "int8"]
 def export(
     model: Annotated[
         str,
-        typer.Argument(callback=check_source, help="Folder of a pipeline, or its id on the Hub.", show_default=False),
+        typer.Argument(callback=check_pipeline, help="Folder of a pipeline, or its id on the Hub.", show_default=False),
     ],
     output: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
     format: Annotated[Format, typer.Option(help="Runtime that is to compute the graphs.")] = "openvino",

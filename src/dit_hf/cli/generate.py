@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .entry import Command, app, refuse
-from .local_files import check_labels, check_num_images, check_source
+from .local_files import check_labels, check_num_images, check_pipeline
 
 MANY = "Many images"  # title of a group of options in the help
 
@@ -85,7 +85,7 @@ def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> No
 
 
 Model = Annotated[
-    str, typer.Argument(callback=check_source, help="Folder of a pipeline, or its id on the Hub.", show_default=False)
+    str, typer.Argument(callback=check_pipeline, help="Folder of a pipeline, or its id on the Hub.", show_default=False)
 ]
 ClassLabels = Annotated[
     str | None,
@@ -218,10 +218,10 @@ def generate(
     import torch
     from accelerate import PartialState
 
+    from ..class_names import names_to_ids
     from ..generation.from_pipeline import generate_with_pipeline
     from ..pipeline_dit import DiTPipeline
     from ..runtime.once import load_for
-    from ..sampling.class_names import names_to_ids
 
     pipeline = load_for(DiTPipeline, model, runtime, dtype)
     if scheduler is not None:
@@ -239,11 +239,7 @@ def generate(
         refuse({"--num-images-per-label": num_images_per_label}, "needs --class-labels: use --num-images")
         arguments["num_images"] = num_images
     else:
-        classes = parse_labels(class_labels, names_to_ids(pipeline.config.id2label or {}))
-        num_classes = pipeline.transformer.config.num_classes
-        if num_classes in classes:  # the pipeline takes the null class, which is rather one too many here
-            raise ValueError(f"--class-labels {num_classes} is outside 0..{num_classes - 1}")
-        arguments["class_labels"] = classes
+        arguments["class_labels"] = parse_labels(class_labels, names_to_ids(pipeline.config.id2label or {}))
         arguments["num_images_per_label"] = num_images_per_label or 1
     pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
     images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images

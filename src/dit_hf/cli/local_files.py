@@ -3,17 +3,30 @@
 import glob
 import os
 
+from ..places import check_pipeline_source, describe_missing, is_path
+
 
 def check_source(name: str | None) -> str | None:
-    """Refuse a local file or folder that does not exist; a name such as "my/dit" may be an id on the Hub.
+    """Refuse a local file or folder that does not exist; a name such as "my/images" may be an id on the Hub.
 
     Raises:
         ValueError: If the name can only be a local path, and there is nothing.
     """
     if name is None or "://" in name or glob.has_magic(name) or os.path.exists(os.path.expanduser(name)):
         return name
-    if name.endswith(".npz") or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
-        raise ValueError(f"there is no file or folder {name}")
+    if is_path(name, may_be_one_word=True):
+        raise ValueError(describe_missing(name))
+    return name
+
+
+def check_pipeline(name: str | None) -> str | None:
+    """Refuse what can only be a mistake in place of a pipeline: its folder, its id on the Hub, or a checkpoint's file.
+
+    Raises:
+        ValueError: If the name is a mistyped path, or a file or folder of another kind, with what to pass instead.
+    """
+    if name is not None:
+        check_pipeline_source(name)
     return name
 
 

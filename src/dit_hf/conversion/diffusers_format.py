@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel, position_embedding
 from .assemble import assemble, empty_model, unwrap, unwrap_dit, weights_of
+from .designs import check_design
 from .deviation import deviation_of
 from .diffusers_files import HUB_ARGUMENTS, model_folder, read_json, read_weights
 from .diffusers_keys import POSITIONS, to_diffusers_keys, to_our_keys
@@ -141,8 +142,8 @@ def _warn_of_deviation(model: DiTModel, their_positions: Tensor) -> None:
 
 
 def _check_expressible(config: DiTConfig) -> None:
+    check_design(config, "diffusers' DiT")
     fields = {
-        "block_type": (config.block_type == "adaln_zero", "'adaln_zero'"),
         "sample_size": (isinstance(config.sample_size, int), "a square"),
         "mlp_ratio": (config.mlp_ratio == 4, "4"),
         "num_classes": (config.num_classes > 0, "at least 1"),

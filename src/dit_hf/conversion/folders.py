@@ -18,6 +18,7 @@ from ..cards.metadata import check_license
 from ..cards.page import CARD
 from ..cards.stamp import digest_of_weights, stamped
 from ..configuration_dit import DiTConfig
+from ..places import check_pipeline_source
 from .diffusers_files import HUB_ARGUMENTS
 from .objective import has_untrained_variance
 from .original import to_original
@@ -56,6 +57,7 @@ def convert(
     """
     destination = Path(destination)
     _check_request(destination, to, scheduler, license)
+    check_pipeline_source(source)
     if to == "original" and os.path.isfile(source):
         arguments.setdefault("vae", None)  # only the transformer is wanted
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
@@ -68,7 +70,7 @@ def convert(
     if scheduler is not None:
         pipeline = _with_scheduler(cls, pipeline, scheduler)
     if to == "original":
-        _warn_of_what_a_checkpoint_lacks(pipeline.scheduler.config)
+        _warn_of_what_a_checkpoint_lacks(pipeline)
         _write_checkpoint(to_original(pipeline.transformer), destination)
         return
     stated = Licence(license) if license else stated_licence(source, hub)
@@ -102,12 +104,15 @@ def _with_scheduler(cls: type[DiffusionPipeline], pipeline: DiffusionPipeline, n
     return cls(**{**pipeline.components, "scheduler": scheduler}, **kept)
 
 
-def _warn_of_what_a_checkpoint_lacks(config: Mapping[str, Any]) -> None:
+def _warn_of_what_a_checkpoint_lacks(pipeline: DiffusionPipeline) -> None:
     """Warn if the model was trained with other betas, or to predict something else, than the paper's."""
-    usual = {**PAPER_BETAS, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    config, predicted = pipeline.scheduler.config, pipeline.config.prediction_type
+    usual = {**PAPER_BETAS, "num_train_timesteps": 1000}
     unusual = {name: config[name] for name in usual if name in config and config[name] != usual[name]}
-    if "beta_start" not in config:
-        unusual = {"prediction_type": "flow_prediction"}
+    if predicted.startswith("flow_"):
+        unusual = {}  # the betas, if the scheduler has any, have no effect
+    if predicted != "epsilon":
+        unusual["prediction_type"] = predicted
     if unusual:
         stated = ", ".join(f"{name}={value!r}" for name, value in unusual.items())
         logger.warning(

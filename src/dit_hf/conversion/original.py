@@ -14,6 +14,7 @@ from ..configuration_dit import PAPER_SIZES, DiTConfig
 from ..modeling_dit import DiTModel
 from .assemble import assemble, empty_model, unwrap_dit, weights_of
 from .checkpoints import check_left_over, choose_weights, leave_out
+from .designs import check_design
 from .deviation import deviation_of
 from .objective import check_arguments, check_variance
 from .safe_load import read_checkpoint
@@ -83,11 +84,10 @@ def to_original(model: DiTModel) -> dict[str, Tensor]:
         model: Model with adaLN-Zero blocks. The model or its layers may be compiled or wrapped otherwise.
 
     Raises:
-        ValueError: If the original has no such blocks.
+        ValueError: If the original has no such blocks; the message names the field.
     """
     model = unwrap_dit(model)
-    if model.config.block_type != "adaln_zero":
-        raise ValueError(f"block_type={model.config.block_type!r}: the original's checkpoints have 'adaln_zero' only")
+    check_design(model.config, "the original")
     deviation = deviation_of(model, timestep_freq_shift=0.0, mlp_norm_eps=1e-6)
     if deviation:
         logger.warning(f"The original computes these weights otherwise: {deviation}.")

@@ -13,6 +13,8 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ..configuration_dit import DiTConfig
+from ..places import check_model_source
+from ..vae import vae_subfolder
 from .diffusers_files import HUB_ARGUMENTS, read_json
 from .diffusers_format import DIFFUSERS_NUMBERS, TRAINED_AS, from_diffusers
 from .original import from_original
@@ -72,7 +74,9 @@ def _load_vae(arguments: dict[str, Any], hub: dict[str, Any]) -> Any:
     placing = {name: _dtype_of("vae", arguments[name]) for name in DTYPE_ARGUMENTS if name in arguments}
     placing |= {name: arguments[name] for name in ("device_map",) if name in arguments}
     hub = {name: value for name, value in hub.items() if name != "revision"}  # a revision of the source, not of the VAE
-    return AutoencoderKL.from_pretrained(arguments["vae"], **hub, **placing)
+    name = str(arguments["vae"])
+    check_model_source(name, vae_subfolder(name))
+    return AutoencoderKL.from_pretrained(name, subfolder=vae_subfolder(name), **hub, **placing)
 
 
 def _load_diffusers_form(

@@ -63,8 +63,8 @@ def _check_stock(pipeline: DiffusionPipeline) -> None:
             f"num_classes={config.num_classes}: diffusers' pipeline takes {STOCK_NULL_CLASS} for the null class, so it "
             f"guides models of {STOCK_NULL_CLASS} classes only"
         )
-    if pipeline.config.prediction_type == "flow_prediction":
-        raise ValueError("prediction_type='flow_prediction': diffusers' pipeline gets a DDIMScheduler, which has betas")
+    if (predicted := pipeline.config.prediction_type).startswith("flow_"):
+        raise ValueError(f"prediction_type={predicted!r}: diffusers' pipeline gets a DDIMScheduler, which has betas")
     # other classes keep the field of a configuration that they were made from, and do not read it
     reads_variance = "variance_type" in inspect.signature(type(scheduler)).parameters
     if reads_variance and scheduler.config.variance_type in ("learned", "learned_range"):

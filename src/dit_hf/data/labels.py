@@ -1,13 +1,10 @@
 """Which classes a model learns: all classes of a data set, some of them, or new ones that they are mapped to.
 
-A name is compared as a whole, so that "frog, green" and "frog, red" are two classes. Names are compared in Unicode's
-form NFC: "é" is the same letter whether it is stored as one character or, as macOS does in names of files, as "e" and
-an accent.
+A name of a data set is compared as a whole, so that "frog, green" and "frog, red" are two classes.
 """
 
 import difflib
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Value
+
+from ..class_names import clean_name
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,7 @@ class Classes:
 
     def get(self, label: Any) -> int | None:
         """Find the class of a label; None for a label of no class."""
-        return self.numbers.get(normal(label) if isinstance(label, str) else label)
-
-
-def normal(name: str) -> str:
-    """Return a name in Unicode's form NFC, without spaces around it."""
-    return unicodedata.normalize("NFC", name).strip()
+        return self.numbers.get(clean_name(label) if isinstance(label, str) else label)
 
 
 def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int]:
@@ -68,7 +62,10 @@ def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int
     Raises:
         ValueError: If a chosen name is not a class of the data set, or is chosen twice.
     """
-    wanted, labels = [normal(name) for name in chosen], {normal(name): label for label, name in enumerate(names)}
+    wanted, labels = (
+        [clean_name(name) for name in chosen],
+        {clean_name(name): label for label, name in enumerate(names)},
+    )
     if twice := [name for name, count in Counter(wanted).items() if count > 1]:
         raise ValueError(f"class {twice[0]!r} is chosen twice: leave one of them out")
     if unknown := sorted(set(wanted) - set(labels)):
@@ -99,12 +96,12 @@ def resolve_classes(
     if not isinstance(feature, ClassLabel) and not kind.startswith(("int", "uint", "string", "large_string")):
         raise ValueError(f"column {column!r} holds {kind}: classes are ClassLabel, whole numbers or texts")
     is_text = kind in ("string", "large_string")
-    chosen = [normal(name) for name in chosen] if chosen else None
+    chosen = [clean_name(name) for name in chosen] if chosen else None
     if mapping:
-        mapping = {normal(name): normal(to) for name, to in mapping.items()}
+        mapping = {clean_name(name): clean_name(to) for name, to in mapping.items()}
         return _mapped(feature, mapping, chosen, is_text)
     if isinstance(feature, ClassLabel):
-        names = chosen or [normal(name) for name in feature.names]
+        names = chosen or [clean_name(name) for name in feature.names]
         known: list[int | str] = [*select_classes(feature.names, names)]
         return Classes(names, {label: k for k, label in enumerate(known)}, complete=not chosen)
     if not chosen:
@@ -138,7 +135,7 @@ def read_names(path: str | None) -> list[str] | None:
     """
     if not path:
         return None
-    names = [normal(line) for line in read_utf8(path).split("\n")]
+    names = [clean_name(line) for line in read_utf8(path).split("\n")]
     if not any(names):
         raise ValueError(f"{path} holds no names: write one on each line")
     return [name for name in names if name]

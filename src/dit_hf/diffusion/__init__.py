@@ -15,11 +15,13 @@ walks back to t = 0 with a scheduler of diffusers, which `Objective.scheduler_co
 This package needs torch only, and a model is any callable.
 """
 
+from .density import TimestepDensity
 from .objectives import (
     OBJECTIVES,
     DiscreteObjective,
     EpsilonLoss,
     FlowLoss,
+    FlowSampleLoss,
     HybridLoss,
     Objective,
     SampleLoss,
@@ -33,9 +35,11 @@ __all__ = [
     "DiscreteObjective",
     "EpsilonLoss",
     "FlowLoss",
+    "FlowSampleLoss",
     "HybridLoss",
     "Objective",
     "SampleLoss",
     "Schedule",
+    "TimestepDensity",
     "VelocityLoss",
 ]

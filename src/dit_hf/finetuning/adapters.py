@@ -332,7 +332,8 @@ def _take_out(model: DiTModel, scales: Mapping[str, float]) -> None:
         elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(name, module.modules_to_save[ADAPTER] if scales else module.original_module)
     model.requires_grad_(True)
-    model.pos_embed.requires_grad_(False)
+    if model.pos_embed is not None:
+        model.pos_embed.requires_grad_(False)
     del model.peft_config
     model._hf_peft_config_loaded = False
     model.__dict__.pop("_weight_conversions", None)  # transformers would save the plain weights under PEFT's names

@@ -4,12 +4,11 @@ Legend: K classes of the model as it is, K' of the new set, D width.
 """
 
 import logging
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..class_names import labels_to_ids, normal_name, synonyms_to_ids
 from ..modeling_dit import DiTModel, LabelEmbedder
 
 logger = logging.getLogger("dit_hf.finetuning")
@@ -19,9 +18,9 @@ def match_classes(known: Mapping[int, str], names: Sequence[str]) -> list[int | 
     """Find for each class of a new set the known class that it continues.
 
     A new class is known by its whole name first. Failing that, it is known by a synonym of ImageNet's labels: the
-    class "tench" continues "tench, Tinca tinca". A part that several known labels share is no synonym: "frog" continues
-    neither "frog, green" nor "frog, red". New names are never divided, and no two of them continue the same class.
-    Names are compared in Unicode's form NFC, since macOS stores "é" in names of files as two characters.
+    class "tench" continues "tench, Tinca tinca", which is logged. A part that several known labels share is no synonym:
+    "frog" continues neither "frog, green" nor "frog, red". New names are never divided, and no two of them continue the
+    same class.
 
     Args:
         known: Labels by id, as in `id2label`.
@@ -33,24 +32,21 @@ def match_classes(known: Mapping[int, str], names: Sequence[str]) -> list[int | 
     Raises:
         ValueError: If a name is the whole label of several known classes.
     """
-    whole: dict[str, list[int]] = {}
-    for class_id, label in known.items():
-        whole.setdefault(_normal(label), []).append(class_id)
-    matched = [_by_label(position, name, whole.get(_normal(name), [])) for position, name in enumerate(names)]
-    synonyms = _synonyms(known)
-    for position, name in enumerate(names):
-        synonym = synonyms.get(_normal(name))
-        if matched[position] is not None or synonym is None:
-            continue
-        if synonym in matched:
-            logger.warning(f"class {name!r} starts anew: another class of the data continues {known[synonym]!r}")
-        else:
-            matched[position] = synonym
+    whole, synonyms = labels_to_ids(known), synonyms_to_ids(known)
+    keys = [normal_name(name.strip()) for name in names]
+    by_label = [_by_label(position, key, whole.get(key, [])) for position, key in enumerate(keys)]
+    by_synonym = [ids[0] if len(ids := synonyms.get(key, [])) == 1 else None for key in keys]
+    matched: list[int | None] = [None] * len(names)
+    for candidates in (by_label, by_synonym):
+        for position, class_id in enumerate(candidates):
+            if matched[position] is None and class_id not in matched:
+                matched[position] = class_id
+    for name, class_id, label, synonym in zip(names, matched, by_label, by_synonym, strict=True):
+        if class_id is None and (taken := synonym if label is None else label) is not None:
+            logger.warning(f"class {name!r} starts anew: another class of the data continues {known[taken]!r}")
+        elif class_id is not None and class_id != label:
+            logger.info(f"class {name!r} continues {known[class_id]!r}, which lists this name")
     return matched
-
-
-def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip()
 
 
 def _by_label(position: int, name: str, ids: Sequence[int]) -> int | None:
@@ -60,13 +56,6 @@ def _by_label(position: int, name: str, ids: Sequence[int]) -> int | None:
     if position not in ids:
         raise ValueError(f"class {name!r} fits the known classes {', '.join(map(str, ids))}: use a longer name")
     return position
-
-
-def _synonyms(known: Mapping[int, str]) -> dict[str, int]:
-    """Map the parts of labels that no other label has to their classes: "tench, Tinca tinca" has two."""
-    parts = {class_id: {_normal(part) for part in label.split(",")} for class_id, label in known.items()}
-    counts = Counter(part for each in parts.values() for part in each)
-    return {part: class_id for class_id, each in parts.items() for part in each if counts[part] == 1}
 
 
 @torch.no_grad()

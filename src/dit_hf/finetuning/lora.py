@@ -20,8 +20,8 @@ from transformers.utils import is_peft_available
 from ..cards.adapter import make_adapter_card
 from ..cards.metadata import hub_id
 from ..cards.page import CARD
+from ..class_names import names_to_ids
 from ..modeling_dit import DiTModel
-from ..sampling.class_names import names_to_ids
 from ..weight_files import strip_wrappers
 
 LABELS = "y_embedder"

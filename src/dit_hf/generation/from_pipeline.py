@@ -10,6 +10,7 @@ import torch
 
 from ..distributed import start_inference_accelerator
 from ..provenance import weights_sha256
+from ..sampling.class_names import warn_of_null_class
 from ..sampling.schedulers import traits_of
 from .batches import Sampler
 from .draws import draw_labels
@@ -98,7 +99,7 @@ def _read_labels(pipeline: Any, file: Path) -> list[int]:
         raise ValueError(
             f"labels={str(file)!r}: choose from random, balanced, or a text file with a label on each line"
         )
-    num_classes = pipeline.transformer.config.num_classes
+    config = pipeline.transformer.config
     ids: list[int] = []
     for number, label in _read_lines(file):
         try:
@@ -107,10 +108,12 @@ def _read_labels(pipeline: Any, file: Path) -> list[int]:
             ids += [int(label)] if is_id else pipeline.get_label_ids(label)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from error
-        if not 0 <= ids[-1] < num_classes:
-            raise ValueError(f"{file}, line {number}: label {label} is outside 0..{num_classes - 1}")
+        if not 0 <= ids[-1] < config.num_classes + config.has_null_class:
+            null = f", or {config.num_classes} for no class" if config.has_null_class else ""
+            raise ValueError(f"{file}, line {number}: label {label} is outside 0..{config.num_classes - 1}{null}")
     if not ids:
         raise ValueError(f"{file} has no labels: write a class id or name on each line")
+    warn_of_null_class(ids, config.num_classes)
     return ids
 
 

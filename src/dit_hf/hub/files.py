@@ -12,6 +12,8 @@ SENT_SUFFIXES = {".safetensors", ".json", ".md", ".png", ".txt"}
 # Code of this project beside the weights. Folders that version 0.1 saved hold configuration_dit.py as well.
 SENT_CODE = {"pipeline_dit.py", "modeling_dit.py", "configuration_dit.py", "transformer/modeling_dit.py"}
 
+OLDER_CODE = ("configuration_dit.py", "transformer/configuration_dit.py")  # of version 0.1.0
+
 
 def sent_files(folder: Path) -> dict[str, Path]:
     """Return the files that a push of a folder sends, by their names in the repository.

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants
@@ -11,6 +11,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from ..files import write_text
 from ..network import PASSING, retried, status_of
+from ..weight_files import refuse_two_forms_among
 from .errors import one_line_errors
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def load_from_hub(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     token: str | None = None,
+    variant: str | None = None,
 ) -> T:
     """Load one commit of a repository.
 
@@ -40,16 +42,22 @@ def load_from_hub(
         cache_dir: Folder of the cache, as in huggingface_hub.
         local_files_only: Whether to use the cache alone, without the network.
         token: Token for a private repository.
+        variant: Variant of the weights that is loaded.
 
     Raises:
         HubError: If the Hub cannot be used and the cache lacks a file.
+        ValueError: If the repository holds weights twice, one of which is outdated.
     """
     unreachable = commit = None
     with one_line_errors(repo_id, hint=". If you meant a folder: there is none of this name here"):
         if not (local_files_only or constants.HF_HUB_OFFLINE):
             api = HfApi(token=token)
             try:
-                commit = retried(lambda: api.model_info(repo_id, revision=revision), statuses=PASSING).sha
+                info = retried(lambda: api.model_info(repo_id, revision=revision), statuses=PASSING)
+                commit = info.sha
+                files = [PurePosixPath(file.rfilename) for file in info.siblings or ()]
+                in_parts = [file for file in files if len(file.parts) == 2]
+                refuse_two_forms_among(in_parts, f"{repo_id} at {commit}", variant)
             except (HTTPError, OSError) as error:
                 if status_of(error) not in (None, *PASSING):
                     raise

@@ -2,18 +2,20 @@
 
 import sys
 import tempfile
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
 from ..cards.metadata import check_license
 from ..cards.page import CARD, with_repository
 from ..network import retried
+from ..weight_files import superseded
 from .card import check_card, choose_card
 from .errors import HubError, one_line_errors
-from .files import sent_files
+from .files import OLDER_CODE, sent_files
 
 
 def check_push(repo_id: str, *, private: bool = True, token: str | None = None) -> str:
@@ -59,8 +61,9 @@ def push_folder(
 ) -> CommitInfo:
     """Push a saved pipeline or adapter.
 
-    All files arrive in one commit, so that a reader never sees half of them, and no file is deleted. Pushing the folder
-    again sends only what changed, also after a push that was cut.
+    All files arrive in one commit, so that a reader never sees half of them. The same commit deletes the weights that
+    the new ones supersede, such as a single file before shards, and code that no saved folder has any more; other files
+    of the repository stay. Pushing the folder again sends only what changed, also after a push that was cut.
 
     Args:
         folder: Folder that `DiTPipeline.save_pretrained` wrote, perhaps with a card and pictures; or an adapter's.
@@ -91,7 +94,7 @@ def push_folder(
         commit = retried(
             lambda: api.create_commit(
                 repo_id,
-                additions,
+                [*additions, *_deletions(api, repo_id, revision, files)],
                 commit_message=commit_message or "Upload DiTPipeline",
                 revision=revision,
                 create_pr=create_pr,
@@ -101,6 +104,15 @@ def push_folder(
         visibility = "private" if retried(lambda: api.model_info(repo_id)).private else "PUBLIC"
     print(f"pushed to {commit.pr_url or commit.commit_url} ({visibility})", file=sys.stderr)  # noqa: T201
     return commit
+
+
+def _deletions(api: HfApi, repo_id: str, revision: str | None, files: Collection[str]) -> list[CommitOperationDelete]:
+    """Return deletions of the files in a repository that the pushed ones supersede."""
+    present = api.list_repo_files(repo_id, revision=revision)
+    outdated = [str(path) for path in superseded(map(PurePosixPath, present), map(PurePosixPath, files))]
+    if "model_index.json" in files:
+        outdated += [name for name in OLDER_CODE if name in present and name not in files]
+    return [CommitOperationDelete(name) for name in outdated]
 
 
 def push_pipeline(

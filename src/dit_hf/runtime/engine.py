@@ -63,8 +63,8 @@ class Engine:
         for written, possible in self.loads_as.items():
             if dtype in possible:
                 return written
-        possible = ", ".join(self.loads_as)
-        raise ValueError(f"dtype={dtype}: {self.name} computes in {possible}: pass one of them, or another runtime")
+        names = ", ".join(self.loads_as)
+        raise ValueError(f"dtype={dtype}: {self.name} computes in {names}: pass one of them, or another runtime")
 
     def check_can_compute(self, dtype: str) -> None:
         """Refuse a number format that this processor does not compute in.

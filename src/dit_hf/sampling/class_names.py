@@ -1,47 +1,17 @@
-"""Class names: which ids the names in `id2label` stand for, and one class id per image from what a user passes.
+"""Class ids for what a user passes: names and ids, one for each image.
 
-A name stands for the class whose whole label it is. Failing that, it is a part of a label between commas, as labels of
-ImageNet list synonyms. Example: with the labels 0 "tench, Tinca tinca", 1 "crane, bird" and 2 "crane, machine", "tench"
-is class 0, "crane, bird" and "bird" are class 1, and "crane" is refused, as two classes have it. Names are compared in
-Unicode's form NFC, in which "é" is one character; names of files on macOS have two.
+Which class a name stands for is decided in `class_names.py` of the ground floor.
 """
 
 import difflib
 import operator
-import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from diffusers.utils import logging
 
+from ..class_names import names_to_ids, normal_name
 from .limits import check_count
-
-
-def normal_name(name: str) -> str:
-    """Return a name in the form in which names are compared: NFC, with one space after each comma."""
-    return re.sub(r"\s*,\s*", ", ", unicodedata.normalize("NFC", name))
-
-
-def synonyms_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """Map each part of a label between commas to the ids of the classes that have it, in alphabetical order."""
-    names: dict[str, list[int]] = {}
-    for class_id, label in id2label.items():
-        for name in dict.fromkeys(part.strip() for part in normal_name(label).split(",")):
-            names.setdefault(name, []).append(class_id)
-    return dict(sorted(names.items()))
-
-
-def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """Map each name to the ids of the classes that it stands for: whole labels first, then parts of labels.
-
-    Args:
-        id2label: Labels by class id.
-    """
-    whole: dict[str, list[int]] = {}
-    for class_id, label in id2label.items():
-        whole.setdefault(normal_name(label.strip()), []).append(class_id)
-    return synonyms_to_ids(id2label) | whole
 
 
 def ids_of_names(names: str | Sequence[str], id2label: Mapping[int, str]) -> list[int]:
@@ -110,10 +80,15 @@ def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> li
     if not labels:
         raise ValueError("class_labels is empty: pass at least one id or name")
     ids = [_class_id(position, label, config, id2label) for position, label in enumerate(labels)]
-    if config.num_classes in ids:
-        message = f"class {config.num_classes} is the null class: its images are of no class in particular"
-        logging.get_logger(__name__).warning(message)
+    warn_of_null_class(ids, config.num_classes)
     return ids
+
+
+def warn_of_null_class(ids: Collection[int], num_classes: int) -> None:
+    """Warn if one of the ids is that of the null class, which may be meant, or one too many."""
+    if num_classes in ids:
+        message = f"class {num_classes} is the null class: its images are of no class in particular"
+        logging.get_logger(__name__).warning(message)
 
 
 def _class_id(position: int, label: Any, config: Any, id2label: Mapping[int, str]) -> int:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from .guidance import Guidance
 from .latents import on_its_device
-from .schedulers import noise_levels, takes_variance, traits_of
+from .schedulers import noise_levels, takes_variance, traits_of, velocity
 from .turns import lock_of
 
 
@@ -51,6 +51,7 @@ class Denoising:
         guidance: Guidance with its plan.
         positions: Positions of the transformer, and of the guide model if there is one; None for their own.
         conditioning_bytes: Most memory that precomputed conditionings may take.
+        prediction_type: What the model predicts, as in `check_scheduler`; a guide model predicts the same.
     """
 
     transformer: PreTrainedModel
@@ -60,6 +61,7 @@ class Denoising:
     guidance: Guidance
     positions: list[Any]
     conditioning_bytes: int
+    prediction_type: str
 
     def steps(self, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
         """Yield for each step a function from latents (B, C, H, W) to what the scheduler takes, (B, C or 2C, H, W)."""
@@ -107,14 +109,24 @@ class Denoising:
             x = self.scheduler.scale_model_input(x, t)
         with self._cache_context(step):
             batch = torch.cat([x, x]) if guidance.is_paired(step) else x
-            answer = _evaluate(model, batch, conditioning, self.positions[0])
+            answer = self._evaluate(step, model, batch, conditioning, self.positions[0])
         if guidance.is_guided[step]:
             if guidance.guide_model is None:
                 cond, other = answer.chunk(2)  # (B, C or 2C, H, W)
             else:
-                cond, other = answer, _evaluate(guidance.guide_model, x, weak_conditioning, self.positions[1])
+                cond = answer
+                other = self._evaluate(step, guidance.guide_model, x, weak_conditioning, self.positions[1])
             answer = guidance.combine(step, t, cond, other)
         return answer if takes_variance(self.scheduler, model.config.learn_sigma) else answer[:, : latents.shape[1]]
+
+    def _evaluate(self, step: int, model: PreTrainedModel, x: Tensor, conditioning: Any, positions: Any) -> Tensor:
+        """Return the model's answer as the scheduler reads it, float32."""
+        resized = {} if positions is None else {"positions": positions}
+        answer: Tensor = model(x.to(model.dtype), conditioning=conditioning, **resized).sample
+        if self.prediction_type == "flow_sample":
+            x_0 = answer[:, : x.shape[1]].float()
+            return velocity(self.scheduler, step, x, x_0)
+        return answer.to(torch.float32, copy=True)  # a CUDA graph's next replay would overwrite it
 
     def _cache_context(self, step: int) -> AbstractContextManager:
         cached = cached_model(self.transformer)
@@ -128,9 +140,3 @@ class Denoising:
         # contexts of their own, as the batch is another
         name = "guided" if self.guidance.is_guided[step] else "unguided"
         return CacheMixin.cache_context(cached, name, **where, timestep=self.timesteps[step])
-
-
-def _evaluate(model: PreTrainedModel, x: Tensor, conditioning: Any, positions: Any) -> Tensor:
-    resized = {} if positions is None else {"positions": positions}
-    answer: Tensor = model(x.to(model.dtype), conditioning=conditioning, **resized).sample
-    return answer.to(torch.float32, copy=True)  # a CUDA graph's next replay would overwrite it

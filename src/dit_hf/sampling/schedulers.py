@@ -55,6 +55,11 @@ SCHEDULERS: dict[str, SchedulerTraits] = {
 }
 
 
+# What a model trained by flow matching may predict, on the path x_t = (1 - sigma) x_0 + sigma noise. Its schedulers
+# read the first; `velocity` turns the second into it.
+FLOW_PREDICTIONS = ("flow_prediction", "flow_sample")  # noise - x_0; x_0
+
+
 def traits_of(scheduler: SchedulerMixin) -> SchedulerTraits:
     """Return the row of `SCHEDULERS` for a scheduler; a subclass samples as its parent does.
 
@@ -74,7 +79,8 @@ def check_scheduler(scheduler: SchedulerMixin, prediction_type: str | None, lear
 
     Args:
         scheduler: Scheduler with its settings.
-        prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction"; None for what the scheduler reads.
+        prediction_type: "epsilon", "sample", "v_prediction", "flow_prediction" or "flow_sample"; None for what the
+            scheduler reads.
         learn_sigma: Whether the model predicts a variance.
 
     Raises:
@@ -93,14 +99,18 @@ def _check_prediction(scheduler: SchedulerMixin, prediction_type: str | None) ->
     name, config, flow = type(scheduler).__name__, scheduler.config, traits_of(scheduler).flow
     expected = "flow_prediction" if flow else config.prediction_type
     if flow and prediction_type is None:
-        raise ValueError(f"{name} needs a model trained by flow matching: if it was, pass prediction_type='{expected}'")
-    if prediction_type not in (None, expected):
+        raise ValueError(
+            f"{name} needs a model trained by flow matching: if it was, pass prediction_type='{expected}', or "
+            "'flow_sample' if it predicts x_0"
+        )
+    read = FLOW_PREDICTIONS if expected == "flow_prediction" else (expected,)
+    if prediction_type not in (None, *read):
         fix = "a scheduler with betas, such as DDIMScheduler" if flow else f"prediction_type={prediction_type!r} in it"
-        fix = "FlowMatchEulerDiscreteScheduler" if prediction_type == "flow_prediction" else fix
+        fix = "FlowMatchEulerDiscreteScheduler" if prediction_type in FLOW_PREDICTIONS else fix
         raise ValueError(f"{name} samples {expected!r}, the model was trained with {prediction_type!r}: use {fix}")
     if expected == "flow_prediction" and not flow and not config.get("use_flow_sigmas"):
         raise ValueError(f"{name} has prediction_type='flow_prediction': it needs use_flow_sigmas=True beside it")
-    return expected
+    return prediction_type or expected
 
 
 def takes_variance(scheduler: SchedulerMixin, learn_sigma: bool) -> bool:
@@ -249,6 +259,19 @@ def start_midway(scheduler: SchedulerMixin, strength: float) -> Tensor:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     return scheduler.timesteps[begin:]
+
+
+def velocity(scheduler: SchedulerMixin, step: int, x_t: Tensor, x_0: Tensor) -> Tensor:
+    """Return the velocity noise - x_0 = (x_t - x_0) / sigma that a scheduler of flow matching reads, (B, C, H, W).
+
+    Args:
+        scheduler: Scheduler whose timesteps are set, and whose `sigmas` hold the noise level of each evaluation.
+        step: Number of the evaluation in this call.
+        x_t: Latents; (B, C, H, W).
+        x_0: What the model predicts of x_0; (B, C, H, W).
+    """
+    sigma = float(scheduler.sigmas[(scheduler.begin_index or 0) + step])
+    return (x_t - x_0) / max(sigma, 1e-6)  # without noise x_t is x_0, and the scheduler takes no step
 
 
 def step_arguments(scheduler: SchedulerMixin, generator: Any, eta: float) -> dict[str, Any]:

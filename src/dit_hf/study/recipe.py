@@ -5,7 +5,7 @@ keep the proportions of table 1. On latents of 16 x 16, patches of 8, 4 and 2 gi
 """
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -14,7 +14,9 @@ import yaml
 
 from ..analysis.results import MeasurementKey
 from ..configuration_dit import PAPER_SIZES, PATCHES, SIZES, BlockType, DiTConfig
-from ..diffusion import OBJECTIVES, DiscreteObjective
+from ..diffusion import OBJECTIVES
+from ..training.settings import TrainSettings
+from .additions import check_additions, describe, model_fields, read_numbers, training_settings
 
 MODELS = tuple(f"{size}/{patch}" for patch, size in product(PATCHES, SIZES))  # the cheapest first
 
@@ -31,11 +33,13 @@ class Recipe:
         depth_divisor: The paper's number of blocks divided by that of the study; 1 for the paper's own models.
         width_divisor: The paper's width divided by that of the study.
         heads_divisor: The paper's number of attention heads divided by that of the study.
-        objective: Key of `dit_hf.diffusion.OBJECTIVES`; DDIM must be able to sample it.
+        objective: Key of `dit_hf.diffusion.OBJECTIVES`.
         batch_size: Number of images of a training step.
         learning_rate: Learning rate of AdamW, constant after the warm-up.
         warmup_steps: Number of steps in which the learning rate rises from 0.
         ema_decay: Decay of the exponential moving average, constant.
+        additions: Settings beyond the paper's, by name: fields of `DiTConfig`, and settings of a training that change
+            its steps, such as `optimizer`; `study/additions.py` says which.
         checkpoints: Numbers of images seen, rising, at which every model is measured.
         models: Models that are trained with adaLN-Zero; any of the paper's twelve, such as "XL/2".
         blocks_model: Model that compares the block designs, if it is one of `models`. The paper compares them on XL/2,
@@ -44,7 +48,10 @@ class Recipe:
         seeds: Seeds, in the order in which the study trains them.
         num_samples: Number of samples that are measured at each checkpoint.
         num_final_samples: Number of samples of a second measurement at the last checkpoint.
-        num_steps: Number of DDIM steps.
+        num_steps: Number of sampling steps.
+        second_extractor: Network for the column `second_distance`, as `dit-hf evaluate --extractor` takes it: a name,
+            or a class such as `examples/efficientnet_lite.py:EfficientNetLite0Small`. A path in a YAML file that begins
+            with `./` or `../` is relative to that file. Empty for none.
         sampling_models: Those of `models` that are also sampled with `sampling_steps` (figure 10), at the last
             checkpoint of the first seed.
         sampling_steps: Numbers of DDIM steps of figure 10.
@@ -68,6 +75,7 @@ class Recipe:
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     ema_decay: float = 0.99
+    additions: dict[str, Any] = field(default_factory=dict)
     checkpoints: tuple[int, ...] = (16_000, 32_000, 64_000, 128_000)
     models: tuple[str, ...] = MODELS
     blocks_model: str = "XL/4"
@@ -76,6 +84,7 @@ class Recipe:
     num_samples: int = 1000
     num_final_samples: int = 5000
     num_steps: int = 20
+    second_extractor: str = ""
     sampling_models: tuple[str, ...] = ("S/4", "B/4", "L/4", "XL/4")
     sampling_steps: tuple[int, ...] = (16, 32, 64, 128, 256, 1000)
     num_sampling_samples: int = 500
@@ -88,11 +97,10 @@ class Recipe:
             raise ValueError(
                 f"checkpoints={self.checkpoints}: they must rise and be multiples of batch_size={self.batch_size}"
             )
-        discrete = [name for name, cls in OBJECTIVES.items() if issubclass(cls, DiscreteObjective)]
-        if self.objective not in discrete:
-            raise ValueError(
-                f"objective={self.objective!r}: a study samples with DDIM, so choose from {', '.join(discrete)}"
-            )
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective={self.objective!r}: choose from {', '.join(OBJECTIVES)}")
+        check_additions(self.additions)
+        self.settings()  # raises if a value is not possible
         if self.side % (2 * max(PATCHES)):
             raise ValueError(
                 f"side={self.side}: it must be a multiple of {2 * max(PATCHES)}, as latents are half as wide"
@@ -122,16 +130,20 @@ class Recipe:
             ValueError: If a field is unknown, or its value has another type than the default.
         """
         given: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        known = {field.name for field in fields(cls)}
-        if unknown := set(given) - known:
-            raise ValueError(f"{path} sets {', '.join(sorted(unknown))}: a recipe has {', '.join(sorted(known))}")
+        defaults = asdict(cls())
+        if unknown := given.keys() - defaults.keys():
+            raise ValueError(f"{path} sets {', '.join(sorted(unknown))}: a recipe has {', '.join(sorted(defaults))}")
+        if str(given.get("second_extractor")).startswith(("./", "../")):
+            given["second_extractor"] = str((path.parent / given["second_extractor"]).resolve())
         for name, value in given.items():
-            default = getattr(cls, name)
+            default = defaults[name]
             if isinstance(default, float) and not isinstance(value, bool):
                 with suppress(TypeError, ValueError):
                     given[name] = float(value)  # 1e-3 is a text in YAML
             if isinstance(default, tuple) and isinstance(value, list):
                 given[name] = tuple(value)
+            if isinstance(default, dict) and isinstance(value, dict):
+                given[name] = read_numbers(value)
             if type(given[name]) is not type(default):
                 raise ValueError(f"{path} sets {name} to {value!r}: write it in the form of its default, {default!r}")
         return cls(**given)
@@ -141,14 +153,33 @@ class Recipe:
         """The column `recipe` of a row."""
         return (
             f"{self.objective}, AdamW {self.learning_rate:g}, warm-up {self.warmup_steps}, batch {self.batch_size}, "
-            f"EMA {self.ema_decay:g}"
+            f"EMA {self.ema_decay:g}{describe(self.additions)}"
+        )
+
+    def settings(self, seed: int = 0) -> TrainSettings:
+        """Return the settings of a training of this recipe.
+
+        Args:
+            seed: Seed of the training.
+        """
+        return training_settings(
+            {"lr_scheduler": "constant_with_warmup", **self.additions},
+            objective=self.objective,
+            train_batch_size=self.batch_size,
+            max_train_steps=self.checkpoints[-1] // self.batch_size,
+            learning_rate=self.learning_rate,
+            lr_warmup_steps=self.warmup_steps,
+            ema_decay=self.ema_decay,
+            seed=seed,
         )
 
     def training_fields(self) -> dict[str, Any]:
         """Return the fields that a training depends on: a study cannot continue if one of these fields changes."""
         data_and_model = ("dataset", "side", "depth_divisor", "width_divisor", "heads_divisor")
-        names = (*data_and_model, "objective", "batch_size", "learning_rate", "warmup_steps", "ema_decay")
-        return {name: asdict(self)[name] for name in names}
+        names = (*data_and_model, "objective", "batch_size", "learning_rate", "warmup_steps", "ema_decay", "additions")
+        chosen = {name: asdict(self)[name] for name in names}
+        is_constant = self.settings().lr_scheduler.startswith("constant")
+        return chosen if is_constant else {**chosen, "max_train_steps": self.settings().max_train_steps}
 
     def config(self, model: str, **config_fields: Any) -> DiTConfig:
         """Return the configuration of the miniature of one of the paper's models.
@@ -170,6 +201,7 @@ class Recipe:
             patch_size=patch,
             sample_size=self.side // 2,
             learn_sigma=OBJECTIVES[self.objective].learns_variance,
+            **model_fields(self.additions),
             **config_fields,
         )
 

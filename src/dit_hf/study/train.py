@@ -3,6 +3,7 @@
 Legend: B batch, N images of the training set.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from ..configuration_dit import DiTConfig
-from ..diffusion import OBJECTIVES, Objective
 from ..modeling_dit import DiTModel
-from ..training.assembly import assemble
+from ..training.assembly import assemble_as_set, build_techniques, make_objective
 from ..training.loop import KeyedDraws, LatentBatch, train_steps
 from ..training.saving.checkpoint import Progress, newest_whole, prune, read_info, write_checkpoint
 from .images import LabelledImages, PixelLatents
@@ -58,30 +58,28 @@ class Training:
     ) -> None:
         self.recipe, self.variant, self.data, self.latents, self.folder = recipe, variant, data, latents, folder
         self.accelerator = accelerator
-        self.objective: Objective = OBJECTIVES[recipe.objective]()
+        settings = recipe.settings(variant.seed)
+        self.objective, self.max_grad_norm = make_objective(settings), settings.max_grad_norm
         self.config = make_config(recipe, variant, data)
-        self.progress, self.seconds = Progress(), 0.0
+        self.progress, self.seconds, self.cpu_seconds = Progress(), 0.0, 0.0
         self.losses: list[float] = []  # of the last LOSS_STEPS steps
         if len(data.images) < recipe.batch_size:
             raise ValueError(f"{len(data.images)} images are fewer than batch_size={recipe.batch_size}: lower it")
         accelerator.free_memory()  # releases the model that was trained before
         torch.manual_seed(variant.seed)
-        assembly = assemble(
-            accelerator,
-            DiTModel(self.config),
-            learning_rate=recipe.learning_rate,
-            ema_decays=[recipe.ema_decay],
-            lr_scheduler="constant_with_warmup",
-            lr_warmup_steps=recipe.warmup_steps,
-        )
+        model = DiTModel(self.config)
+        self.techniques = build_techniques(settings, self.objective, model)
+        if self.techniques.extras:
+            raise ValueError(f"a study's batches lack {min(self.techniques.extras)!r}: leave that technique out")
+        assembly = assemble_as_set(settings, accelerator, model, self.techniques)
         self.state, self.model, self.optimizer = assembly.state, assembly.model, assembly.optimizer
         if newest := newest_whole(folder):
             self.state.restore(newest)
             record = read_info(newest)
-            self.progress, saved = record.progress, record.settings
+            self.progress, saved = record.progress, {"additions": {}, **record.settings}
             self.seconds, self.losses = saved.pop("seconds"), saved.pop("losses")
-            fields = recipe.training_fields()
-            if any(fields.get(name) != value for name, value in saved.items()):
+            self.cpu_seconds = saved.pop("cpu_seconds", math.nan)  # older checkpoints did not count them
+            if saved != (fields := recipe.training_fields()):
                 raise ValueError(f"{folder} was trained with {saved}, not {fields}: choose a new folder")
 
     @property
@@ -118,22 +116,25 @@ class Training:
             self.objective,
             self._batches(),
             KeyedDraws(self.variant.seed, self.objective, dropout),
+            techniques=self.techniques,
             first_step=self.progress.step,
             images_seen=self.progress.images_seen,
+            max_grad_norm=self.max_grad_norm,
         )
         losses: list[torch.Tensor] = []
-        began, saved_at = time.monotonic(), time.monotonic()
+        began, cpu_began = time.monotonic(), time.process_time()
         for record in steps:
             losses.append(record.losses["mse"])
             self.progress = Progress(record.step, record.images_seen, *record.position)
             done = record.images_seen >= images_seen
             stops, now = done or is_late(), time.monotonic()
-            if stops or now - saved_at > SAVE_SECONDS:
-                self.seconds, began = self.seconds + now - began, now
+            if stops or now - began > SAVE_SECONDS:
+                self.seconds += now - began
+                self.cpu_seconds += time.process_time() - cpu_began
                 self.losses = [*self.losses, *torch.stack(losses).tolist()][-LOSS_STEPS:]
                 losses.clear()
                 self._save()
-                saved_at = time.monotonic()
+                began, cpu_began = time.monotonic(), time.process_time()
             if stops:
                 break
         return done
@@ -141,7 +142,8 @@ class Training:
     def _save(self) -> None:
         if not np.isfinite(self.train_loss):
             raise FloatingPointError(f"{self.variant}: the loss is {self.train_loss} at step {self.progress.step}")
-        settings = {**self.recipe.training_fields(), "seconds": self.seconds, "losses": self.losses}
+        spent = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "losses": self.losses}
+        settings = {**self.recipe.training_fields(), **spent}
         write_checkpoint(self.folder, self.state.snapshot(), self.progress, settings)
         prune(self.folder, total_limit=1)
 

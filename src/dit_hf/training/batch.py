@@ -35,6 +35,6 @@ class StepRecord:
     losses: dict[str, Tensor]  # loss, its terms (mse, vb ...) and those of techniques; scalars
     quartiles: Tensor  # (4, 2): sum and number of the losses of each quarter of the timesteps
     grad_norm: Tensor  # before clipping
-    learning_rate: float
+    learning_rates: dict[str, float]  # of the optimiser's kinds of parameters, as `metrics.jsonl` names them
     samples: list[tuple[int, int]]  # (epoch, offset) of this process's samples
     bad_ranks: list[int] | None = None  # of a step that was skipped: processes whose loss was not finite

@@ -42,7 +42,8 @@ class KeyedDraws:
         noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators])  # (B, C, h, w)
         device = batch.x_0.device
         return Draws(
-            timestep=self.objective.draw_timesteps(torch.from_numpy(uniform[:, 0]).to(device)),
+            # on the CPU, so that every device trains on the same timesteps
+            timestep=self.objective.draw_timesteps(torch.from_numpy(uniform[:, 0])).to(device),
             noise=torch.from_numpy(noise).to(batch.x_0),
             drop_labels=torch.from_numpy(uniform[:, 1] < self.class_dropout_prob).to(device)
             if self.class_dropout_prob
@@ -90,7 +91,7 @@ def train_steps(
     for batch in batches:
         draws = draw(batch)
         with accelerator.accumulate(*trained):
-            losses = compute_losses(accelerator.unwrap_model(model), model, objective, batch, draws, techniques)
+            losses = compute_losses(accelerator.unwrap_model(model), model, objective, batch, draws, techniques, step)
             loss = losses["loss"].mean()
             if deepspeed_zero.uses_zero(accelerator):  # its engine steps within `backward`
                 loss = deepspeed_zero.poison(loss)
@@ -104,7 +105,7 @@ def train_steps(
             means = {name: torch.stack([each[name] for each in micro_losses]).mean() for name in losses}
             grad_norm = measure_and_clip(accelerator, trained, max_grad_norm)
             bad_ranks = find_bad_ranks(accelerator, means["loss"], grad_norm)
-            learning_rate = float(lr_scheduler.get_last_lr()[0])
+            learning_rates = name_learning_rates(lr_scheduler)
             if bad_ranks is None or accelerator.scaler:  # a loss scaler skips the step by itself, and adapts to it
                 optimizer.step()
             optimizer.zero_grad()
@@ -113,7 +114,7 @@ def train_steps(
             ema.update(accelerator.unwrap_model(model))
         step += 1
         yield StepRecord(
-            step, images_seen, batch.next_position, means, quartiles, grad_norm, learning_rate, samples, bad_ranks
+            step, images_seen, batch.next_position, means, quartiles, grad_norm, learning_rates, samples, bad_ranks
         )
         micro_losses, quartiles, samples = [], torch.zeros_like(quartiles), []
 
@@ -125,6 +126,7 @@ def compute_losses(
     batch: LatentBatch,
     draws: Draws,
     techniques: Techniques,
+    step: int = 0,
 ) -> dict[str, Tensor]:
     """Return the losses of each sample, (B,) by name: the objective's, changed by the techniques."""
 
@@ -138,7 +140,7 @@ def compute_losses(
             drop_labels=draws.drop_labels,
         )
 
-    return techniques.apply(compute, unwrapped, batch, draws)
+    return techniques.apply(compute, unwrapped, batch, draws, step)
 
 
 def sum_by_quartile(losses: Tensor, timestep: Tensor, num_train_timesteps: int) -> Tensor:
@@ -146,6 +148,12 @@ def sum_by_quartile(losses: Tensor, timestep: Tensor, num_train_timesteps: int) 
     quartile = (timestep * NUM_QUARTILES / num_train_timesteps).long().clamp(0, NUM_QUARTILES - 1)  # (B,)
     sums = torch.zeros(NUM_QUARTILES, 2, device=losses.device)
     return sums.index_add_(0, quartile, torch.stack([losses, torch.ones_like(losses)], dim=1))
+
+
+def name_learning_rates(lr_scheduler: torch.optim.lr_scheduler.LRScheduler) -> dict[str, float]:
+    """Return the rates of the coming step: AdamW's, which is that of the first group, and Muon's if it has groups."""
+    rates = [float(rate) for rate in lr_scheduler.get_last_lr()]
+    return {"learning_rate": rates[0]} | ({"muon_learning_rate": rates[-1]} if len(rates) > 1 else {})
 
 
 def measure_and_clip(accelerator: Accelerator, trained: list[torch.nn.Module], max_norm: float | None) -> Tensor:

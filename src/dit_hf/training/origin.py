@@ -17,7 +17,8 @@ from ..conversion import from_original
 from ..diffusion import OBJECTIVES, Schedule
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
-from ..vae import vae_shrink_factor
+from ..places import check_model_source, check_pipeline_source
+from ..vae import vae_shrink_factor, vae_subfolder
 from .settings import TrainSettings, rows
 
 logger = logging.getLogger("dit_hf.finetuning")
@@ -71,15 +72,16 @@ def load_origin(source: str) -> Origin:
         ValueError: If the model is not there, damaged, or of another kind.
     """
     path = Path(source)
+    if not (path / "config.json").is_file():  # the folder of a `DiTModel`
+        try:
+            check_pipeline_source(source)
+        except ValueError as error:
+            raise ValueError(f"init_from={source!r}: {error}") from error
     if path.is_file():
         model = from_original(path)
         return Origin(source, model.float(), None, {"prediction_type": "epsilon", **Schedule().config})
     if path.is_dir() and not (path / "model_index.json").is_file():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"init_from={source!r} has no model_index.json and no config.json: pass a saved pipeline")
         return Origin(source, DiTModel.from_pretrained(path).float(), None, {})
-    if not path.is_dir() and (path.is_absolute() or source.startswith(".") or source.count("/") > 1):
-        raise ValueError(f"init_from={source!r} is not there: pass a folder, a file, or an id on the Hub (user/name)")
     pipeline = DiTPipeline.from_pretrained(source, vae=None)
     config = pipeline.scheduler.config
     trained = {"prediction_type": pipeline.config.prediction_type or config.get("prediction_type")}
@@ -110,10 +112,9 @@ def take_over(settings: TrainSettings, origin: Origin) -> None:
     own_resolution = sides.pop() if len(sides) == 1 else None
     if settings.resolution is None and own_resolution is None:
         contradictions.append("resolution is missing, and its latents are not square: set --resolution")
-    if settings.position_embedding != "extend" and settings.resolution in (None, own_resolution):
-        contradictions.append(
-            f"position_embedding={settings.position_embedding!r} has no effect, because its resolution is kept"
-        )
+    policy = settings.resize_position_embedding
+    if policy != "extend" and settings.resolution in (None, own_resolution):
+        contradictions.append(f"resize_position_embedding={policy!r} has no effect, because its resolution is kept")
     if contradictions:
         raise ValueError(
             f"init_from={origin.name!r} does not fit the other settings: {'; '.join(contradictions)}. "
@@ -129,12 +130,20 @@ def read_vae_config(name: str, origin: Origin | None) -> dict[str, Any]:
     """Read the configuration of a VAE: that of the starting model, or one with a name of its own."""
     if origin is not None and origin.vae is not None and name == origin.name:
         return origin.vae
+    check_vae_name(name)
     return dict(AutoencoderKL.load_config(name, subfolder=vae_subfolder(name)))
 
 
-def vae_subfolder(name: str) -> str | None:
-    """Return where the VAE lies: in a folder of its own if the name is that of a pipeline."""
-    return "vae" if (Path(name) / "model_index.json").is_file() else None
+def check_vae_name(name: str) -> None:
+    """Refuse what can only be a mistake in place of the folder or the id of a VAE.
+
+    Raises:
+        ValueError: If the name is a mistyped path, or a file or folder of another kind.
+    """
+    try:
+        check_model_source(name, vae_subfolder(name))
+    except ValueError as error:
+        raise ValueError(f"vae_name_or_path={name!r}: {error}") from error
 
 
 def _of_objective(settings: TrainSettings, origin: Origin) -> list[str]:
@@ -175,7 +184,7 @@ def _of_vae(name: str, config: dict[str, Any], origin: Origin) -> list[str]:
 
 
 def _of_architecture(settings: TrainSettings, origin: Origin) -> list[str]:
-    """List the fields of `model` and `model_overrides` that differ from the model's."""
+    """List the fields of `DiTConfig` that the settings give, and that differ from the model's."""
     own = origin.model.config
     size = DiTConfig.from_name(settings.model) if settings.model else own
     wanted = {name: getattr(size, name) for name in PaperSize._fields[:4]} | settings.config_overrides

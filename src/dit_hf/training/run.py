@@ -26,12 +26,12 @@ from accelerate.utils import set_seed
 from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
-from ..diffusion import Objective
 from ..files import watched
+from ..flags import in_flags
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
-from .assembly import Assembly, assemble
+from .assembly import Assembly, assemble_as_set, build_techniques
 from .batches import check_extras, check_stored_latents, latent_batches, open_source, open_stream
 from .feed import BatchFeed
 from .finish import finish, save_adapter
@@ -49,9 +49,9 @@ from .reporting.run_folder import RunFolder
 from .reporting.throughput import count_training_flops, device_peak
 from .saving.lock import FolderLock
 from .saving.resume import resume
-from .settings import TrainSettings, card_names, parse_settings, rows
+from .settings import TrainSettings, all_rows, card_names, parse_settings, rows
 from .start import choose_start, make_scheduler
-from .techniques import TECHNIQUES, Techniques
+from .techniques import Techniques
 from .trainer import Trainer
 
 logger = get_logger("dit_hf.training")
@@ -99,7 +99,7 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     folder.observer.on_begin("start")
     set_seed(settings.seed)  # the same fresh weights on every process
     distance = load_distance(settings.validation_distance)
-    card = TrainingCard(folder.path, settings.to_dict(), card_names())
+    card = TrainingCard(folder.path, settings.to_dict(), card_names(settings))
     push = start_push(settings, accelerator, card)
 
     # data, VAE, objective and model
@@ -179,15 +179,6 @@ def start_push(settings: TrainSettings, accelerator: Accelerator, card: Training
     return BackgroundPush(repo_id, card, private=settings.hub_private_repo, save=save)
 
 
-def build_techniques(settings: TrainSettings, objective: Objective, model: DiTModel) -> Techniques:
-    """Build the techniques that the settings switch on, before the optimiser is made, which trains their modules."""
-    built = {
-        name: TECHNIQUES[name].build(own_settings, objective, model)
-        for name, own_settings in settings.techniques.items()
-    }
-    return Techniques({name: each for name, each in built.items() if each is not None}, settings.seed)
-
-
 def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTModel, techniques: Techniques) -> Assembly:
     """Assemble the model's training as the settings say, and warn of an average that is too slow for it."""
     for decay in settings.ema_decays:
@@ -202,19 +193,7 @@ def build_state(settings: TrainSettings, accelerator: Accelerator, model: DiTMod
         deepspeed_zero.configure(
             accelerator, train_batch_size=settings.train_batch_size, max_grad_norm=settings.max_grad_norm
         )
-    return assemble(
-        accelerator,
-        model,
-        learning_rate=settings.learning_rate,
-        ema_decays=settings.ema_decays,
-        lr_scheduler=settings.lr_scheduler,
-        lr_warmup_steps=settings.lr_warmup_steps,
-        max_train_steps=settings.max_train_steps,
-        adam_betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.adam_weight_decay,
-        compile_blocks=settings.torch_compile,
-        techniques=techniques,
-    )
+    return assemble_as_set(settings, accelerator, model, techniques)
 
 
 def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
@@ -283,7 +262,7 @@ def main(
         leave(EXIT_CODES[signal.SIGINT])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        sys.exit(f"error: {rank}{' '.join(str(error).split())}")
+        sys.exit(f"error: {rank}{in_flags(' '.join(str(error).split()), all_rows(), '_')}")
 
 
 if __name__ == "__main__":

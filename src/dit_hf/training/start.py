@@ -14,8 +14,9 @@ from ..finetuning.classes import carry_classes, match_classes
 from ..finetuning.lora import add_lora
 from ..finetuning.resolution import resize_positions
 from ..modeling_dit import DiTModel
-from ..vae import vae_shrink_factor
-from .origin import Origin, load_origin, take_over, vae_subfolder
+from ..vae import check_resolution, vae_shrink_factor, vae_subfolder
+from .assembly import make_objective
+from .origin import Origin, check_vae_name, load_origin, take_over
 from .settings import TrainSettings
 
 logger = logging.getLogger("dit_hf.finetuning")
@@ -60,10 +61,11 @@ def choose_start(settings: TrainSettings, names: list[str]) -> Start:
         take_over(settings, origin)
     name = settings.vae_name_or_path
     subfolder = "vae" if name == settings.init_from else vae_subfolder(name)
+    if name != settings.init_from:
+        check_vae_name(name)
     vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
     sample_size = latent_side(settings.resolution, vae)
-    schedule = {**(origin.schedule if origin else {}), **settings.schedule}
-    objective = OBJECTIVES[settings.objective](**schedule)
+    objective = make_objective(settings, origin.schedule if origin else {})
     if origin is None:
         initial = fresh_model(settings, sample_size, vae.config.latent_channels, names)
     else:
@@ -72,7 +74,7 @@ def choose_start(settings: TrainSettings, names: list[str]) -> Start:
             names if origin.model.config.num_classes else [],
             sample_size=sample_size,
             keep_classes=settings.keep_classes,
-            position_embedding=settings.position_embedding,
+            resize_position_embedding=settings.resize_position_embedding,
             last_blocks=settings.last_blocks,
             lora_rank=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
@@ -87,11 +89,7 @@ def latent_side(resolution: int, vae: AutoencoderKL) -> int:
         ValueError: If the resolution is no multiple of what the VAE shrinks images by.
     """
     shrink = vae_shrink_factor(vae.config)
-    if resolution % shrink:
-        raise ValueError(
-            f"resolution={resolution} is no multiple of {shrink}, by which the VAE shrinks images: take "
-            f"{resolution // shrink * shrink or shrink}"
-        )
+    check_resolution(resolution, shrink)
     return resolution // shrink
 
 
@@ -180,7 +178,7 @@ def adapt_to_data(
     *,
     sample_size: int | tuple[int, int] | list[int],
     keep_classes: bool = False,
-    position_embedding: Literal["extend", "interpolate"] = "extend",
+    resize_position_embedding: Literal["extend", "interpolate"] = "extend",
     last_blocks: int | None = None,
     lora_rank: int | None = None,
     lora_alpha: float | None = None,
@@ -192,7 +190,7 @@ def adapt_to_data(
         names: Names of the classes in the data; none for an unconditional model.
         sample_size: Side of the latents, or (height, width).
         keep_classes: Whether the model's own classes stay, before those that are new.
-        position_embedding: Policy of `resize_positions`, for a size that is not the model's.
+        resize_position_embedding: Policy of `resize_positions`, for a size that is not the model's.
         last_blocks: Number of blocks at the end that are trained; by default, and without a rank, the whole model is.
         lora_rank: Rank of the adapter that is trained instead.
         lora_alpha: LoRA's alpha, as in `add_lora`.
@@ -206,8 +204,8 @@ def adapt_to_data(
     if classes.origins != list(range(model.config.num_classes)):
         carry_classes(model, classes.origins)
     if model.config.sample_size != sample_size:
-        logger.info(f"latents of side {sample_size} instead of {model.config.sample_size}: {position_embedding}")
-        resize_positions(model, sample_size, position_embedding)
+        logger.info(f"latents of side {sample_size} instead of {model.config.sample_size}: {resize_position_embedding}")
+        resize_positions(model, sample_size, resize_position_embedding)
     if last_blocks is not None:
         train_last_blocks(model, last_blocks)
     if lora_rank is not None:

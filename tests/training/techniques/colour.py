@@ -1,10 +1,10 @@
 """A technique of the tests: guess the mean colour of an image from the tokens of the first block.
 
-It has a module, needs the images, draws a number for each sample, and hooks into the model.
+It has a module, needs the images, draws a number for each sample, and reads the model's tokens.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from dit_hf.diffusion import Objective
 from dit_hf.training.batch import LatentBatch
 from dit_hf.training.setting_row import row
-from dit_hf.training.techniques import ForwardPass, Technique
+from dit_hf.training.techniques import ForwardPass, Technique, recorded_blocks
 
 
 @dataclass
@@ -40,13 +40,11 @@ class Colour(Technique):
         uniform = [generator.random(dtype=np.float32) for generator in generators]
         return torch.tensor(uniform, device=batch.x_0.device)  # (B,)
 
-    @contextlib.contextmanager
-    def around(self, model: Any, forward: ForwardPass) -> Iterator[None]:
-        hook = model.blocks[0].register_forward_hook(lambda block, inputs, output: setattr(self, "tokens", output))
-        yield
-        hook.remove()
+    def around(self, model: Any, forward: ForwardPass) -> AbstractContextManager[None]:
+        self.tokens: dict[int, Tensor] = {}
+        return recorded_blocks(model, [0], self.tokens)
 
     def losses(self, forward: ForwardPass) -> dict[str, Tensor]:
         colour = forward.batch.extras["images"].mean((2, 3))  # (B, 3)
-        guess = self.network(self.tokens.mean(1))  # (B, 3)
+        guess = self.network(self.tokens[0].mean(1))  # (B, 3)
         return {"colour": self.weight * forward.own_draws * ((guess - colour) ** 2).mean(1)}  # (B,)

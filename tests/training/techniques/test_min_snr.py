@@ -47,44 +47,33 @@ def weighed(name: str, beta_schedule: str) -> tuple[dict[str, torch.Tensor], tor
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("name", ["sample", "epsilon", "v_prediction", "hybrid"])
+@pytest.mark.parametrize("name", ["epsilon", "hybrid"])
 def test_the_weighed_error_is_min_snr_times_the_error_of_x_0(name, beta_schedule):
-    """Whatever the network predicts, the paper's loss is min(SNR, gamma) |x_0 - its x_0|^2."""
+    """The paper's loss is min(SNR, gamma) |x_0 - its x_0|^2, where x_0 follows from the predicted noise."""
     losses, prediction, x_0, noise = weighed(name, beta_schedule)
     a, s = (each.reshape(-1, 1, 1, 1) for each in signal_and_sigma(beta_schedule))
     x_t = a * x_0 + s * noise
-    own_x_0 = {
-        "sample": prediction,
-        "epsilon": (x_t - s * prediction) / a,
-        "hybrid": (x_t - s * prediction) / a,
-        "v_prediction": a * x_t - s * prediction,
-    }[name]
+    own_x_0 = (x_t - s * prediction) / a
     weight = ((a / s) ** 2).clamp(max=GAMMA).flatten()
     expected = weight * ((x_0 - own_x_0) ** 2).mean((1, 2, 3))
     bound = losses.get("vb", torch.zeros(6))  # the bound of the variance keeps its weight
     torch.testing.assert_close((losses["loss"] - bound).double(), expected, rtol=1e-3, atol=1e-6)  # float32 of 1/a^2
-    torch.testing.assert_close(
-        losses["mse"].double(), ((target(name, x_0, noise, a, s) - prediction) ** 2).mean((1, 2, 3))
-    )
+    torch.testing.assert_close(losses["mse"].double(), ((noise - prediction) ** 2).mean((1, 2, 3)))
 
 
-def target(name: str, x_0, noise, a, s) -> torch.Tensor:
-    return {"sample": x_0, "epsilon": noise, "hybrid": noise, "v_prediction": a * noise - s * x_0}[name]
-
-
-def test_weights_of_epsilon_and_v_are_those_of_the_paper():
-    """Hang et al. 2023, section 3.4: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v."""
+def test_weights_of_epsilon_are_those_of_the_paper():
+    """Hang et al. 2023, section 3.4: min(SNR, gamma) / SNR."""
     a, s = signal_and_sigma("linear")
     snr = (a / s) ** 2
-    clipped = snr.clamp(max=GAMMA)
-    for name, expected in (("epsilon", clipped / snr), ("v_prediction", clipped / (snr + 1))):
-        losses, *_ = weighed(name, "linear")
-        torch.testing.assert_close((losses["loss"] / losses["mse"]).double(), expected, rtol=1e-4, atol=0)
+    losses, *_ = weighed("epsilon", "linear")
+    expected = snr.clamp(max=GAMMA) / snr
+    torch.testing.assert_close((losses["loss"] / losses["mse"]).double(), expected, rtol=1e-4, atol=0)
 
 
-def test_objectives_without_a_signal_to_noise_ratio_are_refused():
-    with pytest.raises(ValueError, match=r"min_snr_gamma=5.0 does not fit FlowLoss: .* on a noise schedule"):
-        MinSNR(OBJECTIVES["flow"](), 5.0)
+@pytest.mark.parametrize("name", ["sample", "v_prediction", "flow", "flow_sample"])
+def test_other_predictions_are_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match="serves predictions of noise; .* objective epsilon or hybrid"):
+        MinSNR(OBJECTIVES[name](), 5.0)
 
 
 def test_its_setting_is_one_like_the_others(tmp_path: Path):

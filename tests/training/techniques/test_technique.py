@@ -1,4 +1,4 @@
-"""The seam for techniques, with one that has a module, needs the images, draws and hooks into the model."""
+"""The seam for techniques, with one that has a module, needs the images, draws and reads the tokens of a block."""
 
 import json
 import sys
@@ -139,10 +139,11 @@ def test_draws_of_a_sample_depend_on_seed_epoch_position_and_technique_alone():
         assert not torch.allclose(apply(other, model, batch(positions))["colour"], whole)
 
 
-def test_hooks_end_with_the_forward():
+def test_blocks_are_the_model_s_own_after_the_forward():
     model = tiny_model()
+    block = model.blocks[0]
     apply(Techniques({"colour": with_network(Colour(16, 0.5))}), model, batch([(0, 0)]))
-    assert not model.blocks[0]._forward_hooks
+    assert model.blocks[0] is block
 
 
 def test_without_techniques_the_losses_are_the_objective_s():

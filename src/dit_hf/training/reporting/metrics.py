@@ -56,7 +56,7 @@ class Meter:
                 f"loss_quartile_{number}": total / count if count else None
                 for number, (total, count) in enumerate(quartiles, 1)
             },
-            "learning_rate": last.learning_rate,
+            **last.learning_rates,
             "grad_norm": torch.stack([each.grad_norm for each in counted]).mean().item(),
             "skipped_steps": skipped_steps,
             "images_skipped": images_skipped,

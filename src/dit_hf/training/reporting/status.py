@@ -51,7 +51,8 @@ def read_status(output_dir: str | Path) -> dict[str, Any]:
     """
     status = StatusFile(Path(output_dir) / "status.json").read()
     if not status:
-        raise ValueError(f"no run has begun in {output_dir}: it has no status.json")
+        missing = "it has no status.json" if Path(output_dir).is_dir() else "there is no such folder"
+        raise ValueError(f"no run has begun in {output_dir}: {missing}; pass the --output_dir of a training")
     if status["state"] == "running":
         lock = Path(output_dir) / "lock.json"
         owner = read_owner(lock)

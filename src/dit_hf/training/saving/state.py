@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ..ema import EMA
+from ..muon import Muon
 from ..processes import deepspeed_zero
 from .checkpoint import Snapshot
 
@@ -149,14 +150,20 @@ class TrainingState:
             )
 
     def _restore_optimizer(self, saved: dict[str, Any], options: StateDictOptions) -> None:
+        held = self._share(sorted({key for state in saved.get("state", {}).values() for key in state}))
+        if ("momentum_buffer" in held) != isinstance(self.optimizer, Muon):
+            raise ValueError(
+                "the checkpoint is of another optimizer: a training is continued by the optimizer that it began with. "
+                "Set it back, or start anew from the pipeline with --init_from"
+            )
         if self.engine:
             states = saved.get("state", {}).items()
             tensors = {f"{name}/{key}": tensor for name, state in states for key, tensor in state.items()}
             return deepspeed_zero.set_optimizer(self.engine, self._share_tensors(tensors))
-        set_names = ("betas", "weight_decay", "initial_lr")
-        by_settings = [{name: group[name] for name in set_names} for group in self.optimizer.param_groups]
+        of_settings = {"betas", "weight_decay", "initial_lr"}
+        before = [{name: group[name] for name in of_settings & group.keys()} for group in self.optimizer.param_groups]
         set_optimizer_state_dict(self.trained, self.optimizer, saved, options=options)
-        for group, values in zip(self.optimizer.param_groups, by_settings, strict=True):
+        for group, values in zip(self.optimizer.param_groups, before, strict=True):
             group.update(values)
 
     def _restore_learning_rate(self, saved: dict[str, Any]) -> None:

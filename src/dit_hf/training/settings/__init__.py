@@ -2,12 +2,15 @@
 
 from ..setting_row import row, rows
 from .compare import changed_settings, images_a_step
+from .model_fields import DECIDED, ModelFields
 from .own_images import OWN_IMAGES, finetune_arguments
 from .parse import parse_settings, read_yaml
 from .table import TrainSettings, all_rows, card_names
 
 __all__ = [
+    "DECIDED",
     "OWN_IMAGES",
+    "ModelFields",
     "TrainSettings",
     "all_rows",
     "card_names",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .model_fields import in_one_form
 from .table import TrainSettings, all_rows
 
 
@@ -19,7 +20,7 @@ def changed_settings(
         world_size_before: Number of processes that wrote the checkpoint.
         world_size: Number of processes now.
     """
-    after = now.to_dict()
+    before, after = in_one_form(before), in_one_form(now.to_dict())
     free = {"always", "with equal images per step"}
     if now.lr_scheduler.startswith("constant"):
         free.add("with a constant learning rate")

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from ..setting_row import rows
 from ..techniques import TECHNIQUES
+from .model_fields import DECIDED, ModelFields
 from .table import TrainSettings, all_rows
 
 
@@ -31,13 +32,20 @@ class _Parser(HfArgumentParser):
 
 
 def _parser_fields(settings_class: type) -> Any:
-    """Return settings as a dataclass that HfArgumentParser reads, which passes all metadata on to argparse."""
+    """Return settings as a dataclass that HfArgumentParser reads, which passes all metadata on to argparse.
+
+    A flag of a `bool | None` needs no argument, as that of a `bool`.
+    """
     hints = get_type_hints(settings_class)
     return dataclasses.make_dataclass(
         settings_class.__name__,
         [
-            (field.name, hints[field.name], dataclasses.field(default=field.default, metadata={"help": help}))
-            for field in dataclasses.fields(settings_class)
+            (
+                field.name,
+                bool if hints[field.name] == bool | None else hints[field.name],
+                dataclasses.field(default=field.default, metadata={"help": help}),
+            )
+            for field in sorted(dataclasses.fields(settings_class), key=lambda field: field.name in rows(ModelFields))
             if field.name in rows(settings_class)
             for help in [field.metadata["help"].replace("%", "%%")]
         ],
@@ -69,7 +77,10 @@ def parse_settings(arguments: Sequence[str]) -> TrainSettings:
 
 
 def _refuse_unknown(place: str, name: str, prefix: str = "") -> NoReturn:
-    close = difflib.get_close_matches(name.removeprefix(prefix).partition("=")[0], all_rows(), n=1)
+    given = name.removeprefix(prefix).partition("=")[0]
+    if given in DECIDED:
+        raise ValueError(f"{place} sets {name!r}, which {prefix}{DECIDED[given]} decides: leave it out")
+    close = difflib.get_close_matches(given, all_rows(), n=1)
     raise ValueError(
         f"{place} sets {name!r}, which is not a setting" + (f": {prefix + close[0]!r} is" if close else "")
     )

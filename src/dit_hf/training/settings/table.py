@@ -1,16 +1,16 @@
 """The settings of a training: one table, one row each."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusers.optimization import SchedulerType
 
-from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule
+from ...diffusion import BETA_SCHEDULES, OBJECTIVES, Schedule, TimestepDensity
 from ..setting_row import Row, check, row, rows
 from ..techniques import TECHNIQUES
+from .model_fields import ModelFields
 
 # diffusers' get_scheduler takes the steps of "piecewise_constant" from an argument that no setting gives.
 LR_SCHEDULERS = [each.value for each in SchedulerType if each is not SchedulerType.PIECEWISE_CONSTANT]
@@ -21,7 +21,7 @@ def _all_off() -> dict[str, Any]:
 
 
 @dataclass
-class TrainSettings:
+class TrainSettings(ModelFields):
     """The settings of a training; the defaults are the paper's recipe for DiT-XL/2 at 256 px (section 4).
 
     Paths in a YAML file that begin with `./` or `../` are relative to that file.
@@ -76,9 +76,6 @@ class TrainSettings:
     )
     cache_latents: int = row(0, "Number of images whose latents are kept in memory.", at_least=0, may_change="always")
     model: str = row("DiT-XL/2", "Size of the model, one of the paper's.", from_origin=True)
-    model_overrides: str = row(
-        "{}", "Fields of DiTConfig that differ from the size's, as JSON: '{\"hidden_size\": 256}'."
-    )
     gradient_checkpointing: bool = row(
         False, "Whether to compute activations twice instead of keeping them, which saves memory."
     )
@@ -88,7 +85,7 @@ class TrainSettings:
     keep_classes: bool = row(
         False, "Whether to keep the classes of init_from beside those of the data.", needs="init_from"
     )
-    position_embedding: Literal["extend", "interpolate"] = row(
+    resize_position_embedding: Literal["extend", "interpolate"] = row(
         "extend",
         "Placement of the patches if the resolution differs from that of init_from: extend keeps each patch's size and "
         "continues the grid, interpolate stretches the trained grid over the image.",
@@ -147,6 +144,36 @@ class TrainSettings:
         from_origin=True,
         card="timesteps",
     )
+    timestep_density: Literal["uniform", "logit_normal"] | None = row(
+        None,
+        "Density of the timesteps that are drawn: uniform, or logit_normal for sigmoid(z) of a normal z, of the share "
+        "of noise in flow matching, else of t / num_train_timesteps. Default: that of the objective, which is uniform "
+        "but for flow_sample, whose z has mean 0.8 and deviation 0.8.",
+        card="density of timesteps",
+    )
+    logit_normal_mean: float = row(
+        0.0,
+        "Mean of z in the density logit_normal. Above 0, most timesteps are noisy; diffusers' scripts have the other "
+        "sign.",
+        needs="timestep_density",
+        idle=(None, "uniform"),
+        card="mean of the density",
+    )
+    logit_normal_std: float = row(
+        1.0,
+        "Standard deviation of z in the density logit_normal.",
+        at_least=1e-3,
+        needs="timestep_density",
+        idle=(None, "uniform"),
+        card="standard deviation of the density",
+    )
+    timestep_shift: float = row(
+        1.0,
+        "Shift s of the timesteps that are drawn, to s t / (1 + (s - 1) t); above 1 towards noise. The scheduler of a "
+        "pipeline that is trained by flow matching gets it too.",
+        at_least=1e-3,
+        card="shift of timesteps",
+    )
 
     # optimisation
     train_batch_size: int = row(
@@ -172,13 +199,27 @@ class TrainSettings:
     max_train_minutes: float | None = row(
         None, "Minutes after which the training ends, counted from each start.", at_least=0.001, may_change="always"
     )
+    optimizer: Literal["adamw", "muon"] = row(
+        "adamw",
+        "Optimiser: adamw, the paper's; or muon, which trains the matrices of attention and feed-forward in the "
+        "blocks by Muon, and everything else by AdamW.",
+        card="optimiser",
+    )
     learning_rate: float = row(1e-4, "Learning rate of AdamW.", at_least=0.0, card="learning rate")
+    muon_learning_rate: float = row(
+        0.006,
+        "Learning rate of Muon. A step is as large as one of AdamW at this rate.",
+        at_least=0.0,
+        needs="optimizer",
+        idle=("adamw",),
+        card="learning rate of Muon",
+    )
     lr_scheduler: str = row(
         "constant", f"Schedule of the learning rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of the learning rate"
     )
     lr_warmup_steps: int = row(
         0,
-        "Number of steps in which the learning rate rises from 0.",
+        "Number of steps in which the learning rates rise from 0.",
         at_least=0,
         needs="lr_scheduler",
         idle=("constant",),
@@ -186,7 +227,7 @@ class TrainSettings:
     )
     adam_beta1: float = row(0.9, "Decay of AdamW's first moment.", at_least=0.0, below=1.0, card="AdamW's beta 1")
     adam_beta2: float = row(0.999, "Decay of AdamW's second moment.", at_least=0.0, below=1.0, card="AdamW's beta 2")
-    adam_weight_decay: float = row(0.0, "Weight decay of AdamW. The paper uses 0.", at_least=0.0, card="weight decay")
+    adam_weight_decay: float = row(0.0, "Weight decay. The paper uses 0.", at_least=0.0, card="weight decay")
     max_grad_norm: float | None = row(
         None,
         "Norm to which gradients are clipped. Default: no clipping, as in the paper.",
@@ -318,6 +359,10 @@ class TrainSettings:
             raise ValueError(f"lr_scheduler={self.lr_scheduler!r} is unknown: choose one of {', '.join(LR_SCHEDULERS)}")
         if self.last_blocks is not None and self.lora_rank is not None:
             raise ValueError("last_blocks and lora_rank each say what is trained: set one of them")
+        if self.lora_rank is not None and self.optimizer == "muon":
+            raise ValueError(
+                "optimizer='muon' trains the matrices of the blocks, which lora_rank freezes: leave one of them out"
+            )
         for decay in self.extra_ema_decays or []:
             if not 0 <= decay < 1:
                 raise ValueError(f"extra_ema_decays has {decay}, which is outside [0, 1): the paper's decay is 0.9999")
@@ -328,7 +373,7 @@ class TrainSettings:
                 f"checkpoints_milestone_steps={self.checkpoints_milestone_steps} is no multiple of checkpointing_steps="
                 f"{self.checkpointing_steps}, and so names steps without a checkpoint: make it one"
             )
-        _ = self.config_overrides  # raises if it is no JSON object
+        self.check_model_fields()
         if self.validation_labels == []:
             raise ValueError("validation_labels=[] names no class: leave it out, or name some")
         if self.objective is not None and self.num_train_timesteps is not None:  # none of both is left to init_from
@@ -359,19 +404,13 @@ class TrainSettings:
         return {name: value for name, value in given.items() if value is not None}
 
     @property
-    def config_overrides(self) -> dict[str, Any]:
-        """Fields of `DiTConfig` in `model_overrides`.
-
-        Raises:
-            ValueError: If the setting is no JSON object.
-        """
-        try:
-            overrides = json.loads(self.model_overrides)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"model_overrides={self.model_overrides!r} is no JSON object: {error}") from error
-        if not isinstance(overrides, dict):
-            raise ValueError(f"model_overrides={self.model_overrides!r} is no JSON object: pass names and values")
-        return overrides
+    def density(self) -> TimestepDensity:
+        """Density of the timesteps: the one that is set, else the objective's own, with the shift."""
+        if self.timestep_density is None:
+            return dataclasses.replace(OBJECTIVES[self.objective].density, shift=self.timestep_shift)
+        return TimestepDensity(
+            self.timestep_density, self.logit_normal_mean, self.logit_normal_std, self.timestep_shift
+        )
 
     @property
     def ema_decays(self) -> list[float]:
@@ -394,6 +433,15 @@ def all_rows() -> dict[str, Row]:
     return found
 
 
-def card_names() -> dict[str, str]:
-    """Return the settings that a model card shows, by name, and what the card calls each."""
-    return {name: rules.card for name, rules in all_rows().items() if rules.card}
+def card_names(settings: TrainSettings | None = None) -> dict[str, str]:
+    """Return the settings that a model card shows, by name, and what the card calls each.
+
+    Args:
+        settings: Settings of the training, to leave out those that have no effect because of another.
+    """
+    values = settings.to_dict() if settings else {}
+    return {
+        name: rules.card
+        for name, rules in all_rows().items()
+        if rules.card and not (rules.needs in values and values[rules.needs] in rules.idle)
+    }

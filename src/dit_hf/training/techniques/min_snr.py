@@ -1,14 +1,15 @@
 """Min-SNR weighting: give the timesteps of little noise no more weight than those of more (arXiv 2303.09556).
 
-The squared errors of the predictions of x_0, of epsilon and of v differ by factors of the signal-to-noise ratio
-SNR(t) = alpha_bar / (1 - alpha_bar). Hang et al. 2023 weigh the error of x_0 by min(SNR, gamma), which is (section 3.4)
+The squared errors of the predictions of x_0 and of epsilon differ by the signal-to-noise ratio SNR(t) = alpha_bar /
+(1 - alpha_bar). Hang et al. 2023 weigh the error of x_0 by min(SNR, gamma), which is min(SNR, gamma) / SNR of the error
+of epsilon (section 3.4). The variational bound of a learned variance keeps its weight.
 
-    x_0: min(SNR, gamma)    epsilon: min(SNR, gamma) / SNR    v: min(SNR, gamma) / (SNR + 1)
-
-of the error that an objective measures. The variational bound of a learned variance keeps its weight.
+The paper gives weights for predictions of x_0 and of v too. They are refused here: a plain squared error of x_0 already
+gives every timestep the same weight, and min-SNR takes nearly all of it from the noisy timesteps, which decide the
+outlines of an image. In a trial on the miniature study (L/4, prediction of x_0, 32,000 images, one seed) the distance
+was 25.2 with gamma 5, and 14.9 without weighting.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,13 +19,6 @@ from ...diffusion import Objective
 from ..setting_row import row
 from .technique import ForwardPass, Technique
 
-# Prediction type -> weight of its squared error, given min(SNR, gamma) and SNR.
-WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "sample": lambda clipped, snr: clipped,
-    "epsilon": lambda clipped, snr: clipped / snr,
-    "v_prediction": lambda clipped, snr: clipped / (snr + 1),
-}
-
 
 @dataclass
 class MinSNRSettings:
@@ -32,8 +26,8 @@ class MinSNRSettings:
 
     min_snr_gamma: float | None = row(
         None,
-        "Gamma of min-SNR weighting, the highest weight of a timestep (arXiv 2303.09556, which uses 5). "
-        "Default: no weighting.",
+        "Gamma of min-SNR weighting for predictions of noise, the highest weight of a timestep (arXiv 2303.09556, "
+        "which uses 5). Default: no weighting.",
         at_least=1e-3,
         card="gamma of min-SNR weighting",
     )
@@ -43,23 +37,23 @@ class MinSNR(Technique):
     """Weigh each sample's squared error by its timestep.
 
     Args:
-        objective: Objective with a signal-to-noise ratio.
+        objective: Objective that predicts epsilon on a noise schedule.
         gamma: Highest weight, in units of the error of x_0.
 
     Raises:
-        ValueError: If the objective has no signal-to-noise ratio, or predicts something that the paper does not treat.
+        ValueError: If the objective predicts something else.
     """
 
     Settings = MinSNRSettings
 
     def __init__(self, objective: Objective, gamma: float) -> None:
-        if not objective.has_snr or objective.prediction_type not in WEIGHTS:
+        if not objective.has_snr or objective.prediction_type != "epsilon":
             raise ValueError(
-                f"min_snr_gamma={gamma} does not fit {type(objective).__name__}: min-SNR weighting is defined for "
-                f"predictions of {', '.join(WEIGHTS)} on a noise schedule; leave it out, or choose another objective"
+                f"min_snr_gamma={gamma} does not fit {type(objective).__name__}: min-SNR weighting serves predictions "
+                "of noise; for others it takes weight from the noisy timesteps, which decide the outlines of an image. "
+                "Leave it out, or train with objective epsilon or hybrid"
             )
         self.objective, self.gamma = objective, gamma
-        self.weight = WEIGHTS[objective.prediction_type]
 
     @classmethod
     def build(cls, settings: Any, objective: Objective, model: Any) -> Self | None:
@@ -67,4 +61,4 @@ class MinSNR(Technique):
 
     def weigh(self, forward: ForwardPass) -> Tensor:
         snr = self.objective.snr(forward.draws.timestep)  # (B,)
-        return self.weight(snr.clamp(max=self.gamma), snr)
+        return snr.clamp(max=self.gamma) / snr

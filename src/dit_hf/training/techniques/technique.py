@@ -4,7 +4,7 @@ A technique is one file: a dataclass of settings and a subclass of `Technique` t
 joins a step in this order:
 
     draw      its random numbers, one generator per sample
-    around    a context around the model's forward: hooks that read or change activations
+    around    a context around the model's forward, in which blocks may be read or changed
     weigh     a factor on the squared error of each sample
     losses    terms to add, for example from a module of its own that the optimiser trains as well
 """
@@ -34,11 +34,13 @@ class ForwardPass:
         batch: Latents, labels, positions, and the extras that the technique needs.
         draws: Timesteps, noise and dropped labels.
         own_draws: What the technique's `draw` has returned.
+        step: Number of optimiser steps done before this forward, since the start of the training.
     """
 
     batch: LatentBatch
     draws: Draws
     own_draws: Any
+    step: int = 0
 
 
 class Technique:
@@ -81,7 +83,7 @@ class Technique:
         return None
 
     def around(self, model: Any, forward: ForwardPass) -> AbstractContextManager[None]:
-        """Return a context around the model's forward, for hooks on the model's parts.
+        """Return a context around the model's forward, in which `changed_blocks` may read or change the blocks.
 
         Args:
             model: The `DiTModel` without the wrapper of Accelerate.
@@ -126,7 +128,12 @@ class Techniques:
         return {extra: [name for name, each in self.active.items() if extra in each.extras] for extra in names}
 
     def apply(
-        self, compute: Callable[[], dict[str, Tensor]], model: torch.nn.Module, batch: LatentBatch, draws: Draws
+        self,
+        compute: Callable[[], dict[str, Tensor]],
+        model: torch.nn.Module,
+        batch: LatentBatch,
+        draws: Draws,
+        step: int = 0,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch with every technique.
 
@@ -135,13 +142,14 @@ class Techniques:
             model: Model without the wrapper of Accelerate.
             batch: Batch of B samples.
             draws: Random part of the objective's loss.
+            step: Number of optimiser steps done before.
 
         Returns:
             The objective's losses, (B,) each, with the techniques' terms added. `mse` is not weighed, so that it can be
             compared; `loss`, which is trained on, is.
         """
         forwards = {
-            name: ForwardPass(batch, draws, each.draw(batch, list(self._generators(name, batch))))
+            name: ForwardPass(batch, draws, each.draw(batch, list(self._generators(name, batch))), step)
             for name, each in self.active.items()
         }
         with contextlib.ExitStack() as stack:

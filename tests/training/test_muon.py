@@ -1,0 +1,244 @@
+"""Muon against its closed form, torch's Muon and torch's AdamW, and in whole trainings."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+from dit_hf import DiTConfig, DiTModel
+from dit_hf.training.assembly import assemble, make_optimizer
+from dit_hf.training.muon import COEFFICIENTS, NUM_ITERATIONS, block_matrices, fast_dtype, orthogonalize
+from dit_hf.training.processes.sharding import set_distributed_type
+from dit_hf.training.run import run
+from dit_hf.training.settings import TrainSettings, card_names, parse_settings
+
+BLOCKS = ("in_context", "cross_attention", "adaln", "adaln_zero")
+
+
+def tiny_model(**fields) -> DiTModel:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "sample_size": 4, "num_classes": 3}
+    return DiTModel(DiTConfig(**{**shape, **fields}))
+
+
+def random_gradients(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def muon(model: DiTModel, dtype: torch.dtype, weight_decay: float) -> torch.optim.Optimizer:
+    rates = {"learning_rate": 1e-3, "muon_learning_rate": 0.02}
+    optimizer = make_optimizer("muon", model, **rates, betas=(0.9, 0.99), weight_decay=weight_decay)
+    optimizer.dtype = dtype
+    return optimizer
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 12), (2, 12, 5)])
+def test_newton_schulz_changes_the_singular_values_alone_by_the_polynomial(shape: tuple[int, ...]):
+    matrices = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    s = s / s.norm(dim=-1, keepdim=True)
+    for _ in range(NUM_ITERATIONS):
+        s = sum(coefficient * s ** (2 * k + 1) for k, coefficient in enumerate(COEFFICIENTS))
+    torch.testing.assert_close(orthogonalize(matrices), u * s[:, None] @ vh, rtol=1e-8, atol=1e-10)
+
+
+def test_matrix_of_zeros_stays_zero():
+    assert not orthogonalize(torch.zeros(2, 4, 6)).any()
+
+
+@pytest.mark.parametrize("block_type", BLOCKS)
+def test_muon_trains_the_linears_of_attention_and_feed_forward_and_nothing_else(block_type: str):
+    stacked = block_matrices(tiny_model(block_type=block_type))
+    expected = {"attn.qkv": 3, "attn.proj": 1, "mlp.fc1": 1, "mlp.fc2": 1}
+    if block_type == "cross_attention":
+        expected |= {"cross_attn.q": 1, "cross_attn.kv": 2, "cross_attn.proj": 1}
+    assert stacked == {f"blocks.{i}.{name}.weight": count for i in range(2) for name, count in expected.items()}
+
+
+def split_by_hand(model: DiTModel) -> dict[str, torch.nn.Parameter]:
+    """The matrices of a model as parameters of their own, by name and number."""
+    heights = {"qkv": 3, "kv": 2}
+    parts = {}
+    for name, weight in model.named_parameters():
+        layer, _, linear = name.removesuffix(".weight").rpartition(".")
+        if weight.ndim == 2 and layer.endswith(("attn", "mlp")):
+            for index, part in enumerate(weight.detach().chunk(heights.get(linear, 1))):
+                parts[f"{name}/{index}"] = torch.nn.Parameter(part.clone())
+    return parts
+
+
+@pytest.mark.parametrize("block_type", ["cross_attention", "adaln_zero"])
+def test_steps_equal_those_of_torch_s_muon_and_adamw_on_matrices_split_by_hand(block_type: str):
+    model = tiny_model(block_type=block_type)
+    names = block_matrices(model)
+    parts = split_by_hand(model)
+    others = {
+        name: torch.nn.Parameter(weight.detach().clone())
+        for name, weight in model.named_parameters()
+        if name not in names and weight.requires_grad
+    }
+    ours = muon(model, torch.bfloat16, weight_decay=0.1)
+    theirs = torch.optim.Muon(parts.values(), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others.values(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    for seed in range(3):
+        random_gradients(model, seed)
+        gradients = {name: weight.grad for name, weight in model.named_parameters()}
+        for name, other in others.items():
+            other.grad = gradients[name].clone()
+        for name, part in parts.items():
+            whole, _, index = name.partition("/")
+            rows = len(part)
+            part.grad = gradients[whole][int(index) * rows : (int(index) + 1) * rows].clone()
+        for each in (ours, theirs, adamw):
+            each.step()
+    trained = dict(model.named_parameters())
+    for name, other in others.items():
+        assert torch.equal(trained[name], other)
+    for name in names:
+        whole = torch.cat([part for each, part in parts.items() if each.startswith(f"{name}/")])
+        # 3 steps of 0.02 * 0.2 * sqrt(128); bfloat16 may round sums that are taken in another order otherwise
+        torch.testing.assert_close(trained[name], whole, rtol=0, atol=3e-3)
+        assert (trained[name] - whole).norm() < 0.02 * whole.norm()
+
+
+def test_iterations_are_in_float32_where_bfloat16_is_slow():
+    model = tiny_model()
+    assert fast_dtype(torch.device("mps")) == torch.float32
+    starts = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = muon(model, torch.float32, weight_decay=0.0)
+    random_gradients(model, 0)
+    gradient = model.blocks[0].attn.qkv.weight.grad.clone()
+    optimizer.step()
+    for part in range(3):
+        rows = slice(32 * part, 32 * (part + 1))
+        # The first look ahead is 0.0975 times the gradient, and its scale does not count.
+        step = -0.02 * 0.2 * 32**0.5 * orthogonalize(gradient[None, rows].double())[0]
+        moved = model.blocks[0].attn.qkv.weight[rows] - starts["blocks.0.attn.qkv.weight"][rows]
+        torch.testing.assert_close(moved, step.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_step_that_a_loss_scaler_skips_changes_nothing():
+    model = tiny_model()
+    optimizer, scaler = muon(model, torch.float32, weight_decay=0.1), torch.amp.GradScaler("cpu", init_scale=2.0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    scaler.scale(torch.ones(()))  # makes the scale
+    for value, changes in ((float("inf"), False), (1.0, True)):
+        random_gradients(model, 0)
+        model.final_layer.linear.bias.grad[0] = value
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        for name, weight in model.named_parameters():
+            assert torch.equal(weight, before[name]) != (changes and weight.requires_grad), name
+
+
+def test_warm_up_scales_both_rates():
+    assembly = assemble(
+        Accelerator(cpu=True),
+        tiny_model(),
+        learning_rate=1e-3,
+        optimizer="muon",
+        muon_learning_rate=0.02,
+        ema_decays=[0.9],
+        lr_scheduler="constant_with_warmup",
+        lr_warmup_steps=4,
+    )
+    for expected in (0, 0.25, 0.5, 0.75, 1, 1):
+        rates = assembly.state.lr_scheduler.get_last_lr()
+        torch.testing.assert_close(rates, [1e-3 * expected, *([0.02 * expected] * (len(rates) - 1))])
+        assembly.optimizer.step()
+        assembly.state.lr_scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "message"),
+    [("lion", False, "optimizer='lion' is unknown: choose adamw or muon"), ("muon", True, "all blocks are frozen")],
+)
+def test_optimizer_that_cannot_be_made_is_refused(name: str, frozen: bool, message: str):
+    model = tiny_model()
+    model.blocks.requires_grad_(not frozen)
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(name, model, learning_rate=1, muon_learning_rate=1, betas=(0.9, 0.99), weight_decay=0)
+
+
+def test_deepspeed_which_splits_matrices_as_lists_of_numbers_is_refused():
+    accelerator = Accelerator(cpu=True)
+    set_distributed_type(accelerator, DistributedType.DEEPSPEED)
+    try:
+        with pytest.raises(ValueError, match="launch with FSDP2, as examples/accelerate/fsdp2.yaml"):
+            assemble(accelerator, tiny_model(), learning_rate=1e-3, optimizer="muon", ema_decays=[0.9])
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"muon_learning_rate": 0.01}, "muon_learning_rate=0.01 has no effect with optimizer='adamw'"),
+        ({"optimizer": "lion"}, "optimizer='lion' is not possible: set it to one of adamw, muon"),
+        ({"optimizer": "muon", "init_from": "x", "lora_rank": 2}, "which lora_rank freezes"),
+    ],
+)
+def test_settings_that_contradict_the_optimizer_are_refused(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**settings)
+
+
+def test_card_shows_the_rate_of_muon_only_where_it_has_an_effect():
+    assert "muon_learning_rate" not in card_names(TrainSettings())
+    assert card_names(TrainSettings(optimizer="muon"))["muon_learning_rate"] == "learning rate of Muon"
+
+
+def train(tiny: Path, output_dir: Path, *flags: str) -> Path:
+    muon = ["--optimizer", "muon", "--muon_learning_rate", "0.02", "--lr_scheduler", "constant_with_warmup"]
+    settings = [str(tiny / "tiny.yaml"), "--output_dir", str(output_dir), *muon, "--lr_warmup_steps", "3", *flags]
+    run(parse_settings(settings))
+    return output_dir
+
+
+def files(out: Path) -> dict[str, bytes]:
+    folder = out / "checkpoints" / "step-00000008"
+    return {name: (folder / f"{name}.safetensors").read_bytes() for name in ("model", "ema")}
+
+
+def optimizer_state(out: Path) -> dict:
+    file = out / "checkpoints" / "step-00000008" / "optimizer.pt"
+    return torch.load(file, weights_only=True)["optimizer"]["state"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--mixed_precision", "bf16", "--gradient_accumulation_steps", "2"],
+        pytest.param(["--torch_compile"], marks=pytest.mark.long),
+    ],
+)
+def test_training_that_resumes_ends_bit_for_bit_as_one_that_never_stopped(tiny: Path, tmp_path: Path, flags: list[str]):
+    whole = train(tiny, tmp_path / "whole", *flags)
+    train(tiny, tmp_path / "parts", *flags, "--max_train_steps", "4")
+    parts = train(tiny, tmp_path / "parts", *flags)
+    assert files(whole) == files(parts)
+    torch.testing.assert_close(optimizer_state(whole), optimizer_state(parts), rtol=0, atol=0)
+    rows = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
+    assert [row["muon_learning_rate"] for row in rows] == pytest.approx([0, 0.02 / 3, 0.04 / 3, *[0.02] * 5])
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, *[1e-3] * 5])
+    assert "| learning rate of Muon | 0.02 |" in (parts / "pipeline" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_optimizer_of_a_training_does_not_change_at_resume(tiny: Path, tmp_path: Path):
+    train(tiny, tmp_path, "--max_train_steps", "2", "--checkpointing_steps", "2")
+    command = [str(tiny / "tiny.yaml"), "--output_dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="optimizer was 'muon' and is 'adamw'"):
+        run(parse_settings(command))
+    with pytest.raises(ValueError, match="the checkpoint is of another optimizer"):
+        run(parse_settings([*command, "--allow_config_change"]))
