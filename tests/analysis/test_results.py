@@ -20,7 +20,7 @@ ROW = Row(
     distance=1.5, class_agreement=0.5, precision=0.25, recall=0.125, train_loss=0.3, gmacs=0.001, parameters=7,
     train_seconds=1.0, sample_seconds=2.0, dataset="toys", recipe="sample, AdamW 0.001", sampler="DDIM",
     extractor="a classifier, \"quoted\"", commit="abc", hardware="cpu", date="2026-01-01T00:00:00Z",
-    train_cpu_seconds=0.5,
+    train_cpu_seconds=0.5, second_distance=3.5, second_extractor="another",
 )  # fmt: skip
 
 
@@ -49,7 +49,8 @@ def test_file_of_an_older_version_is_read_and_completed_by_the_first_new_row(tmp
         writer.writerows(older)
     (read,) = read_rows(path)
     assert math.isnan(read.train_cpu_seconds)
-    assert replace(read, train_cpu_seconds=0.5) == ROW
+    assert math.isnan(read.second_distance)
+    assert replace(read, train_cpu_seconds=0.5, second_distance=3.5, second_extractor="another") == ROW
     append_rows(path, [replace(ROW, seed=1)])
     first, second = read_rows(path)
     assert math.isnan(first.train_cpu_seconds)
@@ -75,7 +76,7 @@ def test_cut_off_line_that_is_longer_than_the_next_leaves_nothing_behind(tmp_pat
         file.write("x" * 2000)
     append_rows(path, [ROW])
     assert read_rows(path) == [ROW, ROW]
-    assert path.read_text().endswith("Z,0.5\n")
+    assert path.read_text().endswith("Z,0.5,3.5,another\n")
 
 
 def test_file_whose_header_was_cut_off_starts_anew(tmp_path):

@@ -5,8 +5,11 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -25,7 +28,8 @@ UNREPEATABLE = {"train_seconds": 0.0, "train_cpu_seconds": 0.0, "sample_seconds"
 
 
 def comparable(folder) -> list:
-    return [replace(row, **UNREPEATABLE) for row in read_rows(folder / "results.csv")]
+    rows = [replace(row, **UNREPEATABLE) for row in read_rows(folder / "results.csv")]
+    return [row if row.second_extractor else replace(row, second_distance=0.0) for row in rows]  # NaN equals nothing
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +135,63 @@ def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only
     assert math.isnan(continued.cpu_seconds)
     with pytest.raises(ValueError, match="timestep_shift.*choose a new folder"):
         training(replace(recipe, additions={"timestep_shift": 3.0}))
+
+
+def test_a_technique_that_needs_images_gets_those_that_the_latents_were_made_of(recipe, tmp_path):
+    encoder = Path(__file__).parents[1] / "training" / "techniques" / "encoders.py"
+    additions = {"repa_encoder": f"{encoder}:MeanColour", "repa_block": 1, "repa_width": 8}
+    study = Study(replace(recipe, models=("S/4",), additions=additions), tmp_path)
+    training = study._training(Variant("S/4", "adaln_zero", 0))
+    batch = next(training._batches())
+    pixels = study.latents.decode(batch.x_0)  # (B, 1, S, S) in 0..255
+    torch.testing.assert_close((batch.extras["images"] + 1) * 127.5, pixels.float().expand(-1, 3, -1, -1))
+    before = training.techniques.modules["repa"][0].weight.clone()
+    assert training.advance(64, lambda: False)
+    assert not torch.equal(training.techniques.modules["repa"][0].weight, before)
+
+
+QUADRANTS = """
+class Quadrants:
+    name, taps, settings = "quadrants", {"pool": 4}, {"unit": "mean grey"}
+
+    def __call__(self, images):  # (B, H, W, 3)
+        grey = images.float().mean(3)[:, None]
+        return {"pool": __import__("torch").nn.functional.adaptive_avg_pool2d(grey, 2).flatten(1)}
+"""
+
+
+def quadrant_means(images: torch.Tensor) -> np.ndarray:
+    """Return the mean grey of the four quarters of images (N, 1, 16, 16), float64 (N, 4)."""
+    x = images[:, 0].double().numpy()
+    return np.stack([x[:, a : a + 8, b : b + 8].mean((1, 2)) for a in (0, 8) for b in (0, 8)], axis=1)
+
+
+@pytest.mark.slow
+def test_second_distance_is_measured_beside_the_first_and_added_where_it_lacks(recipe, tmp_path):
+    (tmp_path / "quadrants.py").write_text(QUADRANTS)
+    recipe = replace(recipe, models=("S/8",), guidance_scales=(), sampling_steps=())
+    second = replace(recipe, second_extractor=f"{tmp_path / 'quadrants.py'}:Quadrants")
+    Study(second, tmp_path / "both").run()
+    Study(recipe, tmp_path / "later").run()
+    first = comparable(tmp_path / "later")
+    Study(second, tmp_path / "later").run()
+    both, filled = comparable(tmp_path / "both"), comparable(tmp_path / "later")
+    for before, after, whole in zip(first, filled, both, strict=True):
+        assert replace(after, second_distance=0.0, second_extractor="") == before
+        if before.images_seen == 32:  # whose checkpoint is no longer there
+            assert after.second_extractor == ""
+        else:
+            assert after == whole
+    real, study = next(row for row in both if row.num_samples == 20), Study(second, tmp_path / "both")
+    (m_1, c_1), (m_2, c_2) = (
+        (x.mean(0), np.cov(x, rowvar=False)) for x in map(quadrant_means, (study.train.images, study.test.images))
+    )
+    root = scipy.linalg.sqrtm(c_1 @ c_2).real
+    assert real.second_distance == pytest.approx(((m_1 - m_2) ** 2).sum() + np.trace(c_1 + c_2 - 2 * root), rel=1e-3)
+    assert real.second_extractor == "quadrants, 4 features, reference first 5000 training images, unit mean grey"
+    (tmp_path / "quadrants.py").write_text(QUADRANTS.replace("mean grey", "grey"))
+    with pytest.raises(ValueError, match="has second distances of quadrants.*mean grey.*choose a new folder"):
+        Study(second, tmp_path / "both")
 
 
 @pytest.mark.parametrize(

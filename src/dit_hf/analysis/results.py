@@ -64,6 +64,8 @@ class Row:
         hardware: Processor and number of threads, or the GPU.
         date: Time of the measurement, in UTC.
         train_cpu_seconds: CPU seconds that the training had taken, over all threads; NaN if they were not counted.
+        second_distance: Distance in the features of a second network; NaN if it was not measured.
+        second_extractor: Description of that network; empty if there is none.
     """
 
     model: str
@@ -90,6 +92,8 @@ class Row:
     hardware: str
     date: str
     train_cpu_seconds: float = math.nan
+    second_distance: float = math.nan
+    second_extractor: str = ""
 
     @property
     def key(self) -> MeasurementKey:

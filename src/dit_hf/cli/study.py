@@ -43,6 +43,14 @@ def study(
         str | None,
         typer.Option(help="Seeds in their order, separated by commas, such as 0,1.", show_default="those of --recipe"),
     ] = None,
+    second_extractor: Annotated[
+        str | None,
+        typer.Option(
+            help="Network for a second distance: a name or FILE.py:CLASS, as for --extractor of evaluate. Rows without "
+            "a second distance get one if their checkpoint is still there.",
+            show_default="that of --recipe",
+        ),
+    ] = None,
     budget_minutes: Annotated[
         float | None,
         typer.Option(min=0, help="Minutes after which the study stops; a rerun continues.", show_default="no limit"),
@@ -67,6 +75,8 @@ def study(
         chosen = replace(chosen, dataset=dataset)
     if seeds is not None:
         chosen = replace(chosen, seeds=parse_seeds(seeds))
+    if second_extractor is not None:
+        chosen = replace(chosen, second_extractor=second_extractor)
     work = Study(chosen, folder)
     typer.echo(work.plan())
     if not plan:

@@ -27,8 +27,8 @@ DECIDED_ELSEWHERE = {
 NOT_IN_A_STUDY = {
     "dataset_name", "dataset_config_name", "dataset_revision", "dataset_split", "image_column", "label_column",
     "class_names_file", "label_map_file", "resolution", "random_flip", "num_jitters", "vae_name_or_path",
-    "model_overrides", "gradient_checkpointing", "init_from", "keep_classes", "position_embedding", "last_blocks",
-    "lora_rank", "lora_alpha",
+    "model_overrides", "gradient_checkpointing", "init_from", "keep_classes", "resize_position_embedding",
+    "last_blocks", "lora_rank", "lora_alpha",
     "gradient_accumulation_steps", "extra_ema_decays", "mixed_precision", "allow_tf32",
 }  # fmt: skip
 
@@ -62,7 +62,7 @@ def model_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_settings(given: Mapping[str, Any], **fields: Any) -> TrainSettings:
-    """Return the settings of a training with the additions that are no fields of `DiTConfig`.
+    """Return the settings of a training with additions.
 
     Args:
         given: All additions.
@@ -71,7 +71,7 @@ def training_settings(given: Mapping[str, Any], **fields: Any) -> TrainSettings:
     Raises:
         ValueError: If a value is not possible, or an addition has no effect without another.
     """
-    own = {name: value for name, value in given.items() if name not in DIT_FIELDS}
+    own = dict(given)
     techniques = {
         technique: each.Settings(**{name: own.pop(name) for name in rows(each.Settings) if name in own})
         for technique, each in TECHNIQUES.items()

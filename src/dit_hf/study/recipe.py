@@ -48,7 +48,10 @@ class Recipe:
         seeds: Seeds, in the order in which the study trains them.
         num_samples: Number of samples that are measured at each checkpoint.
         num_final_samples: Number of samples of a second measurement at the last checkpoint.
-        num_steps: Number of DDIM steps.
+        num_steps: Number of sampling steps.
+        second_extractor: Network for the column `second_distance`, as `dit-hf evaluate --extractor` takes it: a name,
+            or a class such as `examples/efficientnet_lite.py:EfficientNetLite0Small`. A path in a YAML file that begins
+            with `./` or `../` is relative to that file. Empty for none.
         sampling_models: Those of `models` that are also sampled with `sampling_steps` (figure 10), at the last
             checkpoint of the first seed.
         sampling_steps: Numbers of DDIM steps of figure 10.
@@ -81,6 +84,7 @@ class Recipe:
     num_samples: int = 1000
     num_final_samples: int = 5000
     num_steps: int = 20
+    second_extractor: str = ""
     sampling_models: tuple[str, ...] = ("S/4", "B/4", "L/4", "XL/4")
     sampling_steps: tuple[int, ...] = (16, 32, 64, 128, 256, 1000)
     num_sampling_samples: int = 500
@@ -129,6 +133,8 @@ class Recipe:
         defaults = asdict(cls())
         if unknown := given.keys() - defaults.keys():
             raise ValueError(f"{path} sets {', '.join(sorted(unknown))}: a recipe has {', '.join(sorted(defaults))}")
+        if str(given.get("second_extractor")).startswith(("./", "../")):
+            given["second_extractor"] = str((path.parent / given["second_extractor"]).resolve())
         for name, value in given.items():
             default = defaults[name]
             if isinstance(default, float) and not isinstance(value, bool):

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 
 from .. import __version__
 from ..analysis.flops import count_gmacs, count_parameters
-from ..analysis.results import REAL, MeasurementKey, Row, append_rows, read_rows
+from ..analysis.results import REAL, MeasurementKey, Row, append_rows, read_rows, write_rows
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from ..provenance import commit, hardware
@@ -21,7 +22,7 @@ from .classifier import NAME, load_or_train
 from .images import PixelLatents, load_images
 from .planner import expected_seconds, format_plan, measure_speed
 from .recipe import Recipe, Variant, measurements
-from .score import Measures, Scorer, choose_sampler, generate_samples
+from .score import Scorer, SecondScorer, choose_sampler, generate_samples
 from .train import Training, make_config
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Study:
         net = load_or_train(folder / CLASSIFIER, self.train, self.accelerator.device)
         logger.info(f"computing the features of {len(self.train.images):,} training images")
         self.scorer = Scorer(net, self.train)
+        self.second = SecondScorer(recipe.second_extractor, self.train, folder) if recipe.second_extractor else None
+        self._check_second_extractor()
         self.training: Training | None = None
         self.commit = commit() or __version__  # read now: the files may change while the study runs
 
@@ -79,6 +82,15 @@ class Study:
                 raise ValueError(
                     f"{self.results} has rows of {(row.recipe, row.dataset)}, but this study is {expected}: choose a "
                     "new folder"
+                )
+
+    def _check_second_extractor(self) -> None:
+        """Refuse to continue with second distances of another network."""
+        for row in read_rows(self.results):
+            if self.second and row.second_extractor not in ("", self.second.name):
+                raise ValueError(
+                    f"{self.results} has second distances of {row.second_extractor}, but this study has "
+                    f"{self.second.name}: choose a new folder"
                 )
 
     def plan(self) -> str:
@@ -106,11 +118,35 @@ class Study:
             deadline: Time of `time.monotonic`, in seconds.
         """
         self._measure_real_images()
+        self._fill_second_distances(deadline)
         for measurement in missing(self.recipe, self.results):
             if time.monotonic() >= deadline or not self._measure(measurement, deadline):
                 logger.info("the time is used up: run the same command again to continue")
                 return
         logger.info(f"{self.results} is complete")
+
+    def _fill_second_distances(self, deadline: float) -> None:
+        """Add second distances to rows that lack them, if the checkpoint that they measured is still there."""
+        if self.second is None:
+            return
+        for row in read_rows(self.results):
+            if row.second_extractor or (images := self._measured_images(row)) is None:
+                continue
+            if time.monotonic() >= deadline:
+                return
+            filled = replace(row, second_distance=round(self.second(images), 5), second_extractor=self.second.name)
+            rows = read_rows(self.results)
+            write_rows(self.results, [filled if each.key == row.key else each for each in rows])
+            logger.info(f"{row.model} after {row.images_seen} images: second distance {filled.second_distance}")
+
+    def _measured_images(self, row: Row) -> torch.Tensor | None:
+        """Return the images that a row has measured, or None if they are gone, or not of this recipe."""
+        if row.model == REAL:
+            return self.test.images[: row.num_samples]
+        variant = Variant.of(row.key)
+        if row.key not in measurements(self.recipe) or self._images_seen(variant) != row.images_seen:
+            return None
+        return self._draw(row.key, self._training(variant))[1]
 
     def _measure(self, measurement: MeasurementKey, deadline: float) -> bool:
         """Train as far as a measurement needs and append its row; return False if the deadline came first."""
@@ -118,17 +154,21 @@ class Study:
         if not training.advance(measurement.images_seen, lambda: time.monotonic() >= deadline):
             return False
         began = time.monotonic()
+        sampler, images = self._draw(measurement, training)
+        sample_seconds = time.monotonic() - began
+        self._keep_samples(measurement, images)
+        self._append(measurement, images, sampler, sample_seconds, training)
+        return True
+
+    def _draw(self, measurement: MeasurementKey, training: Training) -> tuple[str, torch.Tensor]:
+        """Return the name of the sampler, and the samples (N, C, S, S), uint8, of a trained model."""
         model = training.state.ema.module
         assert isinstance(model, DiTModel)
         num_samples, num_steps = measurement.num_samples, measurement.num_steps
         sampler, scheduler = choose_sampler(training.objective, num_steps)
         pipeline = DiTPipeline(model, None, scheduler, prediction_type=training.objective.prediction_type)
         images = generate_samples(pipeline, self.latents, num_samples, num_steps, measurement.guidance_scale)
-        labels = torch.arange(num_samples) % self.train.num_classes
-        sample_seconds = time.monotonic() - began
-        self._keep_samples(measurement, images)
-        self._append(measurement, self.scorer(images, labels), sampler, sample_seconds, training)
-        return True
+        return sampler, images
 
     def _training(self, variant: Variant) -> Training:
         """Return the training of a variant; only one training is in memory at a time."""
@@ -151,17 +191,19 @@ class Study:
         for num_samples in sorted(counts | {len(self.test.labels)}):
             measurement = MeasurementKey(REAL, "", 0, 0, 0, 1.0, num_samples)
             if measurement not in present:
-                images, labels = self.test.images[:num_samples], self.test.labels[:num_samples]
-                self._append(measurement, self.scorer(images, labels), "", 0.0, None)
+                self._append(measurement, self.test.images[:num_samples], "", 0.0, None)
 
     def _append(
         self,
         measurement: MeasurementKey,
-        measures: Measures,
+        images: torch.Tensor,
         sampler: str,
         sample_seconds: float,
         training: Training | None,
     ) -> None:
+        """Measure images, samples of a training or real ones, and append their row."""
+        asked = torch.arange(len(images)) % self.train.num_classes
+        measures = self.scorer(images, asked if training else self.test.labels[: len(images)])
         row = Row(
             **measurement._asdict(),
             **{name: round(value, 5) for name, value in measures._asdict().items()},
@@ -177,6 +219,8 @@ class Study:
             extractor=NAME,
             commit=self.commit,
             hardware=hardware(self.accelerator.device),
+            second_distance=round(self.second(images), 5) if self.second else math.nan,
+            second_extractor=self.second.name if self.second else "",
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         append_rows(self.results, [row])

@@ -3,6 +3,8 @@
 Legend: N samples, M real images, C channels, S the side, D features, K classes.
 """
 
+import logging
+from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
@@ -14,12 +16,18 @@ from torch import Tensor
 
 from ..diffusion import DiscreteObjective, Objective
 from ..evaluation import frechet_distance
+from ..evaluation.features.extractors import POOL
 from ..evaluation.metrics import precision_recall
+from ..evaluation.run import ExtractorChoice
+from ..files import written_whole
 from ..pipeline_dit import DiTPipeline
 from .classifier import Classifier, describe
 from .images import LabelledImages, PixelLatents
 
+logger = logging.getLogger(__name__)
+
 BATCH = 250  # number of samples drawn together; the seed of a batch's noise is the same for every model
+SECOND_REFERENCE = 5000  # number of training images that the second network looks at
 MANIFOLD_IMAGES = 5000  # number of real images that precision and recall compare the samples with
 
 
@@ -116,6 +124,45 @@ class Scorer:
         agreement = (predicted == labels).float().mean().item()
         distance = frechet_distance(self.mean, self.covariance, *moments(features))
         return Measures(distance, agreement, *precision_recall(self.real, features.numpy()))
+
+
+class SecondScorer:
+    """Compare images with a training set in the features of a second network, which shares nothing with the first.
+
+    The training set is represented by its first images, whose moments are kept in a file.
+
+    Args:
+        extractor: Network, as `dit-hf evaluate --extractor` takes it.
+        train: The training set.
+        folder: Folder for the file of moments.
+
+    Raises:
+        ValueError: If there is no such network.
+    """
+
+    def __init__(self, extractor: str, train: LabelledImages, folder: Path) -> None:
+        self.extractor = ExtractorChoice(extractor).open()
+        facts = {"reference": f"first {SECOND_REFERENCE} training images", **self.extractor.settings}
+        described = [f"{name} {str(value)[:40]}" for name, value in facts.items()]
+        self.name = ", ".join([self.extractor.name, f"{self.extractor.taps[POOL]} features", *described])
+        file = folder / "second_extractor.npz"
+        kept = dict(np.load(file)) if file.is_file() else {}
+        if kept.get("name") != self.name:
+            logger.info(f"computing the features of {SECOND_REFERENCE:,} training images in {self.extractor.name}")
+            mean, covariance = moments(self._features(train.images[:SECOND_REFERENCE]))
+            kept = {"name": np.array(self.name), "mean": mean, "covariance": covariance}
+            with written_whole(file) as partial, partial.open("wb") as opened:
+                np.savez(opened, **kept)
+        self.mean, self.covariance = kept["mean"], kept["covariance"]
+
+    def __call__(self, images: Tensor) -> float:
+        """Return the Fréchet distance of images (N, C, S, S), uint8."""
+        return frechet_distance(self.mean, self.covariance, *moments(self._features(images)))
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Return the features (N, D) of images, grey ones in three equal channels."""
+        batches = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).split(BATCH)  # (B, S, S, 3)
+        return torch.cat([self.extractor(batch)[POOL].cpu() for batch in batches])
 
 
 def moments(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -44,7 +44,8 @@ def make_objective(settings: TrainSettings, schedule: Mapping[str, Any] | None =
         settings: Settings of a training.
         schedule: Fields of `Schedule` that hold where the settings say nothing.
     """
-    return OBJECTIVES[settings.objective](**{**(schedule or {}), **settings.schedule}, density=settings.density)
+    arguments: dict[str, Any] = {**(schedule or {}), **settings.schedule, "density": settings.density}
+    return OBJECTIVES[settings.objective](**arguments)
 
 
 def build_techniques(settings: TrainSettings, objective: Objective, model: Any) -> Techniques:
