@@ -7,10 +7,10 @@ all singular values brought near 1, so that every direction of the matrix learns
     u  = 0.05 g + 0.95 m                                      Nesterov's look ahead
     W <- W - lr 0.2 sqrt(max(rows, columns)) orthogonal(u)
 
-The factor 0.2 sqrt(max(rows, columns)) gives a step the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM
-Training", section 2.2). `torch.optim.Muon` computes the same for one matrix per weight. A weight of DiT may hold several
-matrices, such as query, key and value, each of which is brought to its own singular values. Matrices of one shape are
-computed together, as many small products would take long, and are divided among the processes.
+The factor 0.2 sqrt(max(rows, columns)) makes a step as large as one of AdamW (Liu et al. 2025, "Muon is Scalable for
+LLM Training", section 2.2). `torch.optim.Muon` computes the same for one matrix per weight. A weight of DiT may hold
+several matrices, such as query, key and value, each of which is brought to its own singular values. Matrices of one
+shape are computed together, as many small products would take long, and are divided among the processes.
 """
 
 import math
