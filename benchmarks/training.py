@@ -12,7 +12,7 @@ is measured in a process of its own for each trainer.
   fused, an average that a Python loop over the parameters updates.
 - `diffusers`: `DiTTransformer2DModel` with `EMAModel` under Accelerate.
 - `dit-hf`: `dit_hf.training.loop` as `examples/train_dit.py` runs it; with `compiled` also `--torch_compile`, with
-  `bf16` also `--mixed_precision bf16`.
+  `bf16` also `--mixed_precision bf16`, with `muon` also `--optimizer muon`.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.conversion import to_diffusers
 from dit_hf.diffusion import HybridLoss
+from dit_hf.training.assembly import make_optimizer
 from dit_hf.training.ema import EMA
 from dit_hf.training.loop import Draws, LatentBatch, train_steps
 
@@ -220,6 +221,7 @@ def ours(
     *,
     precision: str = "no",
     compiled: bool = False,
+    optimizer_name: str = "adamw",
 ) -> Trainer:
     model = DiTModel(config)
     model.load_state_dict(weights)
@@ -230,7 +232,14 @@ def ours(
         for block in model.blocks:
             block.compile()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    optimizer = make_optimizer(
+        optimizer_name,
+        model,
+        learning_rate=LEARNING_RATE,
+        muon_learning_rate=LEARNING_RATE,
+        betas=(0.9, 0.999),
+        weight_decay=0.0,
+    )
     lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     prepared, wrapped = accelerator.prepare(model, optimizer)
     waiting: list[Batch] = []
@@ -269,12 +278,13 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "plain": plain,
     "diffusers": with_diffusers,
     "dit-hf compiled": lambda *arguments: ours(*arguments, compiled=True),
+    "dit-hf muon": lambda *arguments: ours(*arguments, optimizer_name="muon"),
     "dit-hf bf16": lambda *arguments: ours(*arguments, precision="bf16"),
     "dit-hf bf16 compiled": lambda *arguments: ours(*arguments, precision="bf16", compiled=True),
 }
 DEFAULT = {
-    "cpu": ["plain", "diffusers", "dit-hf", "dit-hf compiled", "dit-hf bf16"],
-    "cuda": ["plain", "diffusers", "dit-hf", "dit-hf bf16", "dit-hf bf16 compiled"],
+    "cpu": ["plain", "diffusers", "dit-hf", "dit-hf muon", "dit-hf compiled", "dit-hf bf16"],
+    "cuda": ["plain", "diffusers", "dit-hf", "dit-hf muon", "dit-hf bf16", "dit-hf bf16 compiled"],
 }
 
 

@@ -28,11 +28,11 @@ MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  #
 
 ROOMS = GROUND | MODEL | {
     "modeling_dit", "pipeline_dit", "lora_pipeline", "image_pipelines", "saved_code", "sampling", "caches", "diffusion",
-    "data",
+    "data", "extraction",
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
     "training", "training.run", "training.origin", "training.settings", "training.start", "training.batches",
     "training.finish", "cards",
-    "hub", "study",
+    "hub", "runtime", "study",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -47,13 +47,23 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": set(),
     "saved_code": {"hub"},
     # sampling and the ground floor travel with the pipelines; doors lead to the other rooms
-    "pipeline_dit": {"sampling", "saved_code", "lora_pipeline", "modeling_dit", "conversion", "caches", "hub"},
+    "pipeline_dit": {
+        "sampling",
+        "saved_code",
+        "lora_pipeline",
+        "modeling_dit",
+        "conversion",
+        "caches",
+        "hub",
+        "runtime",
+    },
     "lora_pipeline": {"saved_code", "finetuning"},
     "image_pipelines": {"pipeline_dit", "sampling"},
     "caches": set(),
     "diffusion": set(),
     "data": set(),
     "generation": {"sampling"},
+    "extraction": {"data", "cards", "hub"},
     "evaluation": set(),
     "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},
@@ -69,6 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.run": ROOMS | {PACKAGE},
     "cards": {"configuration_dit", "analysis"},
     "hub": {"cards"},
+    "runtime": {"configuration_dit", "embeddings", "modeling_dit", "cards", PACKAGE},
     "study": {
         "configuration_dit",
         "modeling_dit",
@@ -106,6 +117,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "yaml": "pyyaml",
     "huggingface_hub": "huggingface-hub",
+    "packaging": "transformers",
     "pyarrow": "datasets",
     "fsspec": "datasets",
 }

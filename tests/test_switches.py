@@ -26,7 +26,7 @@ def test_rotary_scores_depend_on_differences_of_rows_and_columns_only(tiny_confi
     query, key = torch.randn(2, 1, 1, 1, 12, dtype=torch.float64)
 
     def score(at: tuple[int, int], of: tuple[int, int]) -> float:
-        turned = [rotate(x, table[place][None]) for x, place in ((query, at), (key, of))]
+        turned = [rotate(x, table[place][None]) for x, place in ((query, at), (key, of))]  # (1, 1, 1, d)
         return (turned[0] * turned[1]).sum().item()
 
     for row, column in ((2, 3), (-2, 5), (0, 0)):
@@ -36,15 +36,15 @@ def test_rotary_scores_depend_on_differences_of_rows_and_columns_only(tiny_confi
 
 
 def test_tokens_beyond_the_positions_are_not_turned(tiny_config):
-    x, table = torch.randn(2, 4, 18, 12), rotations(tiny_config(), (4, 4))
+    x, table = torch.randn(2, 18, 4, 12), rotations(tiny_config(), (4, 4))
     turned = rotate(x, table)
-    assert torch.equal(turned[:, :, 16:], x[:, :, 16:])
-    assert torch.equal(turned[:, :, :1], x[:, :, :1])  # row 0, column 0
-    assert (turned[:, :, 1:16] - x[:, :, 1:16]).abs().amax((0, 1, 3)).gt(0.01).all()
+    assert torch.equal(turned[:, 16:], x[:, 16:])
+    assert torch.equal(turned[:, :1], x[:, :1])  # row 0, column 0
+    assert (turned[:, 1:16] - x[:, 1:16]).abs().amax((0, 2, 3)).gt(0.01).all()
 
 
 def test_rotary_positions_extend_exactly_and_interpolate_by_scale(tiny_config):
-    config = tiny_config(rope_theta=50.0)
+    config = tiny_config(position_embedding="rope", rope_theta=50.0)
     small, large = rotations(config, (4, 4)).unflatten(1, (4, 4)), rotations(config, (6, 9)).unflatten(1, (6, 9))
     assert torch.equal(large[:, :4, :4], small)
     stretched = rotations(config, (8, 4), (4, 4)).unflatten(1, (8, 4))

@@ -82,6 +82,9 @@ class DiTConfig(PreTrainedConfig):
             "adaln_zero".
         timestep_freq_shift: Shift in the timestep's frequencies, 10000^(-i / (128 - shift)): 0 in the original, 1 in
             diffusers.
+        timestep_scale: Factor s of the timestep t, of which the embedding sees s t + o. SiT sees 1 - t / 1000, the
+            share of data in flow matching: s = -0.001 and o = 1.
+        timestep_offset: The number o that is added to s t.
         mlp_norm_eps: Epsilon of the norm before each feed-forward: 1e-6 in the original, 1e-5 in diffusers.
         qk_norm: Whether each attention normalises queries and keys, head by head, by an RMS norm with a learned weight
             (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442).
@@ -127,6 +130,8 @@ class DiTConfig(PreTrainedConfig):
         mlp: FeedForward = "gelu",
         norm: NormType = "layer",
         value_residual: bool = False,
+        timestep_scale: float = 1.0,
+        timestep_offset: float = 0.0,
         **kwargs: Any,
     ) -> None:
         unknown = next((name for name in kwargs if not _is_field(name)), None)
@@ -149,6 +154,8 @@ class DiTConfig(PreTrainedConfig):
         self.mlp = mlp
         self.norm = norm
         self.value_residual = value_residual
+        self.timestep_scale = timestep_scale
+        self.timestep_offset = timestep_offset
         if "num_labels" in kwargs and not _is_int(kwargs["num_labels"], at_least=0, at_most=MAX_LABELS):
             raise ValueError(f"num_labels={kwargs['num_labels']!r}: leave it out, DiT's classes are num_classes")
         if unknown is not None:
@@ -301,6 +308,9 @@ class DiTConfig(PreTrainedConfig):
         self._require("mlp_ratio", self.hidden_size * self.mlp_ratio >= 1, "at least 1 / hidden_size")
         self._require("mlp_norm_eps", _is_number(self.mlp_norm_eps, 0, 1), "a number in [0, 1]")
         self._require("timestep_freq_shift", _is_number(self.timestep_freq_shift, 0, 1), "a number in [0, 1]")
+        is_factor = _is_number(self.timestep_scale, -1e3, 1e3) and self.timestep_scale != 0
+        self._require("timestep_scale", is_factor, "a number in [-1000, 1000] that is not 0")
+        self._require("timestep_offset", _is_number(self.timestep_offset, -1e6, 1e6), "a number in [-1e6, 1e6]")
         for name, choices in _choices().items():
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         self._require("hidden_size", self.hidden_size % 4 == 0, "a multiple of 4, for the position embedding")

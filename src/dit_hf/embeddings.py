@@ -135,6 +135,7 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.freq_shift = config.timestep_freq_shift
+        self.scale, self.offset = config.timestep_scale, config.timestep_offset
         self.mlp = nn.Sequential(
             NormalLinear(self.num_channels, config.hidden_size),
             nn.SiLU(),
@@ -142,11 +143,13 @@ class TimestepEmbedder(nn.Module):
         )
 
     def forward(self, timestep: Tensor) -> Tensor:
-        half = self.num_channels // 2
+        half, timestep = self.num_channels // 2, timestep.float()
+        if (self.scale, self.offset) != (1, 0):
+            timestep = self.offset + self.scale * timestep
         exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / (half - self.freq_shift)
-        angles = timestep.float()[:, None] * torch.exp(-math.log(10000) * exponent)  # (B, 128)
-        sines = torch.cat([angles.cos(), angles.sin()], dim=-1)                      # (B, 256)
-        return self.mlp(sines)                                                       # (B, D)
+        angles = timestep[:, None] * torch.exp(-math.log(10000) * exponent)  # (B, 128)
+        sines = torch.cat([angles.cos(), angles.sin()], dim=-1)              # (B, 256)
+        return self.mlp(sines)                                               # (B, D)
 
 
 class LabelEmbedder(nn.Module):

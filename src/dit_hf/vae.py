@@ -15,11 +15,12 @@ from torch import Tensor
 
 # Autoencoders of diffusers that pipelines work with: images of 3 channels to latents (B, C, h, w) and back.
 AUTOENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "VQModel")
+EXPORTED = "ExportedVae"  # one of them as a graph for another runtime
 
 
 def is_supported_vae(vae: Any) -> bool:
     """Return whether a VAE is one of `AUTOENCODERS`, or of a class derived from one."""
-    return any(cls.__name__ in AUTOENCODERS for cls in type(vae).__mro__)
+    return any(cls.__name__ in (*AUTOENCODERS, EXPORTED) for cls in type(vae).__mro__)
 
 
 def vae_shrink_factor(vae_config: Any) -> int:
@@ -30,6 +31,24 @@ def vae_shrink_factor(vae_config: Any) -> int:
     """
     blocks = vae_config.get("encoder_block_out_channels") or vae_config["block_out_channels"]
     return 2 ** (len(blocks) - 1)
+
+
+def check_resolution(resolution: int, multiple: int) -> None:
+    """Refuse images whose sides are no multiple of a number of pixels.
+
+    Args:
+        resolution: Side of the images, in pixels.
+        multiple: Factor by which the VAE shrinks images.
+
+    Raises:
+        ValueError: If the resolution is no multiple, with the nearest ones.
+    """
+    if resolution % multiple:
+        lower = resolution // multiple * multiple
+        nearest = f"{lower} or {lower + multiple}" if lower else multiple
+        raise ValueError(
+            f"resolution={resolution} is no multiple of {multiple}, by which the VAE shrinks images: take {nearest}"
+        )
 
 
 def vae_subfolder(name: str) -> str | None:

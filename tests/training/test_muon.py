@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.training.assembly import assemble, make_optimizer
 from dit_hf.training.muon import COEFFICIENTS, NUM_ITERATIONS, block_matrices, fast_dtype, orthogonalize
+from dit_hf.training.processes.sharding import set_distributed_type
 from dit_hf.training.run import run
 from dit_hf.training.settings import TrainSettings, card_names, parse_settings
 
@@ -121,6 +124,21 @@ def test_iterations_are_in_float32_where_bfloat16_is_slow():
         torch.testing.assert_close(moved, step.float(), rtol=1e-4, atol=1e-6)
 
 
+def test_step_that_a_loss_scaler_skips_changes_nothing():
+    model = tiny_model()
+    optimizer, scaler = muon(model, torch.float32, weight_decay=0.1), torch.amp.GradScaler("cpu", init_scale=2.0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    scaler.scale(torch.ones(()))  # makes the scale
+    for value, changes in ((float("inf"), False), (1.0, True)):
+        random_gradients(model, 0)
+        model.final_layer.linear.bias.grad[0] = value
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        for name, weight in model.named_parameters():
+            assert torch.equal(weight, before[name]) != (changes and weight.requires_grad), name
+
+
 def test_warm_up_scales_both_rates():
     assembly = assemble(
         Accelerator(cpu=True),
@@ -148,6 +166,16 @@ def test_optimizer_that_cannot_be_made_is_refused(name: str, frozen: bool, messa
     model.blocks.requires_grad_(not frozen)
     with pytest.raises(ValueError, match=message):
         make_optimizer(name, model, learning_rate=1, muon_learning_rate=1, betas=(0.9, 0.99), weight_decay=0)
+
+
+def test_deepspeed_which_splits_matrices_as_lists_of_numbers_is_refused():
+    accelerator = Accelerator(cpu=True)
+    set_distributed_type(accelerator, DistributedType.DEEPSPEED)
+    try:
+        with pytest.raises(ValueError, match="launch with FSDP2, as examples/accelerate/fsdp2.yaml"):
+            assemble(accelerator, tiny_model(), learning_rate=1e-3, optimizer="muon", ema_decays=[0.9])
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +214,14 @@ def optimizer_state(out: Path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--mixed_precision", "bf16", "--gradient_accumulation_steps", "2"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--mixed_precision", "bf16", "--gradient_accumulation_steps", "2"],
+        pytest.param(["--torch_compile"], marks=pytest.mark.long),
+    ],
+)
 def test_training_that_resumes_ends_bit_for_bit_as_one_that_never_stopped(tiny: Path, tmp_path: Path, flags: list[str]):
     whole = train(tiny, tmp_path / "whole", *flags)
     train(tiny, tmp_path / "parts", *flags, "--max_train_steps", "4")

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .entry import Command, DtypeName, app, refuse
+from .entry import Command, app, refuse
 from .local_files import check_labels, check_num_images, check_pipeline
 
 MANY = "Many images"  # title of a group of options in the help
@@ -132,7 +132,19 @@ NumInferenceSteps = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise and of random labels.")]
 Dtype = Annotated[
-    DtypeName, typer.Option(help="Precision of the model's computations. bfloat16 is faster on newer GPUs.")
+    Literal["auto", "float32", "bfloat16", "float16", "int8"],
+    typer.Option(
+        help="Number format that the networks compute in. auto takes bfloat16 if the GPU, or the CPU by AMX or "
+        "AVX512-BF16, has instructions for it, else float32. int8 needs --runtime onnx or openvino.",
+    ),
+]
+RuntimeName = Annotated[
+    Literal["torch", "openvino", "onnx"] | None,
+    typer.Option(
+        "--runtime",
+        help="What computes the networks. openvino and onnx export the pipeline into a cache at the first use.",
+        show_default="torch, or what the pipeline was exported for",
+    ),
 ]
 OutputDir = Annotated[
     Path | None, typer.Option(rich_help_panel=MANY, help="New folder for a PNG of each image and a list of labels.")
@@ -178,6 +190,7 @@ def generate(
     num_inference_steps: NumInferenceSteps = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
+    runtime: RuntimeName = None,
     output_dir: OutputDir = None,
     npz: Npz = None,
     labels: Labels = None,
@@ -208,8 +221,9 @@ def generate(
     from ..class_names import names_to_ids
     from ..generation.from_pipeline import generate_with_pipeline
     from ..pipeline_dit import DiTPipeline
+    from ..runtime.once import load_for
 
-    pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    pipeline = load_for(DiTPipeline, model, runtime, dtype)
     if scheduler is not None:
         pipeline = with_scheduler(pipeline, scheduler)
     if guidance_scale is None:

@@ -1,4 +1,4 @@
-"""`dit-hf train` and `dit-hf finetune`: trainings without a launcher."""
+"""`dit-hf train`, `dit-hf finetune` and `dit-hf extract`: trainings, and latents for them, without a launcher."""
 
 import os
 import sys
@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..flags import in_flags
 from .entry import Command, app
+from .local_files import check_source
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # flags of the settings, which `training` parses
 
@@ -26,7 +28,14 @@ class TrainCommand(Command):
 
     def invoke(self, ctx: typer.Context) -> Any:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            from ..extraction import FIELDS
+            from ..training.settings import all_rows
+
+            names = FIELDS if ctx.info_name == "extract" else all_rows()
+            raise ValueError(in_flags(str(error), names, "_")) from error
 
 
 @app.command(
@@ -66,3 +75,35 @@ def finetune(
     if settings:
         parse_settings(["--help"])
     sys.exit(launch(finetune_arguments(folder, ctx.args), num_processes))
+
+
+@app.command(
+    cls=TrainCommand,
+    context_settings=SETTINGS,
+    options_metavar="[--SETTING VALUE ...]",
+    epilog="Example: dit-hf extract photos --vae_name_or_path stabilityai/sd-vae-ft-ema --resolution 256 "
+    "--output_dir out/photos-latents",
+)
+def extract(
+    ctx: typer.Context,
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            callback=check_source, help="Images: a folder, a pattern of files, or an id on the Hub.", show_default=False
+        ),
+    ],
+    num_processes: NumProcesses = None,
+    settings: ListSettings = False,
+) -> None:
+    """Encode the images of a data set once, for trainings that then need no encoder. The same command again continues.
+
+    Train on the latents with --dataset_name, followed by their --output_dir.
+    """
+    from ..extraction import parse_settings
+    from ..training.processes.launcher import launch
+
+    if settings:
+        parse_settings(["--help"])
+    arguments = [*ctx.args, "--dataset_name", dataset]
+    parse_settings(arguments)
+    sys.exit(launch(arguments, num_processes, "dit_hf.extraction"))

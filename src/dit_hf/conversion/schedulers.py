@@ -16,6 +16,21 @@ NEEDED: dict[str, dict[str, Any]] = {
 TRAINED_WITH = (*BETA_FIELDS, "num_train_timesteps", "prediction_type")
 
 
+def make_flow_scheduler(name: str, num_train_timesteps: int) -> Any:
+    """Make a scheduler of flow matching.
+
+    Raises:
+        ValueError: If diffusers has no such scheduler.
+    """
+    cls = getattr(diffusers, name, None) if name.startswith("FlowMatch") else None
+    if cls is None:
+        raise ValueError(
+            f"{name!r} is no scheduler of diffusers for flow matching: choose FlowMatchEulerDiscreteScheduler or "
+            "FlowMatchHeunDiscreteScheduler"
+        )
+    return cls(num_train_timesteps=num_train_timesteps)
+
+
 def make_scheduler(name: str, learn_sigma: bool, template: Any = None) -> Any:
     """Make a scheduler.
 

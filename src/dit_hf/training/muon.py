@@ -7,10 +7,10 @@ all singular values brought near 1, so that every direction of the matrix learns
     u  = 0.05 g + 0.95 m                                      Nesterov's look ahead
     W <- W - lr 0.2 sqrt(max(rows, columns)) orthogonal(u)
 
-The factor 0.2 sqrt(max(rows, columns)) gives a step the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM
-Training", section 2.2). `torch.optim.Muon` computes the same for one
-matrix per weight. A weight of DiT may hold several matrices, such as query, key and value, each of which is brought to
-its own singular values; and matrices of one shape are computed together, as many small products would take long.
+The factor 0.2 sqrt(max(rows, columns)) makes a step as large as one of AdamW (Liu et al. 2025, "Muon is Scalable for
+LLM Training", section 2.2). `torch.optim.Muon` computes the same for one matrix per weight. A weight of DiT may hold
+several matrices, such as query, key and value, each of which is brought to its own singular values. Matrices of one
+shape are computed together, as many small products would take long, and are divided among the processes.
 """
 
 import math
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .processes.shards import cut_part, local_part, make_whole
@@ -49,6 +50,22 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = x @ x.mT  # (M, n, n)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b A + c A^2) x
     return x.mT if is_tall else x
+
+
+def orthogonalize_together(matrices: Tensor) -> Tensor:
+    """Return `orthogonalize(matrices)`, of which each process computes a share. Every process has to call this.
+
+    Args:
+        matrices: Matrices of one shape, the same on every process; (M, rows, columns).
+    """
+    count = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if count == 1:
+        return orthogonalize(matrices)
+    share = math.ceil(len(matrices) / count)
+    padded = nn.functional.pad(matrices, (0, 0, 0, 0, 0, share * count - len(matrices)))
+    whole = torch.empty_like(padded)
+    dist.all_gather_into_tensor(whole, orthogonalize(padded.chunk(count)[dist.get_rank()]).contiguous())
+    return whole[: len(matrices)]
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -131,7 +148,7 @@ class Muon(torch.optim.Optimizer):
             dtype = self.dtype or fast_dtype(weights[0].device)
             height = rows // group["stacked"]
             moves = torch.stack([make_whole(each, local_part(self._look_ahead(each)).to(dtype)) for each in weights])
-            moves = orthogonalize(moves.view(-1, height, columns)).reshape(-1, rows, columns)
+            moves = orthogonalize_together(moves.view(-1, height, columns)).reshape(-1, rows, columns)
             step = group["lr"] * 0.2 * math.sqrt(max(height, columns))
             for weight, move in zip(weights, moves, strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])

@@ -14,7 +14,7 @@ from ..finetuning.classes import carry_classes, match_classes
 from ..finetuning.lora import add_lora
 from ..finetuning.resolution import resize_positions
 from ..modeling_dit import DiTModel
-from ..vae import vae_shrink_factor, vae_subfolder
+from ..vae import check_resolution, vae_shrink_factor, vae_subfolder
 from .assembly import make_objective
 from .origin import Origin, check_vae_name, load_origin, take_over
 from .settings import TrainSettings
@@ -89,11 +89,7 @@ def latent_side(resolution: int, vae: AutoencoderKL) -> int:
         ValueError: If the resolution is no multiple of what the VAE shrinks images by.
     """
     shrink = vae_shrink_factor(vae.config)
-    if resolution % shrink:
-        raise ValueError(
-            f"resolution={resolution} is no multiple of {shrink}, by which the VAE shrinks images: take "
-            f"{resolution // shrink * shrink or shrink}"
-        )
+    check_resolution(resolution, shrink)
     return resolution // shrink
 
 

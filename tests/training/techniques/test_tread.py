@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.diffusion import OBJECTIVES
 from dit_hf.modeling_dit import unpatchify
+from dit_hf.training.assembly import build_techniques
 from dit_hf.training.batch import Draws, LatentBatch, StepRecord
 from dit_hf.training.observer import Observer
 from dit_hf.training.run import run
@@ -65,17 +66,26 @@ class Recorder(Technique):
         return changed_blocks(model, {index: record(index) for index in range(len(model.blocks))})
 
 
-def predict(techniques: Techniques, model: DiTModel, batch: LatentBatch, step: int = 0) -> torch.Tensor:
-    """Prediction of a model that techniques train."""
+def compute_losses(
+    techniques: Techniques, model: DiTModel, batch: LatentBatch, step: int = 0, predictions: list | None = None
+) -> dict[str, torch.Tensor]:
+    """Losses of an objective that is zero, and the model's predictions."""
     draws = Draws(torch.full((len(batch.x_0),), 500), torch.zeros_like(batch.x_0), None)
-    predictions = []
+    keep = torch.zeros(len(batch.x_0), dtype=torch.bool)
 
     def compute() -> dict[str, torch.Tensor]:
-        keep = torch.zeros(len(batch.x_0), dtype=torch.bool)
-        predictions.append(model(batch.x_0, draws.timestep, batch.class_labels, drop_labels=keep).sample)
+        prediction = model(batch.x_0, draws.timestep, batch.class_labels, drop_labels=keep).sample
+        if predictions is not None:
+            predictions.append(prediction)
         return {"loss": torch.zeros(len(batch.x_0)), "mse": torch.zeros(len(batch.x_0))}
 
-    techniques.apply(compute, model, batch, draws, step)
+    return techniques.apply(compute, model, batch, draws, step)
+
+
+def predict(techniques: Techniques, model: DiTModel, batch: LatentBatch, step: int = 0) -> torch.Tensor:
+    """Prediction of a model that techniques train."""
+    predictions: list[torch.Tensor] = []
+    compute_losses(techniques, model, batch, step, predictions)
     return predictions[0]
 
 
@@ -150,6 +160,19 @@ def test_what_reads_the_tokens_within_the_route_finds_all_of_them():
         assert waited.sum() == 4
         torch.testing.assert_close(after[k, waited], before[k, waited], rtol=0, atol=0)
         assert not torch.isclose(after[k, ~waited], before[k, ~waited]).all(dim=1).any()
+
+
+def test_techniques_that_settings_name_find_all_tokens_after_a_routed_block():
+    model, batch = make_model(), make_batch([(0, 3), (0, 4)])
+    tread, sync = ("--tread_share", "0.5", "--tread_last_block", "3"), ("--layer_sync_weight", "0.3")
+    settings = parse_settings([*tread, *sync, "--layer_sync_block", "3", "--layer_sync_target", "4"])
+    built = build_techniques(settings, OBJECTIVES["sample"](), model)
+    recorder = Recorder()
+    losses = compute_losses(Techniques({**built.active, "recorder": recorder}), model, batch)
+    early, late = (recorder.tokens[index][1].detach().double().numpy() for index in (2, 3))
+    assert early.shape[1] == 16
+    cosine = (early * late).sum(-1) / np.linalg.norm(early, axis=-1) / np.linalg.norm(late, axis=-1)
+    np.testing.assert_allclose(losses["layer_sync"].detach(), 0.3 * (1 - cosine.mean(1)), rtol=1e-4)  # float32
 
 
 def test_tokens_are_drawn_by_seed_epoch_and_position_alone():

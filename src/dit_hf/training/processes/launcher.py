@@ -1,5 +1,6 @@
 """Starting a training from one command: in this process, or in as many as Accelerate would start."""
 
+import importlib
 import logging
 import os
 from collections.abc import Sequence
@@ -7,13 +8,14 @@ from collections.abc import Sequence
 MODULE = "dit_hf.training.run"
 
 
-def launch(arguments: Sequence[str], num_processes: int | None = None) -> int:
-    """Train, and return the exit code.
+def launch(arguments: Sequence[str], num_processes: int | None = None, module: str = MODULE) -> int:
+    """Train, or run another module with a `main`, and return the exit code.
 
     Args:
         arguments: Arguments of the trainer: `[FILE.yaml] [--setting value ...]`.
         num_processes: Number of processes; one, which is this one, if None. Several are started as by `accelerate
             launch`, whose default configuration file (of `accelerate config`) decides between DDP, FSDP and DeepSpeed.
+        module: Full name of the module.
 
     Raises:
         ValueError: If the number is below 1.
@@ -21,20 +23,18 @@ def launch(arguments: Sequence[str], num_processes: int | None = None) -> int:
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes={num_processes}: start 1 or more")
     if num_processes is None or num_processes == 1:
-        from ..run import main
-
-        main(list(arguments))
+        importlib.import_module(module).main(list(arguments))
         return 0
-    return _launch_several(arguments, num_processes)
+    return _launch_several(arguments, num_processes, module)
 
 
-def _launch_several(arguments: Sequence[str], num_processes: int) -> int:
+def _launch_several(arguments: Sequence[str], num_processes: int, module: str) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each process has said in one line why it ended
-    launcher = ["--num_processes", str(num_processes), "--main_process_port", "0", "--quiet", "--module", MODULE]
+    launcher = ["--num_processes", str(num_processes), "--main_process_port", "0", "--quiet", "--module", module]
     if not _splits_by_default():
         launcher = ["--multi_gpu", *launcher]  # without it, a machine without GPUs starts a single process
     try:

@@ -43,6 +43,10 @@ class ModelFields:
         "Shift in the timestep's frequencies, 0 as in the original or 1 as in diffusers. Default: 0.",
         at_least=0.0,
     )
+    timestep_scale: float | None = row(
+        None, "Factor of the timestep before its embedding. SiT has -0.001, with timestep_offset 1. Default: 1."
+    )
+    timestep_offset: float | None = row(None, "Number that is added to the scaled timestep. Default: 0.")
     mlp_norm_eps: float | None = row(None, "Epsilon of the norm before each feed-forward. Default: 1e-6.", at_least=0.0)
     qk_norm: bool | None = row(None, "Whether attentions normalise queries and keys, head by head. Default: False.")
     position_embedding: str | None = row(

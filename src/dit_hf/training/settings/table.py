@@ -43,7 +43,11 @@ class TrainSettings(ModelFields):
         None, 'JSON file that maps names of the data set to new ones: {"name": "new name"}; others are left out.'
     )
     max_bad_images: float = row(
-        0.001, "Share of images that may be skipped because they cannot be decoded.", at_least=0.0, may_change="always"
+        0.001,
+        "Share of images that may be skipped because they cannot be decoded. Unless it is 0, one may be skipped in any "
+        "case, and up to 10 if they are at most a tenth of the images.",
+        at_least=0.0,
+        may_change="always",
     )
     resolution: int = row(
         256,

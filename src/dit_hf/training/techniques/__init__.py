@@ -7,13 +7,16 @@ keys of a YAML file, compared as a training resumes, and shown on cards, as all 
 from .block_calls import changed_blocks, recorded_blocks
 from .layer_sync import LayerSync
 from .min_snr import MinSNR
+from .repa import RepresentationAlignment
 from .technique import ForwardPass, Technique, Techniques
 from .tread import Tread
 
+# In this order, each stands around the blocks as those before it have changed them.
 TECHNIQUES: dict[str, type[Technique]] = {
+    "tread": Tread,  # first, so that the others find all tokens after a block
     "layer_sync": LayerSync,
     "min_snr": MinSNR,
-    "tread": Tread,
+    "repa": RepresentationAlignment,
 }
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "ForwardPass",
     "LayerSync",
     "MinSNR",
+    "RepresentationAlignment",
     "Technique",
     "Techniques",
     "Tread",
