@@ -218,9 +218,7 @@ class TrainSettings(ModelFields):
         idle=("adamw",),
         card="learning rate of Muon",
     )
-    lr_scheduler: str = row(
-        "constant", f"Schedule of the learning rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of the learning rate"
-    )
+    lr_scheduler: str = row("constant", f"Schedule of the rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of rates")
     lr_warmup_steps: int = row(
         0,
         "Number of steps in which the learning rates rise from 0.",
