@@ -31,7 +31,7 @@ ROOMS = GROUND | MODEL | {
     "data",
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
     "training", "training.run", "training.origin", "training.start", "training.batches", "training.finish", "cards",
-    "hub", "study",
+    "hub", "study", "demo",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit", "layers", "blocks"},
-    "conversion": {"configuration_dit", "modeling_dit", "cards"},
+    "conversion": {"configuration_dit", "modeling_dit", "cards", "sampling"},
     "finetuning": {"configuration_dit", "modeling_dit", "sampling", "conversion", "cards"},
     "training": {"diffusion"},
     "training.origin": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
@@ -78,6 +78,7 @@ ALLOWED: dict[str, set[str]] = {
         "analysis",
         PACKAGE,
     },
+    "demo": {"pipeline_dit", "image_pipelines", "sampling", "conversion", "generation", "hub", PACKAGE},
     "cli": ROOMS | {PACKAGE},
     PACKAGE: ROOMS,  # __init__.py: the public names
 }
@@ -104,6 +105,7 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
     "pyarrow": "datasets",
     "fsspec": "datasets",
+    "starlette": "gradio",
 }
 
 MAX_FILE_LINES = 450

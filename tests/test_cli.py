@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import dit_hf
 from dit_hf import cli
 from dit_hf.cli.entry import in_flags
-from dit_hf.cli.generate import parse_labels, with_scheduler
+from dit_hf.cli.generate import parse_labels
 from dit_hf.cli.study import parse_seeds
+from dit_hf.conversion import with_scheduler
 from dit_hf.generation import image_seed
 from dit_hf.sampling.schedulers import SCHEDULERS
 

@@ -1,6 +1,6 @@
 """The command line `dit-hf`: parse the arguments, call the other rooms, print the result."""
 
-from . import generate, train, convert, evaluate, flops, study, plot  # noqa: I001  each adds its commands, in the order of the help
+from . import generate, demo, train, convert, evaluate, flops, study, plot  # noqa: I001  each adds its commands, in the order of the help
 from .entry import app, main
 
-__all__ = ["app", "convert", "evaluate", "flops", "generate", "main", "plot", "study", "train"]
+__all__ = ["app", "convert", "demo", "evaluate", "flops", "generate", "main", "plot", "study", "train"]
