@@ -32,7 +32,7 @@ ROOMS = GROUND | MODEL | {
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
     "training", "training.run", "training.origin", "training.settings", "training.start", "training.batches",
     "training.finish", "cards",
-    "hub", "runtime", "study",
+    "hub", "runtime", "study", "demo",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -68,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit", "layers", "blocks"},
-    "conversion": {"configuration_dit", "modeling_dit", "cards"},
+    "conversion": {"configuration_dit", "modeling_dit", "cards", "sampling"},
     "finetuning": {"configuration_dit", "modeling_dit", "sampling", "conversion", "cards"},
     "training": {"diffusion"},
     "training.origin": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
@@ -93,6 +93,7 @@ ALLOWED: dict[str, set[str]] = {
         "analysis",
         PACKAGE,
     },
+    "demo": {"pipeline_dit", "image_pipelines", "sampling", "conversion", "generation", "hub", PACKAGE},
     "cli": ROOMS | {PACKAGE},
     PACKAGE: ROOMS,  # __init__.py: the public names
 }
@@ -120,6 +121,7 @@ DISTRIBUTIONS = {
     "packaging": "transformers",
     "pyarrow": "datasets",
     "fsspec": "datasets",
+    "starlette": "gradio",
 }
 
 MAX_FILE_LINES = 450

@@ -37,23 +37,6 @@ def _list_classes(model: str) -> None:
         typer.echo(f"{class_id:>4}  {label}")
 
 
-def with_scheduler(pipeline: Any, name: str) -> Any:
-    """Return the pipeline with another scheduler of diffusers, which keeps the betas of the training."""
-    import diffusers
-
-    from ..conversion.schedulers import make_scheduler
-    from ..pipeline_dit import DiTPipeline
-    from ..sampling.schedulers import SCHEDULERS
-
-    if name not in SCHEDULERS:
-        raise ValueError(f"--scheduler {name}: choose from {', '.join(SCHEDULERS)}")
-    if SCHEDULERS[name].flow:
-        scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
-    else:
-        scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
-    return DiTPipeline.from_pipe(pipeline, scheduler=scheduler)
-
-
 def _check_destination(output_dir: Path | None, npz: Path | None) -> Path | None:
     """Return the folder or the `.npz` file for many images, or None if neither is given."""
     if output_dir and npz:
@@ -225,6 +208,8 @@ def generate(
 
     pipeline = load_for(DiTPipeline, model, runtime, dtype)
     if scheduler is not None:
+        from ..conversion import with_scheduler
+
         pipeline = with_scheduler(pipeline, scheduler)
     if guidance_scale is None:
         guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
