@@ -35,10 +35,14 @@ class Onnx(Engine):
 
     def load(self, file: Path, dtype: str) -> Run:
         import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile, state.NotImplemented) as error:
+            raise ValueError(str(error)) from error  # these have no class in common but Exception
         names = [each.name for each in session.get_inputs()]
 
         def run(*inputs: Tensor) -> list[Tensor]:
