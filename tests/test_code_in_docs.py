@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from dit_hf import DiTPipeline, cli
 from dit_hf.cli.entry import Command
+from dit_hf.extraction import ExtractSettings
 from dit_hf.finetuning import add_lora, save_lora
 from dit_hf.training.settings import TrainSettings
 
@@ -24,7 +25,8 @@ TESTED_ELSEWHERE = {"publish.md", "your_images.md"}  # tests/hub, on a local Hub
 
 def blocks(page: Path, language: str) -> list[str]:
     """The blocks of code of a page, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [code for name, code in fenced if name == language]
 
 
 def make_adapter(folder: Path) -> None:
@@ -94,6 +96,8 @@ def options_of(program: str) -> set[str]:
     for node in ast.walk(ast.parse(text)):  # the fields of a dataclass of settings
         if isinstance(node, ast.ClassDef):
             declared |= {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}
+    if "dit_hf.extraction" in text:
+        declared |= {field.name for field in dataclasses.fields(ExtractSettings)}
     return declared | (trainer if "dit_hf.training" in text else set())
 
 
