@@ -93,6 +93,8 @@ class DiTConfig(PreTrainedConfig):
             2021, arXiv 2104.09864, in two dimensions), "both" does both.
         rope_theta: Base of the angles of "rope" and "both": frequencies fall from 1 to nearly 1 / rope_theta. 100 suits
             grids of 14 x 14 and the like (Heo et al. 2024, arXiv 2403.13298); 10,000 is that of long texts.
+        rope_scale: Distance of neighbouring patches in the angles of "rope" and "both", or the pair for rows and columns;
+            below 1 in a model that was fine-tuned at a larger resolution with interpolated positions.
         mlp: Feed-forward: "gelu" for the paper's, "swiglu" for a gated one (Shazeer 2020, arXiv 2002.05202) of as many
             parameters: its width is 2/3 of hidden_size * mlp_ratio, rounded to a multiple of 8.
         norm: Norm of tokens: "layer" for the paper's LayerNorm, "rms" for one that does not subtract the mean (Zhang &
@@ -127,6 +129,7 @@ class DiTConfig(PreTrainedConfig):
         qk_norm: bool = False,
         position_embedding: PositionEmbedding = "sincos",
         rope_theta: float = 100.0,
+        rope_scale: float | tuple[float, float] | list[float] = 1.0,
         mlp: FeedForward = "gelu",
         norm: NormType = "layer",
         value_residual: bool = False,
@@ -151,6 +154,7 @@ class DiTConfig(PreTrainedConfig):
         self.qk_norm = qk_norm
         self.position_embedding = position_embedding
         self.rope_theta = rope_theta
+        self.rope_scale = rope_scale
         self.mlp = mlp
         self.norm = norm
         self.value_residual = value_residual
@@ -167,6 +171,8 @@ class DiTConfig(PreTrainedConfig):
         # A pair travels as JSON's list; a square one is an int, which is what diffusers' pipelines read.
         height, width = self.sample_height_width
         self.sample_size = height if height == width else [height, width]
+        rows, columns = self.rope_scale_height_width
+        self.rope_scale = rows if rows == columns else [rows, columns]
         super().__init__(**kwargs)
 
     @classmethod
@@ -262,6 +268,12 @@ class DiTConfig(PreTrainedConfig):
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
+    def rope_scale_height_width(self) -> tuple[float, float]:
+        """Distance of neighbouring rows and of neighbouring columns of patches, as a rotary embedding counts them."""
+        scale = self.rope_scale
+        return (scale, scale) if isinstance(scale, (int, float)) else (scale[0], scale[1])
+
+    @property
     def grid_height_width(self) -> tuple[int, int]:
         """Height and width of a latent, in patches."""
         height, width = self.sample_height_width
@@ -320,9 +332,13 @@ class DiTConfig(PreTrainedConfig):
             f"a multiple of num_attention_heads={self.num_attention_heads}",
         )
         self._require("rope_theta", _is_number(self.rope_theta, 1, 1e9), "a number in [1, 1e9]")
+        scale = self.rope_scale if isinstance(self.rope_scale, (list, tuple)) else [self.rope_scale] * 2
+        is_scale = len(scale) == 2 and all(_is_number(each, 1e-6, 1e6) for each in scale)
+        self._require("rope_scale", is_scale, "a number in [1e-6, 1e6], or a pair (rows, columns) of them")
         if self.position_embedding == "sincos":
-            limit = "100, which it is without a rotary embedding, or position_embedding to rope or both"
-            self._require("rope_theta", self.rope_theta == 100, limit)
+            for name, default in (("rope_theta", 100), ("rope_scale", 1)):
+                limit = f"{default}, which it is without a rotary embedding, or position_embedding to rope or both"
+                self._require(name, getattr(self, name) == default, limit)
         else:
             fits = self.hidden_size // self.num_attention_heads % 4 == 0
             self._require("hidden_size", fits, "a multiple of 4 * num_attention_heads, for the rotary embedding")

@@ -1,4 +1,4 @@
-"""Another resolution for a trained model. Only its fixed position embedding depends on the number of tokens."""
+"""Another resolution for a trained model. Only its positions depend on the number of tokens."""
 
 import inspect
 from typing import Literal
@@ -25,6 +25,12 @@ def resize_positions(
     own = {name: getattr(model.config, name) for name in inspect.signature(DiTConfig).parameters if name != "kwargs"}
     resized = DiTConfig(**{**own, "sample_size": sample_size})  # checks and normalises
     height, width = resized.sample_height_width
-    positions = model.resize_pos_embed(height, width, policy)  # (1, N, D)
-    model.pos_embed = nn.Parameter(positions.to(model.pos_embed), requires_grad=False)
+    positions = model.positions(height, width, policy).embedding  # (1, N, D), and refuses an unknown policy
+    if model.pos_embed is not None:
+        model.pos_embed = nn.Parameter(positions.to(model.pos_embed), requires_grad=False)
+    if model.config.position_embedding != "sincos" and policy == "interpolate":
+        own, sides = model.config.sample_height_width, (height, width)
+        scales = model.config.rope_scale_height_width
+        rows, columns = (scale * old / new for scale, old, new in zip(scales, own, sides, strict=True))
+        model.config.rope_scale = rows if rows == columns else [rows, columns]
     model.config.sample_size = resized.sample_size

@@ -1,7 +1,7 @@
 """The fields of `DiTConfig` as settings of a training, each None unless the user sets it.
 
 What a training finds out itself has no setting: `sample_size` follows from the resolution and the VAE, `in_channels`
-from the VAE, `learn_sigma` from the objective.
+from the VAE, `learn_sigma` from the objective, `rope_scale` from the policy of another resolution.
 """
 
 import json
@@ -12,7 +12,12 @@ from typing import Any, get_args
 from ...configuration_dit import BlockType, FeedForward, NormType, PositionEmbedding
 from ..setting_row import row, rows
 
-DECIDED = {"sample_size": "resolution", "in_channels": "vae_name_or_path", "learn_sigma": "objective"}
+DECIDED = {
+    "sample_size": "resolution",
+    "in_channels": "vae_name_or_path",
+    "learn_sigma": "objective",
+    "rope_scale": "resize_position_embedding",
+}
 POLICIES = ("extend", "interpolate")  # of `resize_position_embedding`, which was called position_embedding
 
 
