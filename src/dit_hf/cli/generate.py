@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .entry import Command, app, refuse
-from .local_files import check_labels, check_num_images, check_pipeline
+from .local_files import check_labels, check_num_images, check_saved_pipeline
 
 MANY = "Many images"  # title of a group of options in the help
 
@@ -68,7 +68,10 @@ def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> No
 
 
 Model = Annotated[
-    str, typer.Argument(callback=check_pipeline, help="Folder of a pipeline, or its id on the Hub.", show_default=False)
+    str,
+    typer.Argument(
+        callback=check_saved_pipeline, help="Folder of a pipeline, or its id on the Hub.", show_default=False
+    ),
 ]
 ClassLabels = Annotated[
     str | None,
