@@ -93,7 +93,7 @@ class DiTConfig(PreTrainedConfig):
             2021, arXiv 2104.09864, in two dimensions), "both" does both.
         rope_theta: Base of the angles of "rope" and "both": frequencies fall from 1 to nearly 1 / rope_theta. 100 suits
             grids of 14 x 14 and the like (Heo et al. 2024, arXiv 2403.13298); 10,000 is that of long texts.
-        rope_scale: Distance of neighbouring patches in the angles of "rope" and "both", or the pair for rows and columns;
+        rope_scale: Distance of neighbouring patches in the angles of "rope" and "both", or a pair (rows, columns);
             below 1 in a model that was fine-tuned at a larger resolution with interpolated positions.
         mlp: Feed-forward: "gelu" for the paper's, "swiglu" for a gated one (Shazeer 2020, arXiv 2002.05202) of as many
             parameters: its width is 2/3 of hidden_size * mlp_ratio, rounded to a multiple of 8.

@@ -29,8 +29,7 @@ def resize_positions(
     if model.pos_embed is not None:
         model.pos_embed = nn.Parameter(positions.to(model.pos_embed), requires_grad=False)
     if model.config.position_embedding != "sincos" and policy == "interpolate":
-        own, sides = model.config.sample_height_width, (height, width)
-        scales = model.config.rope_scale_height_width
-        rows, columns = (scale * old / new for scale, old, new in zip(scales, own, sides, strict=True))
+        trained, scales = model.config.sample_height_width, model.config.rope_scale_height_width
+        rows, columns = (s * old / new for s, old, new in zip(scales, trained, (height, width), strict=True))
         model.config.rope_scale = rows if rows == columns else [rows, columns]
     model.config.sample_size = resized.sample_size
