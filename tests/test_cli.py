@@ -331,4 +331,4 @@ def test_help_shows_defaults_and_choices_as_they_are_written(monkeypatch: pytest
 
 def test_plot_of_no_results_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
     assert run_main(monkeypatch, "plot", str(tmp_path / "none.csv")) == 1
-    assert "run dit-hf study first" in capsys.readouterr().err
+    assert "there is no file or folder" in capsys.readouterr().err
