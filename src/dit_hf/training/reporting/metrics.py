@@ -1,8 +1,10 @@
 """The numbers of a run: means of the losses between two rows of `metrics.jsonl`, the speed, and the file."""
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +71,15 @@ class Meter:
             promised = self.peak_flops * self.accelerator.num_processes
             metrics["share_of_peak"] = images_per_second * self.flops_per_image / promised
         self.records = []
-        self.restart_clock()
+        self.started = time.monotonic()
         return metrics
 
-    def restart_clock(self) -> None:
-        """Leave out the time that previews and checkpoints took."""
-        self.started = time.monotonic()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that previews and checkpoints take."""
+        before = time.monotonic()
+        yield
+        self.started += time.monotonic() - before
 
 
 class MetricsLog:
