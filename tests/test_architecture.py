@@ -32,7 +32,7 @@ ROOMS = GROUND | MODEL | {
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
     "training", "training.run", "training.origin", "training.settings", "training.start", "training.batches",
     "training.finish", "cards",
-    "hub", "study",
+    "hub", "runtime", "study", "demo",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -47,7 +47,16 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": set(),
     "saved_code": {"hub"},
     # sampling and the ground floor travel with the pipelines; doors lead to the other rooms
-    "pipeline_dit": {"sampling", "saved_code", "lora_pipeline", "modeling_dit", "conversion", "caches", "hub"},
+    "pipeline_dit": {
+        "sampling",
+        "saved_code",
+        "lora_pipeline",
+        "modeling_dit",
+        "conversion",
+        "caches",
+        "hub",
+        "runtime",
+    },
     "lora_pipeline": {"saved_code", "finetuning"},
     "image_pipelines": {"pipeline_dit", "sampling"},
     "caches": set(),
@@ -59,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation.sources": {"data"},
     "evaluation.run": ROOMS | {PACKAGE},
     "analysis": {"configuration_dit", "layers", "blocks"},
-    "conversion": {"configuration_dit", "modeling_dit", "cards"},
+    "conversion": {"configuration_dit", "modeling_dit", "cards", "sampling"},
     "finetuning": {"configuration_dit", "modeling_dit", "sampling", "conversion", "cards"},
     "training": {"diffusion"},
     "training.origin": {"diffusion", "configuration_dit", "modeling_dit", "pipeline_dit", "conversion"},
@@ -70,6 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.run": ROOMS | {PACKAGE},
     "cards": {"configuration_dit", "analysis"},
     "hub": {"cards"},
+    "runtime": {"configuration_dit", "embeddings", "modeling_dit", "cards", PACKAGE},
     "study": {
         "configuration_dit",
         "modeling_dit",
@@ -83,6 +93,7 @@ ALLOWED: dict[str, set[str]] = {
         "analysis",
         PACKAGE,
     },
+    "demo": {"pipeline_dit", "image_pipelines", "sampling", "conversion", "generation", "hub", PACKAGE},
     "cli": ROOMS | {PACKAGE},
     PACKAGE: ROOMS,  # __init__.py: the public names
 }
@@ -107,8 +118,10 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "yaml": "pyyaml",
     "huggingface_hub": "huggingface-hub",
+    "packaging": "transformers",
     "pyarrow": "datasets",
     "fsspec": "datasets",
+    "starlette": "gradio",
 }
 
 MAX_FILE_LINES = 450

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 import dit_hf
 from dit_hf import cli
-from dit_hf.cli.generate import parse_labels, with_scheduler
+from dit_hf.cli.generate import parse_labels
 from dit_hf.cli.study import parse_seeds
+from dit_hf.conversion import with_scheduler
 from dit_hf.flags import in_flags
 from dit_hf.generation import image_seed
 from dit_hf.sampling.schedulers import SCHEDULERS
@@ -102,7 +103,7 @@ def test_import_of_the_package_alone_registers_the_auto_classes():
     assert modules_after(code) == {"DiTModel"}
 
 
-@pytest.mark.parametrize("command", [command.callback.__name__ for command in cli.app.registered_commands])
+@pytest.mark.parametrize("command", [each.name or each.callback.__name__ for each in cli.app.registered_commands])
 def test_every_command_has_help_with_an_example(command: str):
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0
@@ -330,4 +331,4 @@ def test_help_shows_defaults_and_choices_as_they_are_written(monkeypatch: pytest
 
 def test_plot_of_no_results_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
     assert run_main(monkeypatch, "plot", str(tmp_path / "none.csv")) == 1
-    assert "run dit-hf study first" in capsys.readouterr().err
+    assert "there is no file or folder" in capsys.readouterr().err

@@ -13,18 +13,22 @@ from typer.testing import CliRunner
 
 from dit_hf import DiTPipeline, cli
 from dit_hf.cli.entry import Command
+from dit_hf.extraction import ExtractSettings
 from dit_hf.finetuning import add_lora, save_lora
 from dit_hf.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
+PROGRAMS = tuple(f"{name} " for name in ("dit-hf", "torchrun", "accelerate", "python", "srun", "OMP_NUM_THREADS=1"))
+OURS = r"dit-hf|\.py|dit_hf"
 TESTED_ELSEWHERE = {"publish.md", "your_images.md"}  # tests/hub, on a local Hub
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """The blocks of code of a page, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [code for name, code in fenced if name == language]
 
 
 def make_adapter(folder: Path) -> None:
@@ -73,13 +77,14 @@ def test_pages_with_python_were_found():
 def commands(page: Path) -> list[list[str]]:
     """The words of each command of a page that runs this package, from the program on."""
     text = "\n".join(blocks(page, "bash") + blocks(page, "")).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines() if re.search(r"dit-hf|\.py|dit_hf", line)]
+    of_programs = [line for line in text.splitlines() if line.startswith(PROGRAMS) and re.search(OURS, line)]
+    lines = [shlex.split(line, comments=True) for line in of_programs]
     found = []
     for words in lines:
         starts = [
             k for k, word in enumerate(words) if word in ("dit-hf", "dit_hf.training.run") or word.endswith(".py")
         ]
-        if starts and words[0] in ("dit-hf", "torchrun", "accelerate", "python", "srun", "OMP_NUM_THREADS=1"):
+        if starts:
             found.append(words[starts[0] :])
     return found
 
@@ -94,6 +99,8 @@ def options_of(program: str) -> set[str]:
     for node in ast.walk(ast.parse(text)):  # the fields of a dataclass of settings
         if isinstance(node, ast.ClassDef):
             declared |= {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}
+    if "dit_hf.extraction" in text:
+        declared |= {field.name for field in dataclasses.fields(ExtractSettings)}
     return declared | (trainer if "dit_hf.training" in text else set())
 
 

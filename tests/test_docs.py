@@ -177,7 +177,9 @@ def test_list_for_assistants_names_every_page_and_leads_somewhere():
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - {"docs/index.md"} <= set(LINK.findall(text))
     assert broken_links(ROOT / "llms.txt") == []
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    assert set(re.findall(r"`(?:dit-hf )?(\w+)`", text.partition("The commands are")[2].partition(";")[0])) == commands
+    assert (
+        set(re.findall(r"`(?:dit-hf )?([\w-]+)`", text.partition("The commands are")[2].partition(";")[0])) == commands
+    )
 
 
 def test_forms_of_issues_are_sound():

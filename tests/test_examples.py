@@ -146,26 +146,6 @@ def test_train_vae_saves_a_vae_with_its_report(tmp_path: Path):
     assert Image.open(tmp_path / "reconstructions.png").size == (640, 512)
 
 
-def test_walk_goes_from_one_image_to_the_other_on_a_sphere(tmp_path):
-    example = load_example("interpolate_dit")
-    noise = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
-    path = example.slerp(*noise, torch.linspace(0, 1, 5))
-    torch.testing.assert_close(path[[0, -1]], noise, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(path.norm(dim=1), noise.norm(dim=1).mean().expand(5), rtol=0.03, atol=0)
-    pipeline = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
-    pipeline.set_progress_bar_config(disable=True)
-    arguments = {"num_inference_steps": 5, "guidance_scale": 1.0, "output_type": "pt"}
-    frames = example.interpolate(pipeline, ("strawberry", "tangerine"), 3, (0, 1), **arguments)
-    ends = [
-        pipeline(
-            label, latents=torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)), **arguments
-        ).images
-        for label, seed in (("strawberry", 0), ("tangerine", 1))
-    ]
-    torch.testing.assert_close(frames[[0, -1]], torch.cat(ends), rtol=1e-3, atol=1e-3)
-    assert (frames[1] - frames[0]).abs().mean() > 0.01
-
-
 @pytest.mark.slow
 def test_shipped_model_is_measured_beside_real_drawings(tmp_path: Path):
     few = ["--num_images", "20", "--num_inference_steps", "2", "--num_jitters", "0", "--output_dir", str(tmp_path)]

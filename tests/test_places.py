@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from dit_hf import DiTModel, DiTPipeline
 from dit_hf.analysis.tables import read_config, read_vae_config
+from dit_hf.cli import app
 from dit_hf.conversion import convert
 from dit_hf.places import check_model_source, check_pipeline_source, is_path
 from dit_hf.training.origin import check_vae_name, load_origin
@@ -90,3 +92,32 @@ def test_models_and_autoencoders_are_asked_for_by_their_folder(places: Path):
     check_vae_name("training/pipeline")  # a pipeline brings one
     with pytest.raises(ValueError, match="many has no config.json|holds some: pass many/one or many/two"):
         check_model_source("many")
+
+
+COMMANDS = {
+    "generate": ("generate", "{}", "--class-labels", "1"),
+    "evaluate": ("evaluate", "--model", "{}", "--reference", "reference.npz", "--num-images", "2"),
+    "convert": ("convert", "{}", "converted"),
+    "flops": ("flops", "{}"),
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_commands_answer_a_mistyped_path_and_the_folder_of_a_training(words: tuple[str, ...], places: Path):
+    (places / "reference.npz").touch()
+    for name in ("training", "trainin"):
+        result = CliRunner().invoke(app, [word.format(name) for word in words])
+        assert isinstance(result.exception, ValueError)
+        assert re.search(MISTAKES[name], str(result.exception))
+
+
+def test_commands_that_need_an_autoencoder_say_how_a_checkpoint_gets_one(places: Path):
+    (places / "model.pt").touch()
+    result = CliRunner().invoke(app, ["generate", "model.pt", "--class-labels", "1"])
+    assert "run `dit-hf convert model.pt FOLDER --vae stabilityai/sd-vae-ft-ema`" in str(result.exception)
+
+
+def test_plot_and_study_name_a_file_that_is_missing(places: Path):
+    for words in (["plot", "result.csv"], ["study", "out", "--recipe", "result.csv"]):
+        result = CliRunner().invoke(app, words)
+        assert "there is no file or folder result.csv" in str(result.exception)

@@ -111,6 +111,8 @@ def enable(pipeline: DiffusionPipeline, config: Any) -> None:
         raise ValueError(f"{type(model._cache_config).__name__} is on: call disable_cache() before enable_cache()")
     if len(model.blocks) < 2:
         raise ValueError("num_hidden_layers=1: a cache needs at least two blocks")
+    if name == "SeaCacheConfig" and model.config.value_residual:
+        raise ValueError("SeaCacheConfig skips nothing where blocks return two tensors: take another cache")
     if name == "TaylorSeerCacheConfig":
         config = _taylorseer_for(config, model)
     elif name == "PyramidAttentionBroadcastConfig":

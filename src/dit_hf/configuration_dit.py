@@ -82,6 +82,9 @@ class DiTConfig(PreTrainedConfig):
             "adaln_zero".
         timestep_freq_shift: Shift in the timestep's frequencies, 10000^(-i / (128 - shift)): 0 in the original, 1 in
             diffusers.
+        timestep_scale: Factor s of the timestep t, of which the embedding sees s t + o. SiT sees 1 - t / 1000, the
+            share of data in flow matching: s = -0.001 and o = 1.
+        timestep_offset: The number o that is added to s t.
         mlp_norm_eps: Epsilon of the norm before each feed-forward: 1e-6 in the original, 1e-5 in diffusers.
         qk_norm: Whether each attention normalises queries and keys, head by head, by an RMS norm with a learned weight
             (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442).
@@ -90,6 +93,8 @@ class DiTConfig(PreTrainedConfig):
             2021, arXiv 2104.09864, in two dimensions), "both" does both.
         rope_theta: Base of the angles of "rope" and "both": frequencies fall from 1 to nearly 1 / rope_theta. 100 suits
             grids of 14 x 14 and the like (Heo et al. 2024, arXiv 2403.13298); 10,000 is that of long texts.
+        rope_scale: Distance of neighbouring patches in the angles of "rope" and "both", or a pair (rows, columns);
+            below 1 in a model that was fine-tuned at a larger resolution with interpolated positions.
         mlp: Feed-forward: "gelu" for the paper's, "swiglu" for a gated one (Shazeer 2020, arXiv 2002.05202) of as many
             parameters: its width is 2/3 of hidden_size * mlp_ratio, rounded to a multiple of 8.
         norm: Norm of tokens: "layer" for the paper's LayerNorm, "rms" for one that does not subtract the mean (Zhang &
@@ -124,9 +129,12 @@ class DiTConfig(PreTrainedConfig):
         qk_norm: bool = False,
         position_embedding: PositionEmbedding = "sincos",
         rope_theta: float = 100.0,
+        rope_scale: float | tuple[float, float] | list[float] = 1.0,
         mlp: FeedForward = "gelu",
         norm: NormType = "layer",
         value_residual: bool = False,
+        timestep_scale: float = 1.0,
+        timestep_offset: float = 0.0,
         **kwargs: Any,
     ) -> None:
         unknown = next((name for name in kwargs if not _is_field(name)), None)
@@ -146,9 +154,12 @@ class DiTConfig(PreTrainedConfig):
         self.qk_norm = qk_norm
         self.position_embedding = position_embedding
         self.rope_theta = rope_theta
+        self.rope_scale = rope_scale
         self.mlp = mlp
         self.norm = norm
         self.value_residual = value_residual
+        self.timestep_scale = timestep_scale
+        self.timestep_offset = timestep_offset
         if "num_labels" in kwargs and not _is_int(kwargs["num_labels"], at_least=0, at_most=MAX_LABELS):
             raise ValueError(f"num_labels={kwargs['num_labels']!r}: leave it out, DiT's classes are num_classes")
         if unknown is not None:
@@ -160,6 +171,8 @@ class DiTConfig(PreTrainedConfig):
         # A pair travels as JSON's list; a square one is an int, which is what diffusers' pipelines read.
         height, width = self.sample_height_width
         self.sample_size = height if height == width else [height, width]
+        rows, columns = self.rope_scale_height_width
+        self.rope_scale = rows if rows == columns else [rows, columns]
         super().__init__(**kwargs)
 
     @classmethod
@@ -255,6 +268,12 @@ class DiTConfig(PreTrainedConfig):
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
+    def rope_scale_height_width(self) -> tuple[float, float]:
+        """Distance of neighbouring rows and of neighbouring columns of patches, as a rotary embedding counts them."""
+        scale = self.rope_scale
+        return (scale, scale) if isinstance(scale, (int, float)) else (scale[0], scale[1])
+
+    @property
     def grid_height_width(self) -> tuple[int, int]:
         """Height and width of a latent, in patches."""
         height, width = self.sample_height_width
@@ -301,6 +320,9 @@ class DiTConfig(PreTrainedConfig):
         self._require("mlp_ratio", self.hidden_size * self.mlp_ratio >= 1, "at least 1 / hidden_size")
         self._require("mlp_norm_eps", _is_number(self.mlp_norm_eps, 0, 1), "a number in [0, 1]")
         self._require("timestep_freq_shift", _is_number(self.timestep_freq_shift, 0, 1), "a number in [0, 1]")
+        is_factor = _is_number(self.timestep_scale, -1e3, 1e3) and self.timestep_scale != 0
+        self._require("timestep_scale", is_factor, "a number in [-1000, 1000] that is not 0")
+        self._require("timestep_offset", _is_number(self.timestep_offset, -1e6, 1e6), "a number in [-1e6, 1e6]")
         for name, choices in _choices().items():
             self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         self._require("hidden_size", self.hidden_size % 4 == 0, "a multiple of 4, for the position embedding")
@@ -310,9 +332,13 @@ class DiTConfig(PreTrainedConfig):
             f"a multiple of num_attention_heads={self.num_attention_heads}",
         )
         self._require("rope_theta", _is_number(self.rope_theta, 1, 1e9), "a number in [1, 1e9]")
+        scale = self.rope_scale if isinstance(self.rope_scale, (list, tuple)) else [self.rope_scale] * 2
+        is_scale = len(scale) == 2 and all(_is_number(each, 1e-6, 1e6) for each in scale)
+        self._require("rope_scale", is_scale, "a number in [1e-6, 1e6], or a pair (rows, columns) of them")
         if self.position_embedding == "sincos":
-            limit = "100, which it is without a rotary embedding, or position_embedding to rope or both"
-            self._require("rope_theta", self.rope_theta == 100, limit)
+            for name, default in (("rope_theta", 100), ("rope_scale", 1)):
+                limit = f"{default}, which it is without a rotary embedding, or position_embedding to rope or both"
+                self._require(name, getattr(self, name) == default, limit)
         else:
             fits = self.hidden_size // self.num_attention_heads % 4 == 0
             self._require("hidden_size", fits, "a multiple of 4 * num_attention_heads, for the rotary embedding")

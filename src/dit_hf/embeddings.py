@@ -97,7 +97,7 @@ def position_embedding(
 def rotations(
     config: DiTConfig,
     grid_height_width: tuple[int, int],
-    trained_height_width: tuple[int, int] | None = None,
+    scale: tuple[float, float] = (1.0, 1.0),
     device: torch.device | None = None,
 ) -> Tensor:
     """Make the cosines and sines (1, N, d) of a rotary embedding in two dimensions, for heads of d channels.
@@ -109,22 +109,23 @@ def rotations(
     Args:
         config: Architecture, whose `rope_theta` is theta.
         grid_height_width: Rows and columns of patches.
-        trained_height_width: As in `position_embedding`.
+        scale: Distance of neighbouring rows, and of neighbouring columns. The centres of the first patches stay half a
+            patch from the border: with 0.5, rows stand at -0.25, 0.25, 0.75 and so on.
         device: Device to compute on.
 
     Source: Su et al. 2021, arXiv 2104.09864, section 3.2; in two dimensions as in Heo et al. 2024, arXiv 2403.13298,
     section 3.1 ("axial").
     """
     quarter = config.hidden_size // config.num_attention_heads // 4
-    dtype = torch.float64 if device is None or device.type != "mps" else torch.float32  # MPS has no float64
-    omega = config.rope_theta ** (-torch.arange(quarter, dtype=dtype, device=device) / quarter)       # (d/4,)
-    row, column = (
-        ((torch.arange(length, dtype=dtype, device=device) + 0.5) * (trained / length) - 0.5)[:, None] * omega
-        for length, trained in zip(grid_height_width, trained_height_width or grid_height_width, strict=True)
-    )                                                                                                # (H/p, d/4) ...
-    shape = *grid_height_width, quarter
-    angles = torch.cat([row[:, None].expand(shape), column[None].expand(shape)], dim=-1).flatten(0, 1)  # (N, d/2)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)[None].float()                             # (1, N, d)
+    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64  # which MPS lacks
+    omega = config.rope_theta ** (-torch.arange(quarter, dtype=dtype, device=device) / quarter)           # (d/4,)
+    axes = [
+        ((torch.arange(length, dtype=dtype, device=device) + 0.5) * distance - 0.5)[:, None] * omega
+        for length, distance in zip(grid_height_width, scale, strict=True)
+    ]                                                                                    # (H/p, d/4), (W/p, d/4)
+    shape = (*grid_height_width, quarter)
+    angles = torch.cat([axes[0][:, None].expand(shape), axes[1][None].expand(shape)], dim=-1).flatten(0, 1)  # (N, d/2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)[None].float()                                    # (1, N, d)
 
 
 class TimestepEmbedder(nn.Module):
@@ -135,6 +136,7 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.freq_shift = config.timestep_freq_shift
+        self.scale, self.offset = config.timestep_scale, config.timestep_offset
         self.mlp = nn.Sequential(
             NormalLinear(self.num_channels, config.hidden_size),
             nn.SiLU(),
@@ -142,11 +144,13 @@ class TimestepEmbedder(nn.Module):
         )
 
     def forward(self, timestep: Tensor) -> Tensor:
-        half = self.num_channels // 2
+        half, timestep = self.num_channels // 2, timestep.float()
+        if (self.scale, self.offset) != (1, 0):
+            timestep = self.offset + self.scale * timestep
         exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / (half - self.freq_shift)
-        angles = timestep.float()[:, None] * torch.exp(-math.log(10000) * exponent)  # (B, 128)
-        sines = torch.cat([angles.cos(), angles.sin()], dim=-1)                      # (B, 256)
-        return self.mlp(sines)                                                       # (B, D)
+        angles = timestep[:, None] * torch.exp(-math.log(10000) * exponent)  # (B, 128)
+        sines = torch.cat([angles.cos(), angles.sin()], dim=-1)              # (B, 256)
+        return self.mlp(sines)                                               # (B, D)
 
 
 class LabelEmbedder(nn.Module):

@@ -65,7 +65,10 @@ class ExtractSettings:
     dtype: str = field(default="float16", metadata={"help": "Storage: float16, or int8 for half the size."})
     encode_batch_size: int = field(default=32, metadata={"help": "Number of images that are encoded together."})
     num_workers: int = field(default=4, metadata={"help": "Number of threads of each process that prepare images."})
-    max_bad_images: float = field(default=0.001, metadata={"help": "Share of the images that may be skipped."})
+    max_bad_images: float = field(
+        default=0.001,
+        metadata={"help": "Share of images that may be skipped. Unless it is 0, one may be."},
+    )
     push_to_hub: bool = field(default=False, metadata={"help": "Whether to push the finished data set to the Hub."})
     hub_dataset_id: str | None = field(
         default=None, metadata={"help": "Id on the Hub: user/name. Default: the name of output_dir."}

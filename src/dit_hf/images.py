@@ -5,7 +5,8 @@ Training, evaluation and the image-to-image pipelines all read their images here
 - of an animation, the first picture counts;
 - the EXIF orientation is applied;
 - transparency is composited on white, whether it is an alpha channel, a palette entry or a transparent colour;
-- grey of 16 bits or in floating point is scaled to 8 bits, and CMYK is converted;
+- grey of 16 bits or in floating point is scaled to 8 bits, of colour in 16 bits Pillow reads the high byte (at most one
+  level from the rounded value), and CMYK is converted;
 - colour profiles are not applied.
 
 This file travels to the Hub as a part of `pipeline_dit.py`.

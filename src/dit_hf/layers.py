@@ -77,7 +77,7 @@ class HeadNorm(nn.RMSNorm):
         super().__init__(head_size, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)  # (B, h, S, d)
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)  # (B, S, h, d)
 
 
 class BlockLayer(nn.Module):
@@ -167,15 +167,17 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     the difference of their angles (Su et al. 2021, eq. 16).
 
     Args:
-        x: Queries or keys (B, h, S, d). Tokens after the first N, as those of the in-context design, are not turned.
+        x: Queries or keys (B, S, h, d). Tokens after the first N, as those of the in-context design, are not turned.
         positions: Cosines, then sines, of the angles of the N tokens: (N, d), (1, N, d), or (B, N, d) if samples have
             tokens of different places.
     """
-    cosine, sine = positions.unsqueeze(-3).chunk(2, dim=-1)                              # (B, 1, N, d/2)
+    cosine, sine = positions.unsqueeze(-2).chunk(2, dim=-1)                 # (B, N, 1, d/2)
     num_turned = positions.shape[-2]
-    first, second = x[..., :num_turned, :].float().chunk(2, dim=-1)                      # (B, h, N, d/2)
-    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-    return torch.cat([turned.to(x.dtype), x[..., num_turned:, :]], dim=-2)               # (B, h, S, d)
+    first, second = x[:, :num_turned].float().chunk(2, dim=-1)              # (B, N, h, d/2)
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)
+    if num_turned == x.shape[1]:
+        return turned                                                       # (B, S, h, d)
+    return torch.cat([turned, x[:, num_turned:]], dim=1)
 
 
 FIRST_VALUE_SHARE = 0.5  # where the share of the first block's values starts (Zhou et al. 2024, section 3.4)
@@ -214,14 +216,14 @@ class Attention(BlockLayer):
         self, x: Tensor, positions: Tensor | None = None, first_values: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         qkv = self.qkv(x).unflatten(-1, (3, self.config.num_attention_heads, -1))  # (B, S, 3, h, d)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)                             # (B, h, S, d)
+        query, key, value = qkv.unbind(2)                                          # (B, S, h, d)
         query, key = self.q_norm(query), self.k_norm(key)
         if self.config.value_residual:
-            first_values = qkv[:, :, 2].flatten(2) if first_values is None else first_values
-            first = first_values.unflatten(-1, qkv.shape[-2:]).transpose(1, 2)     # (B, h, S, d)
-            value = torch.lerp(value, first, self.v_mix.to(value.dtype))
+            first_values = value.flatten(2) if first_values is None else first_values
+            value = torch.lerp(value, first_values.view_as(value), self.v_mix.to(value.dtype))
         if positions is not None:
             query, key = rotate(query, positions), rotate(key, positions)
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))  # (B, h, S, d)
         x, weights = attend(self.config, self, query, key, value)                  # (B, S, D)
         return self.proj(x), weights, first_values
 
@@ -244,8 +246,8 @@ class CrossAttention(BlockLayer):
 
     def forward(self, x: Tensor, kv: Tensor) -> Tensor:
         heads = self.config.num_attention_heads
-        query = self.q(x).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, h, S, d)
+        query = self.q_norm(self.q(x).unflatten(-1, (heads, -1))).transpose(1, 2)  # (B, h, S, d)
         kv = kv.expand(x.shape[0], -1, -1).unflatten(-1, (2, heads, -1))  # (B, K, 2, h, d)
-        key, value = kv.permute(2, 0, 3, 1, 4)                        # (B, h, K, d)
-        x, _ = attend(self.config, self, self.q_norm(query), self.k_norm(key), value)  # (B, S, D)
+        key, value = self.k_norm(kv[:, :, 0]).transpose(1, 2), kv[:, :, 1].transpose(1, 2)  # (B, h, K, d)
+        x, _ = attend(self.config, self, query, key, value)           # (B, S, D)
         return self.proj(x)

@@ -177,7 +177,7 @@ class DiTModel(DiTPreTrainedModel):
         Raises:
             ValueError: As in `resize_pos_embed`, or if only some of the arguments are given.
         """
-        trained = grid = self.config.grid_height_width
+        own = grid = self.config.grid_height_width
         embedding: Tensor | None = self.pos_embed
         if not (height is None and width is None and policy is None):
             if height is None or width is None or policy is None:
@@ -186,9 +186,10 @@ class DiTModel(DiTPreTrainedModel):
             embedding = None if embedding is None else self.resize_pos_embed(height, width, policy)
         if self.config.position_embedding == "sincos":
             return DiTPositions(embedding)
-        return DiTPositions(
-            embedding, rotations(self.config, grid, trained if policy == "interpolate" else None, self._place)
-        )
+        rows, columns = self.config.rope_scale_height_width
+        if policy == "interpolate":
+            rows, columns = rows * own[0] / grid[0], columns * own[1] / grid[1]
+        return DiTPositions(embedding, rotations(self.config, grid, (rows, columns), self._place))
 
     def resize_pos_embed(self, height: int, width: int, policy: Literal["extend", "interpolate"]) -> Tensor:
         """Make a position embedding (1, N, D) for latents of another size.

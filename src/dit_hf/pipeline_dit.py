@@ -342,6 +342,27 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
                 conversion.save_for_diffusers(self, folder, *args, **kwargs)
         remove_older_code(Path(save_directory))
 
+    def export(
+        self,
+        save_directory: str | Path,
+        format: Literal["openvino", "onnx", "torch"] = "openvino",
+        dtype: Literal["float32", "bfloat16", "int8"] = "float32",
+    ) -> None:
+        """Write the pipeline as fixed graphs for a runtime, in a folder that `from_pretrained` loads.
+
+        Args:
+            save_directory: New folder.
+            format: Runtime that is to compute the graphs.
+            dtype: Number format to compute in; `dit_hf.runtime.engines` says which one a runtime has.
+
+        Raises:
+            ImportError: If this file runs without the package, or a package of the runtime is missing.
+            ValueError: If the folder is taken, the runtime lacks the number format, or the pipeline cannot be exported.
+        """
+        source = str(self.config.get("_name_or_path") or "")
+        export_pipeline = import_for("export", "dit_hf.runtime.export").export_pipeline
+        export_pipeline(self, save_directory, format=format, dtype=dtype, source=source)
+
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write the index so that it loads with and without the package, and the code; `save_pretrained` ends so."""
         super().to_json_file(json_file_path)
@@ -359,6 +380,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
             import_for("from_pretrained", "dit_hf.modeling_dit")  # diffusers takes classes of imported modules only
             index["_class_name"] = cls.__name__
             index["transformer"] = [cls._transformer_module, "DiTModel"]
+        elif IN_PACKAGE and index.get("transformer") == ["dit_hf.runtime.transformer", "ExportedDiT"]:
+            import_for("from_pretrained", "dit_hf.runtime")
         elif IN_PACKAGE and cls._transformer_module != "transformers" and "diffusers" in index.get("transformer", []):
             index["transformer"] = [cls._transformer_module, "DiTModel"]  # `from_pretrained` converts it
         return index

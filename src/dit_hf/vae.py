@@ -15,11 +15,12 @@ from torch import Tensor
 
 # Autoencoders of diffusers that pipelines work with: images of 3 channels to latents (B, C, h, w) and back.
 AUTOENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "VQModel")
+EXPORTED = "ExportedVae"  # one of them as a graph for another runtime
 
 
 def is_supported_vae(vae: Any) -> bool:
     """Return whether a VAE is one of `AUTOENCODERS`, or of a class derived from one."""
-    return any(cls.__name__ in AUTOENCODERS for cls in type(vae).__mro__)
+    return any(cls.__name__ in (*AUTOENCODERS, EXPORTED) for cls in type(vae).__mro__)
 
 
 def vae_shrink_factor(vae_config: Any) -> int:

@@ -60,7 +60,7 @@ def test_configuration_is_read_from_a_pipeline_s_folder(tmp_path):
 
 @pytest.mark.parametrize("read", [read_config, read_vae_config])
 def test_neither_name_nor_folder_is_refused(read, tmp_path):
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="there is no file or folder .*nowhere"):
         read(str(tmp_path / "nowhere"))
 
 

@@ -34,7 +34,6 @@ def untrained_variance(state) -> dict[str, torch.Tensor]:
 
 
 OTHER_OBJECTIVES = {
-    "SiT": ({"args": argparse.Namespace(**SIT)}, "model='SiT-XL/2', path_type='Linear', prediction='velocity'"),
     "REPA": ({"args": argparse.Namespace(**REPA)}, "prediction='v'"),
     "SiT on its noise": ({"args": argparse.Namespace(**{**SIT, "prediction": "noise"})}, "path_type='Linear'"),
     "a dictionary": ({"args": {"prediction": "velocity"}}, "prediction='velocity'"),
@@ -55,7 +54,9 @@ def test_other_objective_is_refused_by_its_arguments(beside, message, where, sta
     if where == "file":
         torch.save(content, tmp_path / "w.pt")
         content = tmp_path / "w.pt"
-    with pytest.raises(CheckpointError, match=f"its training had .*{message}.*pass any_objective=True"):
+    with pytest.raises(
+        CheckpointError, match=f"its training had .*{message}.*trained_as='sit' .*pass any_objective=True"
+    ):
         from_original(content, **HEADS)
     model = from_original(content, any_objective=True, **HEADS)
     assert torch.equal(model.final_layer.linear.weight, state["final_layer.linear.weight"])
@@ -83,11 +84,11 @@ def test_weights_alone_are_known_by_the_variance_that_nothing_trained(state, unt
 
 
 def test_neither_pipeline_nor_command_takes_other_weights_for_noise(state, tmp_path):
-    torch.save({"ema": state, "args": argparse.Namespace(**SIT)}, tmp_path / "sit.pt")
-    with pytest.raises(ValueError, match="prediction='velocity'"):
-        DiTPipeline.from_pretrained(tmp_path / "sit.pt", vae=None, **HEADS)
-    with pytest.raises(ValueError, match="prediction='velocity'"):
-        convert(DiTPipeline, str(tmp_path / "sit.pt"), tmp_path / "new", vae=None, **HEADS)
+    torch.save({"ema": state, "args": argparse.Namespace(**REPA)}, tmp_path / "repa.pt")
+    with pytest.raises(ValueError, match="prediction='v'"):
+        DiTPipeline.from_pretrained(tmp_path / "repa.pt", vae=None, **HEADS)
+    with pytest.raises(ValueError, match="prediction='v'"):
+        convert(DiTPipeline, str(tmp_path / "repa.pt"), tmp_path / "new", vae=None, **HEADS)
     assert not (tmp_path / "new").exists()
 
 
@@ -112,11 +113,3 @@ def tiny_vae():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(block_out_channels=(4,), norm_num_groups=4, latent_channels=4)
-
-
-def test_timesteps_of_sit_have_no_counterpart_in_the_embedding(golden_model):
-    """Why SiT is refused: of the frequencies that its t in [0, 1] has, 96 of 128 are lower than ours per timestep."""
-    ours = torch.tensor([10_000 ** (-i / 128) for i in range(128)], dtype=torch.float64)
-    of_sit = ours / 1000  # per timestep of 0..1000
-    has_counterpart = torch.isclose(of_sit[:, None], ours[None], rtol=1e-9, atol=0).any(1)
-    assert has_counterpart.tolist() == [True] * 32 + [False] * 96

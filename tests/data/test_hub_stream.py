@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import ClassLabel, Features, config
 from datasets import Image as ImageFeature
 from diffusers import AutoencoderKL
@@ -23,6 +24,9 @@ from dit_hf.data.moments import hash_vae
 from dit_hf.data.retries import SourceError
 from dit_hf.data.sources import open_images
 from dit_hf.data.streaming import ImageStream, Position
+from dit_hf.training.batches import open_source
+from dit_hf.training.saving.resume import _check_files
+from dit_hf.training.settings import TrainSettings
 
 specification = importlib.util.spec_from_file_location(
     "hub_conftest", Path(__file__).parents[1] / "hub" / "conftest.py"
@@ -129,6 +133,43 @@ def test_interruption_that_stays_ends_with_the_shard_and_why(hub, images):
     )
     with pytest.raises(SourceError, match=message):
         read(source, 1)
+
+
+@pytest.mark.parametrize("place", ["Hub", "disk"])
+def test_run_notices_that_its_file_of_class_names_or_its_label_map_has_changed(
+    hub, images, files, tmp_path: Path, monkeypatch, place: str
+):
+    monkeypatch.chdir(tmp_path)
+    PartialState(cpu=True)  # which the log of a run asks for
+    for name, content in files.items():
+        (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "local" / name).write_bytes(content)
+    name = {"Hub": "ILSVRC/imagenet-1k", "disk": "local"}[place]
+
+    def version(**files_of_classes: str) -> str:
+        settings = TrainSettings(dataset_name=name, output_dir="out", **files_of_classes)
+        assert open_source(settings).num_parts > 0
+        return settings.dataset_revision
+
+    plain = version()
+    (tmp_path / "names.txt").write_text("class 1\nclass 2\n")
+    first = version(class_names_file="names.txt")
+    assert first == version(class_names_file="names.txt")
+    (tmp_path / "names.txt").write_text("class 2\nclass 1\n")
+    second = version(class_names_file="names.txt")
+    (tmp_path / "map.json").write_text('{"class 1": "one"}')
+    third = version(label_map_file="map.json")
+    (tmp_path / "map.json").write_text('{"class 2": "one"}')
+    fourth = version(label_map_file="map.json")
+    versions = [plain, first, second, third, fourth]
+    assert len(set(versions)) == 5
+    if place == "Hub":
+        assert all(each.startswith(images.refs["main"].oid) for each in versions)
+    with pytest.raises(ValueError, match="was trained on other classes than"):
+        _check_files(Path("step-1"), TrainSettings(dataset_name=name), first, second)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings.yaml").write_text(f"dataset_name: {name}\ndataset_revision: {fourth}\n")
+    assert version(label_map_file="map.json") == fourth  # a resumed run, which takes the recorded commit
 
 
 def test_version_is_pinned_while_the_hub_has_a_newer_one(hub, images):

@@ -247,6 +247,28 @@ def test_folder_of_shards_with_some_pictures_is_a_folder_of_shards(tmp_path: Pat
     assert isinstance(open_images(str(tmp_path)), ParquetSource)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.parquet", "preview.png"),
+        ("data/train.parquet", "preview/1.png"),
+        ("train.parquet", "1.png", "2.png", "3.png"),
+        ("data/train-00000-of-00001.parquet", "previews/1.png", "previews/2.png", "previews/3.png"),
+    ],
+)
+def test_one_shard_beside_pictures_of_it_is_a_folder_of_shards(tmp_path: Path, names: tuple[str, ...]):
+    fill(tmp_path, *names[1:])
+    (tmp_path / names[0]).parent.mkdir(exist_ok=True)
+    (tmp_path / names[0]).write_bytes(shard())
+    assert isinstance(open_images(str(tmp_path)), ParquetSource)
+
+
+def test_table_beside_class_folders_leaves_them_what_they_are(tmp_path: Path):
+    fill(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png")
+    (tmp_path / "embeddings.parquet").write_bytes(shard())
+    assert classes(tmp_path) == by_folder("cat/1.png", "cat/2.png", "dog/1.png")
+
+
 # ---- patterns --------------------------------------------------------------------------------------------------------
 
 

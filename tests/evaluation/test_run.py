@@ -194,10 +194,10 @@ COMPARED = ["--samples", "samples.npz", "--reference", "reference.npz", "--extra
     ("options", "complaint"),
     [
         ([], "--samples and --model: give one of them"),
-        (["--samples", "samples.npz", "--model", "b"], "--samples and --model: give one of them"),
+        (["--samples", "samples.npz", "--model", "user/b"], "--samples and --model: give one of them"),
         (["--samples", "samples.npz"], "--reference and --save-reference: give one of them"),
         ([*COMPARED, "--seed", "1"], "--seed is for --model"),
-        (["--model", "a", "--num-images", "3", "--save-reference", "b.npz"], "--model is for comparing"),
+        (["--model", "user/a", "--num-images", "3", "--save-reference", "b.npz"], "--model is for comparing"),
         ([*COMPARED[:4], "--extractor", TINY + "s"], "has no 'TinyExtractors'"),
         (
             ["--samples", "images", "--reference", "reference.npz", "--num-images", "200"],

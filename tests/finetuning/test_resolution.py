@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 
 from dit_hf import DiTModel
@@ -35,6 +36,16 @@ def test_a_resized_model_saves_and_loads_as_what_it_is(build, tmp_path):
     loaded = DiTModel.from_pretrained(tmp_path)
     assert loaded.config.sample_size == [16, 8]
     torch.testing.assert_close(loaded.pos_embed, model.pos_embed, rtol=0, atol=0)
+
+
+def test_foreign_fields_of_a_configuration_stay_and_are_not_warned_of_again(build, caplog):
+    transformers.utils.logging.enable_propagation()
+    model = build()
+    model.config.use_cache = True  # as transformers' Trainer writes it
+    resize_positions(model, 16, "extend")
+    assert model.config.use_cache
+    assert model.config.sample_size == 16
+    assert "does not use" not in caplog.text
 
 
 def test_unknown_policies_and_sizes_are_refused(build):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +135,19 @@ def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only
     assert math.isnan(continued.cpu_seconds)
     with pytest.raises(ValueError, match="timestep_shift.*choose a new folder"):
         training(replace(recipe, additions={"timestep_shift": 3.0}))
+
+
+def test_a_technique_that_needs_images_gets_those_that_the_latents_were_made_of(recipe, tmp_path):
+    encoder = Path(__file__).parents[1] / "training" / "techniques" / "encoders.py"
+    additions = {"repa_encoder": f"{encoder}:MeanColour", "repa_block": 1, "repa_width": 8}
+    study = Study(replace(recipe, models=("S/4",), additions=additions), tmp_path)
+    training = study._training(Variant("S/4", "adaln_zero", 0))
+    batch = next(training._batches())
+    pixels = study.latents.decode(batch.x_0)  # (B, 1, S, S) in 0..255
+    torch.testing.assert_close((batch.extras["images"] + 1) * 127.5, pixels.float().expand(-1, 3, -1, -1))
+    before = training.techniques.modules["repa"][0].weight.clone()
+    assert training.advance(64, lambda: False)
+    assert not torch.equal(training.techniques.modules["repa"][0].weight, before)
 
 
 QUADRANTS = """

@@ -117,6 +117,20 @@ def test_split_model_trains_saves_samples_and_goes_on_like_a_whole_one(
 
 @pytest.mark.slow
 @splits
+def test_blocks_that_techniques_change_train_alike_where_they_are_split(
+    tiny: Path, tmp_path: Path, split: dict[str, str]
+):
+    routed = ("--tread_share", "0.5", "--tread_first_block", "1", "--tread_last_block", "1", "--max_train_steps", "3")
+    synced = ("--layer_sync_weight", "0.3", "--layer_sync_block", "1", "--layer_sync_target", "2", "--ema_decay", "0.1")
+    whole = train_one(tiny, tmp_path / "one", *routed, *synced)
+    (tmp_path / "two").mkdir()
+    out = train_two(tiny, tmp_path / "two", *routed, *synced, **split)
+    np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)  # sums in another order
+    torch.testing.assert_close(weights(out, 3, "model"), weights(whole, 3, "model"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@splits
 def test_checkpoint_of_one_process_goes_on_split_over_two_and_back(
     tiny: Path, tmp_path: Path, alone: Path, split: dict[str, str]
 ):

@@ -183,7 +183,23 @@ def test_changes_are_those_that_change_the_steps():
     assert changed_settings(before, now) == {"seed": (0, 1)}
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "imagenet").glob("*.yaml")), ids=lambda path: path.stem)
+FAST = sorted((CONFIGS / "imagenet").glob("*_fast.yaml"))
+PAPERS = sorted({*(CONFIGS / "imagenet").glob("*.yaml")} - {*FAST})
+
+
+@pytest.mark.parametrize("path", FAST, ids=lambda path: path.stem)
+def test_fast_imagenet_files_say_that_they_were_not_run_and_build_the_model_that_they_name(path):
+    settings = parse_settings([str(path)])
+    assert "NOT RUN" in path.read_text()
+    assert settings.train_batch_size * 8 == 256
+    overrides = settings.config_overrides
+    config = DiTConfig.from_name(settings.model, sample_size=settings.resolution // 8, **overrides)
+    assert (config.qk_norm, config.position_embedding, config.mlp) == (True, "rope", "swiglu")
+    on = {name for name, each in settings.techniques.items() if vars(each) != vars(type(each)())}
+    assert on == ({"repa"} if settings.resolution == 256 else {"repa", "tread"})
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
 def test_imagenet_files_are_the_paper_s_recipe_on_eight_devices(path):
     settings = parse_settings([str(path)])
     assert settings.train_batch_size * settings.gradient_accumulation_steps * 8 == 256

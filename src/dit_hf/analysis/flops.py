@@ -63,7 +63,10 @@ def _attention(x: Shape) -> LayerCost:
         linears=4 * x.s * x.d * x.d,
         attention=2 * x.s * x.s * x.d,
         parameters=4 * x.d * x.d + 4 * x.d + x.qk_norm * 2 * x.d // x.heads + x.value_residual,
-        activations=x.s * (4 * x.d + x.heads),  # q, k, v, output; the logarithm of each softmax's denominator
+        # q, k, v, output; the logarithm of each softmax's denominator; the mixed v; then what the norms keep, of q and
+        # of k: normalised, also times the weight, and 1 / deviation; or q and k as turned
+        activations=x.s * (4 * x.d + x.heads + x.value_residual * x.d)
+        + 2 * x.s * (x.qk_norm * (2 * x.d + x.heads) + (x.rope and not x.qk_norm) * x.d),
     )
 
 
@@ -72,7 +75,9 @@ def _cross_attention(x: Shape) -> LayerCost:
     return LayerCost(
         conditioning=products,
         parameters=4 * x.d * x.d + 4 * x.d + x.qk_norm * 2 * x.d // x.heads,
-        activations=x.s * (2 * x.d + x.heads) + 2 * x.k * x.d,  # q, output, logarithms; k, v
+        activations=x.s * (2 * x.d + x.heads)
+        + 2 * x.k * x.d  # q, output, logarithms; k, v
+        + x.qk_norm * (x.s + x.k) * (2 * x.d + x.heads),  # as in `_attention`
     )
 
 
@@ -226,6 +231,7 @@ def count_activations(config: DiTConfig, *, checkpointing: bool = False) -> int:
     """Count the numbers of 4 bytes that a training forward of one image keeps for its backward pass, at their peak.
 
     The forward is in float32 with fused attention, which keeps one number per token and head; "eager" keeps S of them.
+    The table of a rotary embedding is left out, as all images of a batch share it.
 
     Args:
         config: Architecture, of any size and block design.
@@ -237,16 +243,19 @@ def count_activations(config: DiTConfig, *, checkpointing: bool = False) -> int:
     design, shape = BLOCKS[config.block_type], _shape(config)
     n, s, k, d, depth = shape.n, shape.s, shape.k, shape.d, shape.depth
     height, width = config.sample_height_width
-    norms = len(design.layers(config)) * s * (2 * d + 2)  # one before each layer: input, output, mean and deviation
+    kept_by_norm = 2 * d + (1 if config.norm == "rms" else 2)  # input, output, mean if it is subtracted, deviation
+    norms = len(design.layers(config)) * s * kept_by_norm  # one before each layer
     modulations = _row(MODULATION_ACTIVATIONS, design.num_modulations, "MODULATION_ACTIVATIONS")(s, d)
     block = norms + _layers(config, shape).activations + modulations
     labels = 2 if config.num_classes else 0  # int64
-    outside = s * d + n * (d + 2) + config.in_channels * height * width + TIMESTEP_CHANNELS + 2 * d + labels
+    outside = s * d + n * (kept_by_norm - d) + config.in_channels * height * width + TIMESTEP_CHANNELS + 2 * d + labels
     if _row(FINAL_MODULATIONS, design.final_layer, "FINAL_MODULATIONS"):
         outside += n * d + 3 * d
     elif design.cross_attention or checkpointing:
         outside += k * d  # the tokens [t, y]
-    return outside + (depth * s * d + block if checkpointing else depth * block)
+    if checkpointing:
+        return outside + depth * s * d + block + config.value_residual * 3 * s * d  # q, k, v of the first block
+    return outside + depth * block
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Licence:
 
 
 ORIGINAL = Licence(ORIGINAL_LICENSE, text=ORIGINAL_TEXT)
+SIT = Licence("mit", text="The [original weights](https://github.com/willisma/SiT) of SiT are licensed MIT.")
 
 
 def stated_licence(source: str, hub: Mapping[str, Any] | None = None) -> Licence:

@@ -9,6 +9,15 @@ from .entry import Command, app
 from .local_files import check_pipeline
 
 Format = Literal["dit_hf", "original", "diffusers"]
+TrainedAs = Annotated[
+    str | None,
+    typer.Option(
+        help="Training of a checkpoint: dit; or sit or repa, whose weights have DiT's keys and become a model of flow "
+        "matching.",
+        metavar="dit|sit|repa",
+        show_default="sit if the file is certain to hold its weights, else dit",
+    ),
+]
 
 
 @app.command(
@@ -61,6 +70,7 @@ def convert(
         str | None,
         typer.Option(help="Weights of a checkpoint that only its training needed, such as projectors; with commas."),
     ] = None,
+    trained_as: TrainedAs = None,
     timestep_freq_shift: Annotated[
         float | None,
         typer.Option(
@@ -82,6 +92,7 @@ def convert(
         "num_attention_heads": num_attention_heads,
         "weights": weights,
         "ignore": ignore,
+        "trained_as": trained_as,
         "timestep_freq_shift": timestep_freq_shift,
         "revision": revision,
         "vae": vae,

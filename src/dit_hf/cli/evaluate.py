@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .entry import Command, DtypeName, app, refuse
-from .local_files import check_extractor, check_labels, check_num_images, check_pipeline, check_source
+from .local_files import check_extractor, check_labels, check_num_images, check_saved_pipeline, check_source
 
 PrecisionRecallMode = Literal["exact", "adm_float16"]
 # titles of groups of options in the help
@@ -56,7 +56,9 @@ Samples = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(callback=check_pipeline, help="Pipeline to draw samples from instead of --samples: its folder or id."),
+    typer.Option(
+        callback=check_saved_pipeline, help="Pipeline to draw samples from instead of --samples: its folder or id."
+    ),
 ]
 NumImages = Annotated[int | None, typer.Option(min=1, help="Number of samples.", show_default="all")]
 Extractor = Annotated[

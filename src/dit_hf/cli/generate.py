@@ -3,12 +3,12 @@
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .entry import Command, DtypeName, app, refuse
-from .local_files import check_labels, check_num_images, check_pipeline
+from .entry import Command, app, refuse
+from .local_files import check_labels, check_num_images, check_saved_pipeline
 
 MANY = "Many images"  # title of a group of options in the help
 
@@ -35,23 +35,6 @@ def _list_classes(model: str) -> None:
         raise ValueError(f"{model} has no names of classes: use ids, from 0 on")
     for class_id, label in sorted((int(class_id), label) for class_id, label in labels.items()):
         typer.echo(f"{class_id:>4}  {label}")
-
-
-def with_scheduler(pipeline: Any, name: str) -> Any:
-    """Return the pipeline with another scheduler of diffusers, which keeps the betas of the training."""
-    import diffusers
-
-    from ..conversion.schedulers import make_scheduler
-    from ..pipeline_dit import DiTPipeline
-    from ..sampling.schedulers import SCHEDULERS
-
-    if name not in SCHEDULERS:
-        raise ValueError(f"--scheduler {name}: choose from {', '.join(SCHEDULERS)}")
-    if SCHEDULERS[name].flow:
-        scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
-    else:
-        scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
-    return DiTPipeline.from_pipe(pipeline, scheduler=scheduler)
 
 
 def _check_destination(output_dir: Path | None, npz: Path | None) -> Path | None:
@@ -85,7 +68,10 @@ def _save_grid(images: list[Any], num_images_per_label: int, output: Path) -> No
 
 
 Model = Annotated[
-    str, typer.Argument(callback=check_pipeline, help="Folder of a pipeline, or its id on the Hub.", show_default=False)
+    str,
+    typer.Argument(
+        callback=check_saved_pipeline, help="Folder of a pipeline, or its id on the Hub.", show_default=False
+    ),
 ]
 ClassLabels = Annotated[
     str | None,
@@ -132,7 +118,19 @@ NumInferenceSteps = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise and of random labels.")]
 Dtype = Annotated[
-    DtypeName, typer.Option(help="Precision of the model's computations. bfloat16 is faster on newer GPUs.")
+    Literal["auto", "float32", "bfloat16", "float16", "int8"],
+    typer.Option(
+        help="Number format that the networks compute in. auto takes bfloat16 if the GPU, or the CPU by AMX or "
+        "AVX512-BF16, has instructions for it, else float32. int8 needs --runtime onnx or openvino.",
+    ),
+]
+RuntimeName = Annotated[
+    Literal["torch", "openvino", "onnx"] | None,
+    typer.Option(
+        "--runtime",
+        help="What computes the networks. openvino and onnx export the pipeline into a cache at the first use.",
+        show_default="torch, or what the pipeline was exported for",
+    ),
 ]
 OutputDir = Annotated[
     Path | None, typer.Option(rich_help_panel=MANY, help="New folder for a PNG of each image and a list of labels.")
@@ -178,6 +176,7 @@ def generate(
     num_inference_steps: NumInferenceSteps = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
+    runtime: RuntimeName = None,
     output_dir: OutputDir = None,
     npz: Npz = None,
     labels: Labels = None,
@@ -208,9 +207,12 @@ def generate(
     from ..class_names import names_to_ids
     from ..generation.from_pipeline import generate_with_pipeline
     from ..pipeline_dit import DiTPipeline
+    from ..runtime.once import load_for
 
-    pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    pipeline = load_for(DiTPipeline, model, runtime, dtype)
     if scheduler is not None:
+        from ..conversion import with_scheduler
+
         pipeline = with_scheduler(pipeline, scheduler)
     if guidance_scale is None:
         guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0

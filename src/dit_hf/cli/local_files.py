@@ -2,6 +2,7 @@
 
 import glob
 import os
+from pathlib import Path
 
 from ..places import check_pipeline_source, describe_missing, is_path
 
@@ -17,6 +18,38 @@ def check_source(name: str | None) -> str | None:
     if is_path(name, may_be_one_word=True):
         raise ValueError(describe_missing(name))
     return name
+
+
+def check_saved_pipeline(name: str | None) -> str | None:
+    """Refuse what `check_pipeline` refuses, and the file of a checkpoint, which has no autoencoder.
+
+    Raises:
+        ValueError: If the name is none of a pipeline, with what to do instead.
+    """
+    if name is not None and check_pipeline(name) and os.path.isfile(name):
+        raise ValueError(
+            f"{name} is a checkpoint without an autoencoder: run `dit-hf convert {name} FOLDER --vae "
+            "stabilityai/sd-vae-ft-ema` (--vae none for a model of pixels), and pass FOLDER"
+        )
+    return name
+
+
+def check_present(path: Path | None) -> Path | None:
+    """Refuse a path where there is nothing.
+
+    Raises:
+        ValueError: If there is no such file or folder, with what the nearest folder holds.
+    """
+    if path is not None and not path.exists():
+        raise ValueError(describe_missing(str(path)))
+    return path
+
+
+def check_all_present(paths: list[Path]) -> list[Path]:
+    """Refuse paths of which one is missing, as `check_present` does."""
+    for path in paths:
+        check_present(path)
+    return paths
 
 
 def check_pipeline(name: str | None) -> str | None:

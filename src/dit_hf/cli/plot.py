@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .entry import Command, app, refuse
+from .local_files import check_all_present, check_present
 
 
 @app.command(
@@ -17,12 +18,17 @@ def plot(
     results: Annotated[
         list[Path],
         typer.Argument(
-            help="File results.csv of dit-hf study; or the folders of one or several trainings.", show_default=False
+            callback=check_all_present,
+            help="File results.csv of dit-hf study; or the folders of one or several trainings.",
+            show_default=False,
         ),
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("figures"),
     samples: Annotated[
-        Path | None, typer.Option(help="Folder of the study's samples, for the figure of samples from the same noise.")
+        Path | None,
+        typer.Option(
+            callback=check_present, help="Folder of the study's samples, for the figure of samples from the same noise."
+        ),
     ] = None,
     quoted: Annotated[
         bool | None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .entry import Command, app
+from .local_files import check_present
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -29,7 +30,8 @@ def study(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="YAML file of the study's settings, as in runs/; settings that it does not name keep their defaults."
+            callback=check_present,
+            help="YAML file of the study's settings, as in runs/; settings that it does not name keep their defaults.",
         ),
     ] = None,
     dataset: Annotated[

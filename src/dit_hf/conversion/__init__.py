@@ -4,6 +4,7 @@ from .diffusers_format import from_diffusers, to_diffusers
 from .folders import convert
 from .original import from_original, to_original
 from .pipelines import load_pipeline
+from .schedulers import with_scheduler
 from .stock_pipeline import save_for_diffusers
 from .stored import CheckpointError
 
@@ -16,4 +17,5 @@ __all__ = [
     "save_for_diffusers",
     "to_diffusers",
     "to_original",
+    "with_scheduler",
 ]

@@ -10,6 +10,8 @@ ONLY = {
     "mlp": "gelu",
     "norm": "layer",
     "value_residual": False,
+    "timestep_scale": 1.0,
+    "timestep_offset": 0.0,
 }
 
 

@@ -13,17 +13,18 @@ from transformers.utils import logging
 
 from ..betas import PAPER_BETAS
 from ..cards.converted import make_converted_card
-from ..cards.licences import ORIGINAL, Licence, stated_licence
+from ..cards.licences import ORIGINAL, SIT, Licence, stated_licence
 from ..cards.metadata import check_license
 from ..cards.page import CARD
 from ..cards.stamp import digest_of_weights, stamped
 from ..configuration_dit import DiTConfig
 from ..places import check_pipeline_source
 from .diffusers_files import HUB_ARGUMENTS
+from .flow_weights import training_of
 from .objective import has_untrained_variance
 from .original import to_original
 from .pipelines import PIPELINE_FIELDS, library_of_transformer
-from .schedulers import make_scheduler
+from .schedulers import make_flow_scheduler, make_scheduler
 
 logger = logging.get_logger(__name__)
 
@@ -76,6 +77,8 @@ def convert(
     stated = Licence(license) if license else stated_licence(source, hub)
     may_be_published = not is_ours and not has_untrained_variance(pipeline.transformer)  # which SiT's weights have
     licence = choose_licence(stated, pipeline.transformer.config, may_be_published)
+    if not licence and not is_ours and _is_published_sit(pipeline.transformer.config):
+        licence = SIT
     if not licence:
         logger.warning(f"{source} does not state a licence, and so the card says: pass --license if you know it")
     pipeline.save_pretrained(destination, format=to)
@@ -99,7 +102,10 @@ def _check_request(destination: Path, to: str, scheduler: str | None, license: s
 
 def _with_scheduler(cls: type[DiffusionPipeline], pipeline: DiffusionPipeline, name: str) -> DiffusionPipeline:
     """Return a pipeline with another scheduler; its constructor checks that the parts fit."""
-    scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
+    if pipeline.config.prediction_type.startswith("flow_") and name.startswith("FlowMatch"):
+        scheduler = make_flow_scheduler(name, pipeline.scheduler.config.num_train_timesteps)
+    else:
+        scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
     kept = {field: pipeline.config[field] for field in PIPELINE_FIELDS}
     return cls(**{**pipeline.components, "scheduler": scheduler}, **kept)
 
@@ -140,6 +146,12 @@ def choose_licence(stated: Licence, config: DiTConfig, may_be_published: bool) -
     if not stated and may_be_published and _has_published_size(config):
         return ORIGINAL
     return stated
+
+
+def _is_published_sit(config: DiTConfig) -> bool:
+    """Whether SiT's authors published weights of this size: SiT-XL/2 of ImageNet at 256 and 512 px."""
+    as_stored = DiTConfig.from_dict({**config.to_dict(), "learn_sigma": True})
+    return training_of(config) == "sit" and _has_published_size(as_stored)
 
 
 def _has_published_size(config: DiTConfig) -> bool:

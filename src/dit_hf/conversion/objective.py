@@ -1,14 +1,8 @@
 """What the weights of others were trained to predict, as far as a file says it.
 
-Weights of other objectives have the keys and shapes of DiT's, and would give noise for images without an error. SiT
-(Ma et al. 2024, arXiv 2401.08740) is such a model: with data x and noise eps it sees
-
-    x_t = t x + (1 - t) eps,  t in [0, 1],        and predicts x - eps
-
-while flow matching here has x_t = (1 - sigma) x + sigma eps, sees 1000 sigma, and predicts eps - x. The sign and the
-direction of time could be put into the weights: cos and sin of (1 - sigma) f are a rotation of cos and sin of sigma f,
-for each frequency f. The factor 1000 cannot: frequencies 1, ..., 1e-4 of SiT's t are 1e-3, ..., 1e-7 of ours, where the
-timestep embedding here ends at 1e-4. So SiT is refused, and not converted inexactly.
+Weights of other objectives have the keys and shapes of DiT's, and would give noise for images without an error. So the
+arguments that a training stores beside its weights are read. Weights of SiT are loaded as such where the file is
+certain to hold them, or where the user says so; all others are refused by name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,10 +28,62 @@ EXPECTED: dict[str, tuple[str, ...]] = {
 }
 PLACES = ("args", "config", "cfg", "opts", "hparams", "hyper_parameters")  # of the arguments in a checkpoint
 OTHER_MODELS = ("sit",)  # beginnings of `args.model`, in lower case
+OF_SIT = {"path_type": "Linear", "prediction": "velocity"}  # the arguments of SiT's published weights
+OF_FLOW = {"path_type": ("linear",), "prediction": ("velocity", "v")}  # those that SiT and REPA may have, in lower case
 REMEDY = (
-    "Sample these weights with the code that trained them, or pass any_objective=True to from_original to load the "
-    "weights alone"
+    "For velocities on the linear path of SiT or REPA pass trained_as='sit' or 'repa', on the command line "
+    "--trained-as. Sample other weights with the code that trained them, or pass any_objective=True to from_original "
+    "to load the weights alone"
 )
+
+
+def is_certainly_sit(content: Mapping[str, Any], name: str, model: DiTModel) -> bool:
+    """Whether a file holds weights of SiT on its linear path that predict its velocity.
+
+    The arguments of its training say so; or there are none, the name is that of the authors' files, and the half of the
+    output channels that SiT's training does not read was left at zero.
+
+    Args:
+        content: Content of the file.
+        name: Name of the file; empty if the content was in memory.
+        model: Model with the weights.
+    """
+    arguments = dict(_arguments(content))
+    if "model" in arguments or OF_SIT.keys() & arguments.keys():
+        says_sit = str(arguments.get("model")).startswith("SiT")
+        return says_sit and all(arguments.get(key) == value for key, value in OF_SIT.items())
+    return name.startswith("SiT-") and has_untrained_variance(model)
+
+
+def check_name(name: str) -> None:
+    """Refuse a file whose name says SiT, where nothing in it says so for certain.
+
+    Raises:
+        CheckpointError: If the name does.
+    """
+    if name.lower().startswith("sit"):
+        raise CheckpointError(
+            f"{name} is named as SiT's weights are, and nothing in it says what its training was: pass "
+            "trained_as='sit', 'repa' or 'dit', on the command line --trained-as"
+        )
+
+
+def check_flow_arguments(content: Mapping[str, Any], trained_as: str) -> None:
+    """Refuse weights that the user takes for SiT's or REPA's, if the arguments in the file say something else.
+
+    Raises:
+        CheckpointError: If they do; the message names the arguments.
+    """
+    found = []
+    for name, value in _arguments(content):
+        text = str(value).lower() if isinstance(value, str | int | float) else ""
+        if (name in OF_FLOW and text not in OF_FLOW[name]) or (name == "model" and text.startswith("dit")):
+            found.append(f"{name}={value!r}")
+    if found:
+        raise CheckpointError(
+            f"its training had {', '.join(found)}, and trained_as={trained_as!r} means velocities on the linear path: "
+            "leave trained_as out, or sample these weights with the code that trained them"
+        )
 
 
 def check_arguments(content: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers.utils import logging
@@ -16,7 +16,8 @@ from .assemble import assemble, empty_model, unwrap_dit, weights_of
 from .checkpoints import check_left_over, choose_weights, leave_out
 from .designs import check_design
 from .deviation import deviation_of
-from .objective import check_arguments, check_variance
+from .flow_weights import TRAININGS, to_flow_matching
+from .objective import check_arguments, check_flow_arguments, check_name, check_variance, is_certainly_sit
 from .safe_load import read_checkpoint
 from .stored import CheckpointError, StoredTensor
 
@@ -39,6 +40,7 @@ def from_original(
     weights: str = "ema",
     ignore: str | Sequence[str] = (),
     any_objective: bool = False,
+    trained_as: Literal["dit", "sit", "repa"] | None = None,
     **config: Any,
 ) -> DiTModel:
     """Load weights of the original DiT, exactly: every tensor, the position embedding too, is the source's.
@@ -55,23 +57,39 @@ def from_original(
         ignore: Beginnings of keys that only the training needed, such as "projectors"; a list, or a text with commas.
         any_objective: Whether to load weights that predict something else than DiT's. Such weights need sampling code
             of their own.
+        trained_as: Training of the weights: "dit", or "sit" or "repa" for velocities on the linear path, which become a
+            model of flow matching (`conversion.flow_weights`). None takes weights for SiT's where the file is certain
+            to hold those, and for DiT's otherwise.
         **config: Fields of `DiTConfig` that shapes do not tell: `num_attention_heads` of a size that is not the
             paper's, a rectangular `sample_size`, `class_dropout_prob=0` for a table without a null class.
 
     Raises:
         CheckpointError: If the source is damaged, of another model or trained for another objective; the message names
             the key or the reason.
-        ValueError: If a field of the configuration is unknown or contradicts the weights.
+        ValueError: If a field of the configuration is unknown or contradicts the weights, or `trained_as` is unknown or
+            given beside `any_objective`.
     """
-    content = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
-    if not any_objective:
-        check_arguments(content)
+    if trained_as not in (None, "dit", *TRAININGS):
+        raise ValueError(f"trained_as={trained_as!r}: choose from dit, {', '.join(TRAININGS)}")
+    if trained_as and any_objective:
+        raise ValueError(f"trained_as={trained_as!r} and any_objective=True contradict each other: pass one of them")
+    content, name = (source, "") if isinstance(source, Mapping) else (read_checkpoint(Path(source)), Path(source).name)
     tensors = leave_out(choose_weights(content, weights), ignore)
     fields = _inferred_config(tensors, config)
     check_left_over(tensors, {name for name, _ in empty_model(fields).named_parameters()})
     model = assemble(fields, tensors)
-    if not any_objective:
-        check_variance(model)
+    if any_objective:
+        return model
+    if trained_as is None and is_certainly_sit(content, name, model):
+        logger.warning(f"{name or 'The source'} holds weights of SiT, which become a model of flow matching.")
+        trained_as = "sit"
+    if trained_as in TRAININGS:
+        check_flow_arguments(content, trained_as)
+        return to_flow_matching(model, trained_as)
+    check_arguments(content)
+    check_variance(model)
+    if trained_as is None:
+        check_name(name)
     return model
 
 

@@ -17,11 +17,17 @@ from ..places import check_model_source
 from ..vae import vae_subfolder
 from .diffusers_files import HUB_ARGUMENTS, read_json
 from .diffusers_format import DIFFUSERS_NUMBERS, TRAINED_AS, from_diffusers
+from .flow_weights import NUM_TRAIN_TIMESTEPS, training_of
 from .original import from_original
-from .schedulers import make_scheduler
+from .schedulers import make_flow_scheduler, make_scheduler
 
 CONFIG_FIELDS = inspect.signature(DiTConfig).parameters.keys() - {"kwargs"}
-CHECKPOINT_ARGUMENTS = CONFIG_FIELDS | {"weights", "ignore", "any_objective"}  # what `from_original` takes
+CHECKPOINT_ARGUMENTS = CONFIG_FIELDS | {
+    "weights",
+    "ignore",
+    "any_objective",
+    "trained_as",
+}  # what `from_original` takes
 PIPELINE_FIELDS = ("id2label", "guidance_channels", "prediction_type")
 DTYPE_ARGUMENTS = ("dtype", "torch_dtype")
 # Arguments of diffusers' `from_pretrained` that a checkpoint, being one file, has no use for.
@@ -109,7 +115,11 @@ def _load_checkpoint(cls: Any, path: Path, **arguments: Any) -> Any:
     for name in sorted(arguments.keys() - UNUSED_BY_CHECKPOINTS):
         raise ValueError(f"{name!r} has no meaning for a checkpoint of the original")
     model = _placed(from_original(path, **of_model), arguments)
-    if scheduler is None or isinstance(scheduler, str):
+    if training_of(model.config):
+        of_pipeline.setdefault("prediction_type", "flow_prediction")
+        if scheduler is None or isinstance(scheduler, str):
+            scheduler = make_flow_scheduler(scheduler or "FlowMatchEulerDiscreteScheduler", NUM_TRAIN_TIMESTEPS)
+    elif scheduler is None or isinstance(scheduler, str):
         scheduler = make_scheduler(scheduler or "DDPMScheduler", model.config.learn_sigma)
     return cls(model, vae, scheduler, **{"guidance_channels": "first_three", **of_pipeline})
 

@@ -29,15 +29,17 @@ SPLITS = {
 SPLIT_OF_WORD = {word: split for split, words in SPLITS.items() for word in words}
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 SHARDS = {".parquet", ".arrow", ".tar"}
+NUMBERED_SHARD = re.compile(r"-\d{5}-of-\d{5}(-\w+)?\.(parquet|arrow|tar)$")
 DECLARED_FILES = re.compile(r"^configs:", re.MULTILINE)  # in the head of a README.md, as the Hub has it
 
 
 def find_image_folder(name: str, split: str, label_column: str) -> ImageFolder | None:
     """List the images of a local folder, or of a pattern of image files.
 
-    A folder is left to `datasets` if it holds no images or more shards (parquet, arrow, tar) than images, if its
-    README.md names the files of a data set, if a metadata file has the column of classes, or if a split is asked for
-    that is none of its folders.
+    A folder is left to `datasets` if it holds no images; if it holds shards (parquet, arrow, tar) that are numbered as
+    `datasets` numbers them, that are as many as the images, or beside images without class folders; if its README.md
+    names the files of a data set; if a metadata file has the column of classes; or if a split is asked for that is none
+    of its folders.
 
     If all images lie in folders of splits, such as `train/cat/1.jpg` and `test/cat/2.jpg`, the folder of the split is
     listed.
@@ -112,9 +114,16 @@ def _has_other_form(folder: ImageFolder, label_column: str) -> bool:
     columns = {column for name in folder.other_names for column in _metadata_columns(folder.root / name)}
     if label_column in columns or label_column != "label":
         return True
-    return _count_shards(folder) > len(folder.names) or (
+    return _has_shards(folder) or (
         readme.is_file() and bool(DECLARED_FILES.search(readme.read_text(encoding="utf-8", errors="replace")))
     )
+
+
+def _has_shards(folder: ImageFolder) -> bool:
+    """Whether the data are in shards, and the images in a folder are pictures of them or of its documents."""
+    number = _count_shards(folder)
+    is_flat = folder.labels is None
+    return number >= (1 if is_flat else len(folder.names)) or any(map(NUMBERED_SHARD.search, folder.other_names))
 
 
 def _count_shards(folder: ImageFolder) -> int:

@@ -8,11 +8,12 @@ allowed to go on with other files, but never with other classes, whose rows the 
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..files import sha256_of_file
 
 COMMIT = re.compile(r"@([0-9a-f]{40})/")
+WITH_CLASSES = re.compile(r"(?P<files>[0-9a-f]{40}|files-[0-9a-f]{40})-[0-9a-f]{8}")
 LOCAL_PREFIX = "files-"
 HASHED_BYTES = 256 * 2**20
 
@@ -30,6 +31,26 @@ def find_revision(files: Sequence[str], class_names: Sequence[str], contents: Se
         return commit
     versions = zip(short_names(files), contents or local_contents(files), strict=True)
     return f"{LOCAL_PREFIX}{_hash(f'{name} {content}' for name, content in versions)[:40]}-{_hash(class_names)[:8]}"
+
+
+def with_choice(revision: str, names: Sequence[str], numbers: Mapping[int | str, int]) -> str:
+    """Return a version of data that ends with a hash of the classes that the user has chosen or mapped.
+
+    Args:
+        revision: Version, as `find_revision` returns it.
+        names: Names of the classes.
+        numbers: Label in the data set -> class.
+    """
+    match = WITH_CLASSES.fullmatch(revision)
+    chosen = [*names, *(f"{label!r} {number}" for label, number in numbers.items())]
+    return f"{match['files'] if match else revision}-{_hash(chosen)[:8]}"
+
+
+def commit_of(revision: str | None) -> str | None:
+    """Return a version of data on the Hub without the hash that `with_choice` added; any other one as it is."""
+    is_of_hub = revision is not None and not revision.startswith(LOCAL_PREFIX)
+    match = WITH_CLASSES.fullmatch(revision) if revision and is_of_hub else None
+    return match["files"] if match else revision
 
 
 def _hash(lines: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
-"""Another resolution for a trained model. Only its fixed position embedding depends on the number of tokens."""
+"""Another resolution for a trained model. Only its positions depend on the number of tokens."""
 
+import inspect
 from typing import Literal
 
 from torch import nn
@@ -21,8 +22,14 @@ def resize_positions(
     Raises:
         ValueError: If the policy is unknown, or the patch size does not divide the size.
     """
-    resized = DiTConfig.from_dict({**model.config.to_dict(), "sample_size": sample_size})  # checks and normalises
+    own = {name: getattr(model.config, name) for name in inspect.signature(DiTConfig).parameters if name != "kwargs"}
+    resized = DiTConfig(**{**own, "sample_size": sample_size})  # checks and normalises
     height, width = resized.sample_height_width
-    positions = model.resize_pos_embed(height, width, policy)  # (1, N, D)
-    model.pos_embed = nn.Parameter(positions.to(model.pos_embed), requires_grad=False)
+    positions = model.positions(height, width, policy).embedding  # (1, N, D), and refuses an unknown policy
+    if model.pos_embed is not None:
+        model.pos_embed = nn.Parameter(positions.to(model.pos_embed), requires_grad=False)
+    if model.config.position_embedding != "sincos" and policy == "interpolate":
+        trained, scales = model.config.sample_height_width, model.config.rope_scale_height_width
+        rows, columns = (s * old / new for s, old, new in zip(scales, trained, (height, width), strict=True))
+        model.config.rope_scale = rows if rows == columns else [rows, columns]
     model.config.sample_size = resized.sample_size

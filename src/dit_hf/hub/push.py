@@ -18,13 +18,14 @@ from .errors import HubError, one_line_errors
 from .files import OLDER_CODE, sent_files
 
 
-def check_push(repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+def check_push(repo_id: str, *, private: bool = True, token: str | None = None, is_space: bool = False) -> str:
     """Find out whether a push will be allowed, by creating the repository if there is none yet.
 
     Args:
         repo_id: Repository "user/name", or a name in one's own account.
         private: Whether the repository must be private.
         token: Token with write access; None takes the token of `hf auth login` or HF_TOKEN.
+        is_space: Whether the repository is a Space with Gradio, and not a model.
 
     Returns:
         The complete id, "user/name".
@@ -33,7 +34,8 @@ def check_push(repo_id: str, *, private: bool = True, token: str | None = None) 
         HubError: If there is no network, no token or no right to write; in one line, with the remedy.
         ValueError: If the repository is public and `private` is not False.
     """
-    api = HfApi(token=token)
+    api, kind = HfApi(token=token), "space" if is_space else "model"
+    sdk = "gradio" if is_space else None
     with one_line_errors(repo_id):
         account = retried(api.whoami)
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -41,9 +43,11 @@ def check_push(repo_id: str, *, private: bool = True, token: str | None = None) 
                 f"{repo_id}: the token of {account['name']} can only read: make one with write "
                 "access in the account's settings, then `hf auth login`, or set HF_TOKEN"
             )
-        repo_id = retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
-        retried(lambda: api.auth_check(repo_id, write=True))
-        is_private = retried(lambda: api.model_info(repo_id)).private
+        options: dict[str, Any] = {"private": private, "exist_ok": True, "repo_type": kind, "space_sdk": sdk}
+        made = retried(lambda: api.create_repo(repo_id, **options))
+        repo_id = made.repo_id
+        retried(lambda: api.auth_check(repo_id, repo_type=kind, write=True))
+        is_private = retried(lambda: api.repo_info(repo_id, repo_type=kind)).private
     if private and not is_private:
         raise ValueError(f"{repo_id} is public: pass private=False, or make it private in its settings")
     return repo_id

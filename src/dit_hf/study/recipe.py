@@ -153,8 +153,14 @@ class Recipe:
         """The column `recipe` of a row."""
         return (
             f"{self.objective}, AdamW {self.learning_rate:g}, warm-up {self.warmup_steps}, batch {self.batch_size}, "
-            f"EMA {self.ema_decay:g}{describe(self.additions)}"
+            f"EMA {self.ema_decay:g}{describe({**self.additions, **self._end})}"
         )
+
+    @property
+    def _end(self) -> dict[str, int]:
+        """The length of a training whose learning rate depends on it; nothing if the rate is constant."""
+        settings = self.settings()
+        return {} if settings.lr_scheduler.startswith("constant") else {"max_train_steps": settings.max_train_steps}
 
     def settings(self, seed: int = 0) -> TrainSettings:
         """Return the settings of a training of this recipe.
@@ -177,9 +183,7 @@ class Recipe:
         """Return the fields that a training depends on: a study cannot continue if one of these fields changes."""
         data_and_model = ("dataset", "side", "depth_divisor", "width_divisor", "heads_divisor")
         names = (*data_and_model, "objective", "batch_size", "learning_rate", "warmup_steps", "ema_decay", "additions")
-        chosen = {name: asdict(self)[name] for name in names}
-        is_constant = self.settings().lr_scheduler.startswith("constant")
-        return chosen if is_constant else {**chosen, "max_train_steps": self.settings().max_train_steps}
+        return {**{name: asdict(self)[name] for name in names}, **self._end}
 
     def config(self, model: str, **config_fields: Any) -> DiTConfig:
         """Return the configuration of the miniature of one of the paper's models.

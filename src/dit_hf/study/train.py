@@ -17,7 +17,7 @@ from ..modeling_dit import DiTModel
 from ..training.assembly import assemble_as_set, build_techniques, make_objective
 from ..training.loop import KeyedDraws, LatentBatch, train_steps
 from ..training.saving.checkpoint import Progress, newest_whole, prune, read_info, write_checkpoint
-from .images import LabelledImages, PixelLatents
+from .images import LabelledImages, PixelLatents, to_unit
 from .recipe import Recipe, Variant
 
 SAVE_SECONDS = 120  # between checkpoints: a killed study loses at most this much of a training
@@ -69,8 +69,8 @@ class Training:
         torch.manual_seed(variant.seed)
         model = DiTModel(self.config)
         self.techniques = build_techniques(settings, self.objective, model)
-        if self.techniques.extras:
-            raise ValueError(f"a study's batches lack {min(self.techniques.extras)!r}: leave that technique out")
+        if missing := self.techniques.extras.keys() - {"images"}:
+            raise ValueError(f"a study's batches lack {min(missing)!r}: leave that technique out")
         assembly = assemble_as_set(settings, accelerator, model, self.techniques)
         self.state, self.model, self.optimizer = assembly.state, assembly.model, assembly.optimizer
         if newest := newest_whole(folder):
@@ -155,10 +155,13 @@ class Training:
             order = torch.from_numpy(np.random.default_rng([self.variant.seed, 1, epoch]).permutation(num_images))
             for start in range(offset, num_images - size + 1, size):
                 chosen = order[start : start + size]
+                images = self.data.images[chosen]  # (B, C, S, S)
+                colours = {"images": to_unit(images).expand(-1, 3, -1, -1)} if self.techniques.extras else {}
                 yield LatentBatch(
-                    x_0=self.latents.encode(self.data.images[chosen]).to(device),
+                    x_0=self.latents.encode(images).to(device),
                     class_labels=self.data.labels[chosen].to(device),
                     positions=[(epoch, start + k) for k in range(size)],
                     next_position=(epoch, start + size),
+                    extras={name: extra.to(device) for name, extra in colours.items()},
                 )
             epoch, offset = epoch + 1, 0

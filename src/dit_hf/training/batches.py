@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
-from ..data.revision import LOCAL_PREFIX
+from ..data.revision import LOCAL_PREFIX, commit_of, with_choice
 from ..data.sequential import SequentialSource
 from ..data.sources import ImageSource, open_images
 from ..data.streaming import ImageBatch, ImageStream, Position
@@ -59,12 +59,15 @@ def open_source(settings: TrainSettings) -> ImageSource:
         settings.image_column,
         settings.label_column,
         config_name=settings.dataset_config_name,
-        revision=settings.dataset_revision,
+        revision=commit_of(settings.dataset_revision),
         class_names=read_names(settings.class_names_file),
         label_map=read_map(settings.label_map_file),
     )
     logger.info(source.description)
     settings.dataset_revision = source.revision
+    chooses_classes = settings.class_names_file or settings.label_map_file
+    if chooses_classes and before != source.revision:  # recorded by a version that did not compare these files
+        settings.dataset_revision = with_choice(source.revision, source.classes.names, source.classes.numbers)
     return source
 
 

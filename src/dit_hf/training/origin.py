@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 
 from ..configuration_dit import DiTConfig, PaperSize
 from ..conversion import from_original
+from ..conversion.flow_weights import NUM_TRAIN_TIMESTEPS, training_of
 from ..diffusion import OBJECTIVES, Schedule
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
@@ -79,6 +80,9 @@ def load_origin(source: str) -> Origin:
             raise ValueError(f"init_from={source!r}: {error}") from error
     if path.is_file():
         model = from_original(path)
+        if training_of(model.config):  # weights of SiT
+            trained = {"prediction_type": "flow_prediction", "num_train_timesteps": NUM_TRAIN_TIMESTEPS}
+            return Origin(source, model.float(), None, trained)
         return Origin(source, model.float(), None, {"prediction_type": "epsilon", **Schedule().config})
     if path.is_dir() and not (path / "model_index.json").is_file():
         return Origin(source, DiTModel.from_pretrained(path).float(), None, {})

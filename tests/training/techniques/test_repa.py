@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dit_hf import DiTConfig, DiTModel
@@ -296,6 +297,21 @@ def test_alignment_takes_part_in_what_saves_memory(tiny: Path, tmp_path: Path, f
     losses = [[row["loss"] for row in metrics(tmp_path / name)] for name in ("plain", "saving")]
     np.testing.assert_allclose(*losses, rtol=1e-4)  # sums in another order
     torch.testing.assert_close(*[saved(tmp_path / name, 3, FILE) for name in ("plain", "saving")], rtol=1e-3, atol=1e-5)
+
+
+def test_in_bfloat16_the_encoder_computes_as_the_model_does_and_losses_stay_near(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SEEN_DTYPE", str(tmp_path / "dtype"))
+    routed = ("--tread_share", "0.5", "--tread_first_block", "0", "--tread_last_block", "0", "--max_train_steps", "2")
+    flags = (*NARROW, *routed, "--ema_decay", "0.01", "--repa_encoder", f"{ENCODERS}:Projected")
+    for name, precision, dtype in (("full", "no", "torch.float32"), ("half", "bf16", "torch.bfloat16")):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train(tiny, tmp_path / name, *flags, "--mixed_precision", precision)
+        assert (tmp_path / "dtype").read_text() == dtype
+    full, half = ([row["repa"] for row in metrics(tmp_path / name)] for name in ("full", "half"))
+    np.testing.assert_allclose(half, full, rtol=0.03)  # bfloat16 has 8 bits
+    assert not np.allclose(half, full, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ is refused, since a step would have 16 images instead of 32; with `--train_batch
 has the same 32 images, the same noise and the same timesteps as it would have had on four processes.
 """
 
+import re
 from pathlib import Path
 
 from accelerate.logging import get_logger
@@ -23,6 +24,7 @@ from .checkpoint import (
 )
 from .state import TrainingState
 
+CLASSES_HASH = re.compile(r"-([0-9a-f]{8})$")
 logger = get_logger("dit_hf.training")
 
 
@@ -78,13 +80,14 @@ def _check_files(path: Path, settings: TrainSettings, before: str, now: str) -> 
         path: Checkpoint.
         settings: Settings of the run.
         before: Version of the data that the checkpoint was trained on.
-        now: Version that was found. Versions of local files end with a hash of the classes, see `data.revision`.
+        now: Version that was found. Some versions end with a hash of the classes, see `data.revision`.
 
     Raises:
         ValueError: If the classes have changed, or if other files have changed and this is not allowed.
     """
     start_anew = f"start a new training from its weights: --init_from {settings.output_dir}/pipeline --output_dir NEW"
-    if before.count("-") == now.count("-") == 2 and before.split("-")[2] != now.split("-")[2]:
+    hashes = [match[1] for version in (before, now) if (match := CLASSES_HASH.search(version))]
+    if len(set(hashes)) == 2:
         raise ValueError(
             f"{path} was trained on other classes than {settings.dataset_name} has now ({before}, {now}): put the "
             f"classes back, or {start_anew}"

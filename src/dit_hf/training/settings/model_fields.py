@@ -1,7 +1,7 @@
 """The fields of `DiTConfig` as settings of a training, each None unless the user sets it.
 
 What a training finds out itself has no setting: `sample_size` follows from the resolution and the VAE, `in_channels`
-from the VAE, `learn_sigma` from the objective.
+from the VAE, `learn_sigma` from the objective, `rope_scale` from the policy of another resolution.
 """
 
 import json
@@ -12,7 +12,12 @@ from typing import Any, get_args
 from ...configuration_dit import BlockType, FeedForward, NormType, PositionEmbedding
 from ..setting_row import row, rows
 
-DECIDED = {"sample_size": "resolution", "in_channels": "vae_name_or_path", "learn_sigma": "objective"}
+DECIDED = {
+    "sample_size": "resolution",
+    "in_channels": "vae_name_or_path",
+    "learn_sigma": "objective",
+    "rope_scale": "resize_position_embedding",
+}
 POLICIES = ("extend", "interpolate")  # of `resize_position_embedding`, which was called position_embedding
 
 
@@ -43,6 +48,10 @@ class ModelFields:
         "Shift in the timestep's frequencies, 0 as in the original or 1 as in diffusers. Default: 0.",
         at_least=0.0,
     )
+    timestep_scale: float | None = row(
+        None, "Factor of the timestep before its embedding. SiT has -0.001, with timestep_offset 1. Default: 1."
+    )
+    timestep_offset: float | None = row(None, "Number that is added to the scaled timestep. Default: 0.")
     mlp_norm_eps: float | None = row(None, "Epsilon of the norm before each feed-forward. Default: 1e-6.", at_least=0.0)
     qk_norm: bool | None = row(None, "Whether attentions normalise queries and keys, head by head. Default: False.")
     position_embedding: str | None = row(

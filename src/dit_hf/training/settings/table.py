@@ -43,7 +43,11 @@ class TrainSettings(ModelFields):
         None, 'JSON file that maps names of the data set to new ones: {"name": "new name"}; others are left out.'
     )
     max_bad_images: float = row(
-        0.001, "Share of images that may be skipped because they cannot be decoded.", at_least=0.0, may_change="always"
+        0.001,
+        "Share of images that may be skipped because they cannot be decoded. Unless it is 0, one may be skipped in any "
+        "case, and up to 10 if they are at most a tenth of the images.",
+        at_least=0.0,
+        may_change="always",
     )
     resolution: int = row(
         256,
@@ -214,9 +218,7 @@ class TrainSettings(ModelFields):
         idle=("adamw",),
         card="learning rate of Muon",
     )
-    lr_scheduler: str = row(
-        "constant", f"Schedule of the learning rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of the learning rate"
-    )
+    lr_scheduler: str = row("constant", f"Schedule of the rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of rates")
     lr_warmup_steps: int = row(
         0,
         "Number of steps in which the learning rates rise from 0.",

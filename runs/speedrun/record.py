@@ -1,0 +1,166 @@
+"""The record of `runs/speedrun`: which change of the recipe reaches the same distance with fewer images.
+
+python runs/speedrun/record.py                                     print the table that README.md holds
+python runs/speedrun/record.py collect out/speedrun/*/results.csv  add measured rows to results.csv
+python runs/speedrun/record.py plot docs/images/speedrun.png       draw distances against images and CPU seconds
+"""
+
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from dit_hf.analysis import Row, read_rows
+from dit_hf.analysis.record import mean_curve, reach
+from dit_hf.analysis.results import REAL, write_rows
+from dit_hf.study.recipe import Recipe
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.csv"
+MODELS = ("B/2", "L/4")
+GOAL_IMAGES = 128_000  # of the paper's recipe; its distance then is the target
+PAPER = "sample, AdamW "  # how the text of a recipe without additions begins
+PAPER_COMMAS = Recipe().summary.count(",")  # an addition brings one more
+EARLY = 32_000
+
+Trainings = dict[tuple[str, str], list[list[Row]]]  # (recipe, model) -> rows of each seed
+
+
+def trainings(rows: Iterable[Row]) -> Trainings:
+    """Group rows by recipe and model, and in each by seed."""
+    seeds: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row.model != REAL and row.block_type == "adaln_zero" and row.num_samples == 1000 and row.guidance_scale == 1:
+            seeds.setdefault((row.recipe, row.model, row.seed), []).append(row)
+    grouped: Trainings = {}
+    for (recipe, model, _), group in sorted(seeds.items(), key=lambda item: item[0]):
+        grouped.setdefault((recipe, model), []).append(group)
+    return grouped
+
+
+def names() -> dict[str, tuple[str, str]]:
+    """Return the name of each recipe's file and whether it was kept, by the text of the recipe in the rows."""
+    found = {}
+    for file in sorted((HERE / "recipes").glob("*.yaml")):
+        kept = next(line for line in file.read_text().splitlines() if line.startswith("# Kept: "))
+        found[Recipe.read(file).summary] = (file.stem, kept.removeprefix("# Kept: "))
+    return found
+
+
+def distance_at(curve: list[Row], images: int, column: str = "distance") -> float | None:
+    """Return a distance after a number of images, or None if it was not measured."""
+    return next((value for row in curve if row.images_seen == images and (value := getattr(row, column)) > 0), None)
+
+
+def best_paper_recipe(grouped: Trainings, model: str) -> list[Row]:
+    """Return the mean curve of the recipe without additions that is the best after 128,000 images, of two seeds."""
+    curves = [
+        mean_curve(seeds)
+        for (recipe, each), seeds in grouped.items()
+        if each == model and recipe.startswith(PAPER) and recipe.count(",") == PAPER_COMMAS and len(seeds) > 1
+    ]
+    return min(curves, key=lambda curve: distance_at(curve, GOAL_IMAGES) or math.inf, default=[])
+
+
+def line(seeds: list[list[Row]], best: list[Row], name: str, kept: str) -> tuple[float, str]:
+    """Return the images that a recipe needs, and its line of the table.
+
+    Args:
+        seeds: Rows of each seed.
+        best: Mean curve of the paper's recipe, whose last distances are the targets.
+        name: Name of the recipe.
+        kept: Whether the change was kept.
+    """
+    curve = mean_curve(seeds)
+    target, second = (distance_at(best, GOAL_IMAGES, column) for column in ("distance", "second_distance"))
+    reached = reach(curve, target) if target else None
+    again = reach(curve, second, "second_distance") if second else None
+    early = distance_at(curve, EARLY)
+    cells = [
+        seeds[0][0].model,
+        f"{name} (sets the target, {target:.2f})" if curve[0].recipe == best[0].recipe else name,
+        " ".join(str(group[0].seed) for group in seeds),
+        f"{early:.2f}" if early else "not measured",
+        f"{reached.images:,.0f}" if reached else "not reached",
+        f"{reached.images / GOAL_IMAGES:.2f}" if reached else "",
+        f"{reached.cpu_seconds:.0f}" if reached and reached.cpu_seconds > 0 else "not counted",
+        f"{again.images:,.0f}" if again else "not reached" if second else "not measured",
+        kept,
+        " ".join(sorted({row.commit[:10] for group in seeds for row in group})),
+    ]
+    return reached.images if reached else math.inf, "| " + " | ".join(cells) + " |"
+
+
+def table(rows: list[Row]) -> str:
+    """Return the table of the record, a line for each recipe and model that was measured, the fastest first."""
+    grouped, named = trainings(rows), names()
+    lines = [
+        "| model | recipe | seeds | distance after 32,000 | images to the target | of 128,000 | CPU s to the target | "
+        "images by the second extractor | kept | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model in MODELS:
+        best = best_paper_recipe(grouped, model)
+        measured = [
+            line(seeds, best, *named.get(recipe, (recipe, "not decided yet")))
+            for (recipe, each), seeds in grouped.items()
+            if each == model
+        ]
+        lines += [text for _, text in sorted(measured)]
+    return "\n".join(lines)
+
+
+def collect(files: Iterable[Path]) -> int:
+    """Add the rows of results files to the record, and second distances to rows without one; return their number."""
+    record = {(row.recipe, row.key): row for row in read_rows(RESULTS)}
+    num_new = 0
+    for row in (row for file in files for row in read_rows(file)):
+        known = record.get((row.recipe, row.key))
+        if known is None or (row.second_extractor and not known.second_extractor):
+            record[row.recipe, row.key] = row
+            num_new += 1
+    write_rows(RESULTS, record.values())
+    return num_new
+
+
+def plot(rows: list[Row]) -> Figure:
+    """Draw distances against images and against CPU seconds, a line for each recipe, a row of panels for each model."""
+    grouped, named = trainings(rows), names()
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    for panels, model in zip(figure.subplots(2, 2), MODELS, strict=True):
+        best = best_paper_recipe(grouped, model)
+        for axis, column in zip(panels, ("images_seen", "train_cpu_seconds"), strict=True):
+            for (recipe, each), seeds in grouped.items():
+                if each == model:
+                    curve = mean_curve(seeds)
+                    x, y = [getattr(row, column) for row in curve], [row.distance for row in curve]
+                    if math.isnan(sum(x)):
+                        continue  # CPU seconds that were not counted
+                    axis.plot(x, y, marker="o", markersize=3, label=named.get(recipe, (recipe, ""))[0])
+            scale = "log" if axis.lines else "linear"
+            if not axis.lines:
+                axis.text(0.5, 0.5, "not counted yet", ha="center", transform=axis.transAxes)
+            if target := distance_at(best, GOAL_IMAGES):
+                axis.axhline(target, color="black", linewidth=0.8, linestyle=":")
+            axis.set(xscale=scale, yscale=scale, ylabel="Fréchet distance", title=model)
+            axis.set_xlabel("images seen" if column == "images_seen" else "CPU seconds of training")
+        panels[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case []:
+            print(table(read_rows(RESULTS)))
+        case ["collect", *files]:
+            print(f"{collect(map(Path, files))} new rows in {RESULTS}")
+        case ["plot", file]:
+            plot(read_rows(RESULTS)).savefig(file, dpi=120)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
