@@ -95,6 +95,7 @@ class Trainer:
         deadline = time.monotonic() + 60 * (settings.max_train_minutes or math.inf)
         forecast = Forecast(settings.max_train_steps, settings.max_train_minutes)
         first_step, bad_in_a_row = progress.step, 0
+        meter.start()
         while True:
             is_done = progress.step >= settings.max_train_steps
             if not (is_done or self.stop):

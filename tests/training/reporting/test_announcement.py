@@ -3,12 +3,18 @@
 import logging
 
 import pytest
+from accelerate import PartialState
 
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.training.reporting.announcement import Forecast, announce, in_words
 from dit_hf.training.settings import TrainSettings
 
 LOGGER = "dit_hf.training"
+
+
+@pytest.fixture(autouse=True)
+def _state_of_accelerate() -> None:
+    PartialState(cpu=True)  # without which its loggers refuse to log
 
 
 def model() -> DiTModel:

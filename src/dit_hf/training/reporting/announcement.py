@@ -34,8 +34,9 @@ def announce(settings: TrainSettings, model: Any, flops_per_image: int, num_proc
         f"{count / 1e6:,.1f} million parameters, of which {trained / 1e6:,.1f} are trained, and {gmacs:.3g} billion "
         "multiply-adds for an image and pass"
     )
+    images = images_a_step(settings.to_dict(), num_processes)
     logger.info(
-        f"steps {step + 1} to {settings.max_train_steps} of {images_a_step(settings.to_dict(), num_processes)} images; metrics every "
+        f"steps {step + 1} to {settings.max_train_steps} of {images} images; metrics every "
         f"{settings.logging_steps} steps, previews every {settings.validation_steps}, checkpoints every "
         f"{settings.checkpointing_steps}"
     )

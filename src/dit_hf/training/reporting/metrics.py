@@ -30,6 +30,10 @@ class Meter:
         self.records: list[StepRecord] = []
         self.started = time.monotonic()
 
+    def start(self) -> None:
+        """Count time from here on: the training has been set up."""
+        self.started = time.monotonic()
+
     def add(self, record: StepRecord) -> None:
         """Count a step."""
         self.records.append(record)
@@ -71,7 +75,7 @@ class Meter:
             promised = self.peak_flops * self.accelerator.num_processes
             metrics["share_of_peak"] = images_per_second * self.flops_per_image / promised
         self.records = []
-        self.started = time.monotonic()
+        self.start()
         return metrics
 
     @contextlib.contextmanager
