@@ -9,10 +9,13 @@ are not forgotten (prior preservation, Ruiz et al. 2022, arXiv 2208.12242); no i
 needed. For your own images, `dit-hf finetune FOLDER` is shorter: see docs/your_images.md.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as in train_dit.py
 
 import numpy as np
 import torch

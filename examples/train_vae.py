@@ -11,10 +11,13 @@ Legend: N images, B batch, S side of an image.
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as in train_dit.py
 
 import numpy as np
 import torch

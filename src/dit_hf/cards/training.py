@@ -40,6 +40,7 @@ class TrainingCard:
     settings: Mapping[str, Any]
     shown: Mapping[str, str]
     gallery: list[Sample] = field(default_factory=list, init=False)
+    early_end: str | None = field(default=None, init=False)  # why the training ended before its last step
 
     def __post_init__(self) -> None:
         self.read_settings(self.settings)
@@ -133,4 +134,5 @@ class TrainingCard:
             f"steps{scope}": last["step"],
             f"images seen{scope}": last["images_seen"],
             "last training loss": f"{last['loss']:.4f}",
+            **({"ended early": self.early_end} if self.early_end else {}),
         }

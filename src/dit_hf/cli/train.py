@@ -1,6 +1,5 @@
 """`dit-hf train`, `dit-hf finetune` and `dit-hf extract`: trainings, and latents for them, without a launcher."""
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -24,10 +23,11 @@ ListSettings = Annotated[bool, typer.Option("--settings", help="Print every sett
 
 
 class TrainCommand(Command):
-    """A command that trains: threads that wait for each other sleep, which is faster beside other work on a CPU."""
+    """A command that trains; its errors speak of flags."""
 
     def invoke(self, ctx: typer.Context) -> Any:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+        from .. import training  # noqa: F401, because it has to be imported before torch
+
         try:
             return super().invoke(ctx)
         except ValueError as error:

@@ -78,11 +78,13 @@ def finish(trainer: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
     classes = trainer.folder.previews.classes(loaded.transformer.config)
     names = loaded.config.id2label or {}
     card.add_samples(images, [names.get(class_id, f"class {class_id}") for class_id in classes])
+    card.early_end = trainer.early_end
     plot_losses(path / "metrics.jsonl", path / "loss.png")
     card.write(pipeline, path / "pipeline")
     if push:
         push.start(pushed, "End of training")
         trainer.wait_for_push()
         push.check_arrived()
-    trainer.folder.status.write("finished", step=trainer.folder.checkpoints.newest_step)
+    reason = {"reason": trainer.early_end} if trainer.early_end else {}
+    trainer.folder.status.write("finished", step=trainer.folder.checkpoints.newest_step, **reason)
     logger.info(f"wrote {path / 'pipeline'}")

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
@@ -42,6 +43,7 @@ from .processes.launch import on_main_process, start_training_accelerator
 from .processes.sharding import splits_weights
 from .processes.signals import EXIT_CODES, Preempted, StopRequest, leave
 from .processes.terminal import outlast_terminal
+from .reporting.announcement import announce
 from .reporting.distances import Distance
 from .reporting.metrics import Meter
 from .reporting.previews import MAX_IMAGES
@@ -124,6 +126,7 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     state = assembly.state
     progress = resume(folder.checkpoints.folder, settings, state)
     folder.begin(settings, progress.step)
+    announce(settings, sampler or model, meter.flops_per_image, accelerator.num_processes, progress.step)
     folder.observer.on_model(assembly.model)
 
     # batches, draws and steps
@@ -162,7 +165,8 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
     folder.observer.on_end("start")
     if settings.init_from and progress.step == 0:
         trainer.draw_before()
-    trainer.train(progress, records)
+    with logging_redirect_tqdm():  # lines stand above the bar, not behind it
+        trainer.train(progress, records)
     trainer.refresh_pipeline()
     if pipeline is not None:
         with folder.observer.phase("finish"):

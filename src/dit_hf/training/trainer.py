@@ -18,6 +18,7 @@ from .feed import BatchFeed
 from .loop import StepRecord
 from .processes.launch import any_process
 from .processes.signals import Preempted, StopRequest
+from .reporting.announcement import Forecast
 from .reporting.distances import Distance
 from .reporting.metrics import Meter
 from .reporting.run_folder import RunFolder
@@ -62,6 +63,7 @@ class Trainer:
     distance: Distance | None
     stream: Stream
     feed: BatchFeed
+    early_end: str | None = None  # why the training ended before its last step
 
     def refresh_pipeline(self) -> None:
         """Load the average of a model that is split into the pipeline; the pipeline shares one that is whole."""
@@ -74,7 +76,6 @@ class Trainer:
         """Draw a preview of the model that a fine-tuning starts from, to be compared with those of later steps."""
         self.refresh_pipeline()
         self.folder.preview(self.pipeline, 0, lambda: bool(self.stop))
-        self.meter.restart_clock()
 
     def train(self, progress: Progress, records: Iterator[StepRecord]) -> None:
         """Take steps from the loop, and write metrics, checkpoints and previews at their intervals.
@@ -92,7 +93,9 @@ class Trainer:
             desc="train", total=settings.max_train_steps, initial=progress.step, disable=not is_main, mininterval=1
         )
         deadline = time.monotonic() + 60 * (settings.max_train_minutes or math.inf)
+        forecast = Forecast(settings.max_train_steps, settings.max_train_minutes)
         first_step, bad_in_a_row = progress.step, 0
+        meter.start()
         while True:
             is_done = progress.step >= settings.max_train_steps
             if not (is_done or self.stop):
@@ -109,21 +112,33 @@ class Trainer:
             if bad_in_a_row:
                 self._log_skipped_step(record, bad_in_a_row)
             bar.update()
+            forecast.add(progress.step)
             self._share_bad_images(progress)
             if record.step % settings.logging_steps == 0:
                 self._log(progress, bar)
             if record.step % settings.checkpointing_steps == 0:
-                self._checkpoint_and_push(progress)
+                with meter.paused():
+                    self._checkpoint_and_push(progress)
             if record.step % settings.validation_steps == 0:
-                self._preview(progress)
+                with meter.paused():
+                    self._preview(progress)
             folder.observer.on_step(record)
         has_trained = progress.step > first_step
         if has_trained:
             if meter.records and not is_stopped:
                 self._log(progress, bar)
             self._checkpoint(progress)
-        elif not (is_stopped or is_broken):
-            logger.info(f"nothing to do: {folder.path} is at step {progress.step} of {settings.max_train_steps}")
+        elif is_done:
+            logger.info(
+                f"nothing to do: the training in {folder.path} is finished, at step {progress.step} of "
+                f"{settings.max_train_steps}"
+            )
+        if is_late and not (is_done or is_stopped or is_broken):
+            self.early_end = (
+                f"max_train_minutes={settings.max_train_minutes:g} ended the training at step {progress.step} of "
+                f"{settings.max_train_steps}: the same command goes on"
+            )
+            logger.warning(self.early_end)
         bar.close()
         if is_stopped:
             raise Preempted(f"asked to stop, the newest checkpoint is that of step {folder.checkpoints.newest_step}")
@@ -219,7 +234,6 @@ class Trainer:
             self.refresh_pipeline()
             if self.push and self.pipeline:
                 self.push.push_checkpoint(self.pipeline, self.folder.path, progress.step)
-        self.meter.restart_clock()
 
     def _preview(self, progress: Progress) -> None:
         """Draw a preview, and keep the checkpoint if its distance is the smallest so far."""
@@ -229,7 +243,6 @@ class Trainer:
             self._checkpoint(progress)
             if best is not None:
                 self.folder.distances.mark_best(progress.step, best)
-        self.meter.restart_clock()
 
     def wait_for_push(self) -> None:
         """Wait for the push that runs, if one does.

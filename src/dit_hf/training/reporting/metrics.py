@@ -1,8 +1,10 @@
 """The numbers of a run: means of the losses between two rows of `metrics.jsonl`, the speed, and the file."""
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ class Meter:
     def __init__(self, accelerator: Accelerator, flops_per_image: int, peak_flops: float | None) -> None:
         self.accelerator, self.flops_per_image, self.peak_flops = accelerator, flops_per_image, peak_flops
         self.records: list[StepRecord] = []
+        self.started = time.monotonic()
+
+    def start(self) -> None:
+        """Count time from here on: the training has been set up."""
         self.started = time.monotonic()
 
     def add(self, record: StepRecord) -> None:
@@ -69,12 +75,15 @@ class Meter:
             promised = self.peak_flops * self.accelerator.num_processes
             metrics["share_of_peak"] = images_per_second * self.flops_per_image / promised
         self.records = []
-        self.restart_clock()
+        self.start()
         return metrics
 
-    def restart_clock(self) -> None:
-        """Leave out the time that previews and checkpoints took."""
-        self.started = time.monotonic()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that previews and checkpoints take."""
+        before = time.monotonic()
+        yield
+        self.started += time.monotonic() - before
 
 
 class MetricsLog:

@@ -74,6 +74,7 @@ class CheckpointSaver:
                 with self.observer.phase("save"):
                     write_checkpoint(self.folder, snapshot, progress, self.settings, self.accelerator.num_processes)
                 self.newest_step = progress.step
+                logger.info(f"saved step {progress.step}")
                 with self.observer.phase("delete"):
                     prune(self.folder, self.total_limit, self.milestone_steps, keep)
             except OSError as error:
