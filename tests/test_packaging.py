@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "out", "demo")
+LEFT_OUT = (".*", "__pycache__", "*.egg-info")
+WRITTEN = ("build", "dist", "out", "demo")  # folders of the root that commands write
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,13 @@ pytestmark = pytest.mark.slow
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel built from that sdist."""
     tree = tmp_path_factory.mktemp("tree") / "dit-hf"
-    shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+    shutil.copytree(
+        ROOT,
+        tree,
+        ignore=lambda folder, names: shutil.ignore_patterns(*LEFT_OUT, *(WRITTEN if Path(folder) == ROOT else ()))(
+            folder, names
+        ),
+    )
     out = tmp_path_factory.mktemp("dist")
     run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(tree)])
     return out

@@ -74,12 +74,14 @@ def test_folder_of_no_training_is_refused(tmp_path, files, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN", "--samples", "x"], "--samples is for the results of a study: leave it out"),
+        (["RUN", "--samples", "RUN"], "--samples is for the results of a study: leave it out"),
         (["RUN", "--no-quoted"], "--quoted is for the results of a study"),
         (["RUN", "results.csv"], "pass one results.csv, or folders of trainings only"),
     ],
 )
 def test_arguments_that_do_not_fit_each_other_are_refused(tmp_path, arguments, message):
-    run = str(log_run(tmp_path / "run", [1.0, 2.0]))
-    result = CliRunner().invoke(cli.app, ["plot", *(run if argument == "RUN" else argument for argument in arguments)])
+    log_run(tmp_path / "RUN", [1.0, 2.0])
+    (tmp_path / "results.csv").touch()
+    places = [str(tmp_path / argument) if (tmp_path / argument).exists() else argument for argument in arguments]
+    result = CliRunner().invoke(cli.app, ["plot", *places])
     assert message in str(result.exception)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from gradio_client import Client
+from PIL import Image
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.demo.limits import Limits
@@ -14,6 +15,16 @@ from dit_hf.demo.server import serve
 
 NAMES = {0: "cat", 1: "dog", 2: "crane, bird", 3: "crane, machine"}
 LIMITS = Limits(max_steps=60, max_images=4, max_waiting=24)
+
+
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS
+
+
+@pytest.fixture(autouse=True)
+def bound_of_pillow() -> Iterator[None]:
+    """Give Pillow's bound back, which `serve` lowers, for the tests of other folders."""
+    yield
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
 
 def make_pipeline() -> DiTPipeline:

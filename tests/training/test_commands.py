@@ -121,7 +121,7 @@ def test_two_processes_start_without_a_launcher(tiny: Path, tmp_path: Path):
     ("flags", "message"),
     [
         (["--learning_rates", "1"], "sets '--learning_rates', which is not a setting: '--learning_rate' is"),
-        (["--lr_warmup_steps", "5"], "lr_warmup_steps=5 has no effect with lr_scheduler='constant'"),
+        (["--lr_warmup_steps", "5"], "--lr_warmup_steps 5 has no effect with --lr_scheduler 'constant'"),
     ],
 )
 def test_a_wrong_setting_is_one_line(tiny: Path, tmp_path: Path, processes: list[str], flags: list[str], message: str):

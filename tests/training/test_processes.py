@@ -186,7 +186,7 @@ def test_skipped_images_are_counted_and_limited_over_both_processes(tiny: Path, 
         trainer.finish(ranks, tmp_path / limit, code)
         printed = [(tmp_path / f"{limit}.{rank}.out").read_text() for rank in range(2)]
         if code:
-            assert all("3 images cannot be decoded, more than max_bad_images=0.1 allows" in text for text in printed)
+            assert all("3 images cannot be decoded, more than --max_bad_images 0.1 allows" in text for text in printed)
     assert all(0 < len(set(re.findall(r"skipped (row .*?):", text))) < 3 for text in printed)  # no process has met all
     last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["images_skipped"] == 3

@@ -51,7 +51,7 @@ class RequestLimit:
 
 
 def serve(page: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
-    """Serve a page until it is interrupted.
+    """Serve a page until it is interrupted; from then on, Pillow refuses larger images than `limits` in this process.
 
     Args:
         page: Page of `build_page`.
