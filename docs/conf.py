@@ -43,7 +43,7 @@ author = "the authors of dit-hf"
 release = version = dit_hf.__version__
 root_doc = "docs/index"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-include_patterns = ["*.md", "docs/*.md", "docs/reference/*.md", "examples/assets/emoji/LICENSE.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/reference/*.md", "examples/assets/emoji/LICENSE.md", "runs/**/README.md"]
 exclude_patterns = ["AGENTS.md", ".*", "build", "demo", "dist", "out", "src", "tests"]
 myst_heading_anchors = 4
 default_role = "py:obj"  # docstrings write `name`, which links to the name if it has an entry
