@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from transformers.utils import logging
 
 from ..configuration_dit import DiTConfig
 from ..places import check_model_source
@@ -19,9 +20,13 @@ from ..vae import vae_subfolder
 from .diffusers_files import HUB_ARGUMENTS, read_json
 from .diffusers_format import DIFFUSERS_NUMBERS, KEPT_BY_MODEL, TRAINED_AS, from_diffusers
 from .flow_weights import NUM_TRAIN_TIMESTEPS, training_of
+from .imagenet_names import imagenet_names
 from .original import from_original
 from .schedulers import make_flow_scheduler, make_scheduler
 
+logger = logging.get_logger(__name__)
+
+NUM_IMAGENET_CLASSES = 1000  # of the published checkpoints, and of the original code unless told otherwise
 CONFIG_FIELDS = inspect.signature(DiTConfig).parameters.keys() - {"kwargs"}
 CHECKPOINT_ARGUMENTS = CONFIG_FIELDS | {
     "weights",
@@ -123,6 +128,9 @@ def _load_checkpoint(cls: Any, path: Path, **arguments: Any) -> Any:
             scheduler = make_flow_scheduler(scheduler or "FlowMatchEulerDiscreteScheduler", NUM_TRAIN_TIMESTEPS)
     elif scheduler is None or isinstance(scheduler, str):
         scheduler = make_scheduler(scheduler or "DDPMScheduler", model.config.learn_sigma)
+    if model.config.num_classes == NUM_IMAGENET_CLASSES and "id2label" not in of_pipeline:
+        logger.info(f"{path.name}: its 1000 classes are taken for ImageNet's and named so; id2label={{}} names none")
+        of_pipeline["id2label"] = imagenet_names()
     return cls(model, vae, scheduler, **{"guidance_channels": "first_three", **of_pipeline})
 
 
