@@ -72,6 +72,7 @@ format: install  ## put style, format and the lines that docs/paper_to_code.md l
 build: install  ## build the wheel and the sdist into dist/, and check that the wheel holds code only
 	rm -rf build dist
 	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/python -m build --no-isolation --wheel --outdir dist/emoji examples/assets
 	@! $(VENV)/bin/python -m zipfile -l dist/*.whl | grep -Ev '^File Name|^dit_hf/.*\.py |^dit_hf/py.typed |\.dist-info/'
 
 clean:  ## remove what builds, checks and tests leave; .venv, out/ and demo/ stay

@@ -89,24 +89,24 @@ def plain_loop(pipe: DiTPipeline, labels: list[int], num_steps: int) -> np.ndarr
     return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
 
 
-def timed(run: Run) -> float:
+def timed(run: Run, clock: Callable[[], float] = time.perf_counter) -> float:
     if ON_GPU:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     if ON_GPU:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def race(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+def race(runs: dict[str, Run], rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
     """Return the seconds of each run in each round; every other round runs them in reverse order."""
     for run in runs.values():
         run()  # warm up, compile
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name in list(runs)[:: 1 if number % 2 == 0 else -1]:
-            seconds[name].append(timed(runs[name]))
+            seconds[name].append(timed(runs[name], clock))
     return seconds
 
 

@@ -102,6 +102,38 @@ def test_installed_package_works_outside_the_repository(installed: Path, tmp_pat
     assert run([str(installed / "bin" / "dit-hf"), "--version"], cwd=tmp_path).strip() == f"dit-hf {version}"
 
 
+def test_shipped_model_beside_the_wheel_is_one_call(installed: Path, tmp_path: Path):
+    python = str(installed / "bin" / "python")
+    missing = "import dit_hf\ntry: dit_hf.shipped_model()\nexcept FileNotFoundError as error: print(error)"
+    assert "install the folder ./examples/assets by pip" in run([python, "-c", missing], cwd=tmp_path)
+    assets = tmp_path / "assets"
+    shutil.copytree(ROOT / "examples" / "assets", assets, ignore=shutil.ignore_patterns("data", "build", "*.egg-info"))
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--wheel",
+        "--outdir",
+        str(tmp_path / "dist"),
+        str(assets),
+    ]
+    run(build)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+    run([*pip, "install", "-qq", "--no-deps", "--no-index", str(next((tmp_path / "dist").glob("*.whl")))])
+    code = """
+import dit_hf
+pipeline = dit_hf.DiTPipeline.from_pretrained(dit_hf.shipped_model())
+pipeline(["frog"], num_inference_steps=1)
+print(dit_hf.shipped_model())
+"""
+    folder = Path(run([python, "-c", code], cwd=tmp_path).strip().splitlines()[-1])
+    assert folder.is_relative_to(installed)
+    for weights in ("transformer/model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+        shipped = ROOT / "examples" / "assets" / "dit-emoji" / weights
+        assert (folder / weights).read_bytes() == shipped.read_bytes()
+
+
 def test_installed_package_has_every_room(installed: Path, tmp_path: Path):
     files = sorted((ROOT / "src" / "dit_hf").rglob("*.py"))
     names = [".".join(file.relative_to(ROOT / "src").with_suffix("").parts) for file in files]

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from .image_pipelines import DiTImg2ImgPipeline, DiTInpaintPipeline
     from .modeling_dit import DiTModel
     from .pipeline_dit import DiTPipeline
+    from .shipped import shipped_model
 
 
 __version__ = "0.1.0"
-__all__ = ["DiTConfig", "DiTImg2ImgPipeline", "DiTInpaintPipeline", "DiTModel", "DiTPipeline"]
+__all__ = ["DiTConfig", "DiTImg2ImgPipeline", "DiTInpaintPipeline", "DiTModel", "DiTPipeline", "shipped_model"]
 
 _MODULES = {  # public name -> module that defines it
     "DiTConfig": "dit_hf.configuration_dit",
@@ -21,6 +22,7 @@ _MODULES = {  # public name -> module that defines it
     "DiTInpaintPipeline": "dit_hf.image_pipelines",
     "DiTModel": "dit_hf.modeling_dit",
     "DiTPipeline": "dit_hf.pipeline_dit",
+    "shipped_model": "dit_hf.shipped",
 }
 
 

@@ -72,15 +72,15 @@ class DiTLoraLoaderMixin:
         return {"transformer": import_for("get_list_adapters", "dit_hf.finetuning").loaded_adapters(self.transformer)}
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Remove loaded adapters; without any left, the pipeline has its own classes again.
+        """Remove loaded adapters; without any left in use, the pipeline has its own classes again.
 
         Raises:
             ValueError: If an adapter is unknown.
         """
         finetuning = import_for("delete_adapters", "dit_hf.finetuning")
         id2label = finetuning.delete_adapters(self.transformer, adapter_names)
-        is_any_left = bool(finetuning.loaded_adapters(self.transformer))
-        self.register_to_config(id2label=id2label if is_any_left else self._own_id2label())
+        is_any_in_use = bool(finetuning.active_adapters(self.transformer))
+        self.register_to_config(id2label=id2label if is_any_in_use else self._own_id2label())
 
     def disable_lora(self) -> None:
         """Draw with the model itself and its own classes, and keep the adapters loaded.
@@ -109,7 +109,7 @@ class DiTLoraLoaderMixin:
 
         Raises:
             ImportError: If this file runs without the package.
-            ValueError: If no adapter is loaded, or one is unknown.
+            ValueError: If no adapter is loaded, one is unknown, or all are disabled and none is named.
         """
         merge_lora = import_for("fuse_lora", "dit_hf.finetuning").merge_lora
         id2label = merge_lora(self.transformer, lora_scale, adapter_names)

@@ -24,6 +24,13 @@ from .lora_pipeline import DiTLoraLoaderMixin
 from .places import check_pipeline_source
 from .sampling.callbacks import Watched, check_callback
 from .sampling.class_names import ids_of_names, label_batch
+from .sampling.defaults import (
+    PIPELINE_SETTINGS,
+    check_own_guidance,
+    check_own_steps,
+    usual_guidance_scale,
+    usual_num_steps,
+)
 from .sampling.denoising import Denoising, cache_to_oneself, cached_model
 from .sampling.guidance import Guidance, check_guidance_channels
 from .sampling.latents import check_noise, check_vae, decode_latents, draw_noise, latent_size, resized_positions
@@ -58,6 +65,9 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         prediction_type: What the model was trained to predict; None if the scheduler says it. Flow matching needs
             "flow_prediction" (the velocity noise - x_0) or "flow_sample" (x_0), as its schedulers do not say it. Kept
             in `model_index.json`.
+        guidance_scale: Scale of guidance of a call that names none; None for 4. Kept in `model_index.json`.
+        num_inference_steps: Number of steps of a call that names none, for this scheduler, or numbers by class names of
+            schedulers; None for the scheduler's usual number. Kept in `model_index.json`.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -78,6 +88,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         id2label: dict[int, str] | dict[str, str] | None = None,
         guidance_channels: str = "all",  # diffusers reads annotations when loading, and knows no Literal
         prediction_type: str | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | dict[str, int] | None = None,
     ) -> None:
         super().__init__()
         config = transformer.config
@@ -95,6 +107,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
             raise ValueError(f"id2label has the id {outside[0]}, the transformer the ids 0..{config.num_classes - 1}")
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.register_to_config(id2label=names or None, guidance_channels=guidance_channels, prediction_type=predicted)
+        own = {"guidance_scale": check_own_guidance(guidance_scale, config)}
+        self.register_to_config(**own, num_inference_steps=check_own_steps(num_inference_steps, scheduler))
         factor = self.vae_scale_factor = 1 if vae is None else vae_shrink_factor(vae.config)
         self.image_channels = config.in_channels if vae is None else vae.config.in_channels
         processor = functools.partial(VaeImageProcessor, vae_scale_factor=factor)  # to multiples of which it resizes
@@ -124,7 +138,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
     def __call__(
         self,
         class_labels: int | str | Sequence[int | str] | Tensor | None = None,
-        guidance_scale: float | BaseGuidance = 4.0,
+        guidance_scale: float | BaseGuidance | None = None,
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -151,8 +165,9 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         Args:
             class_labels: Id or name of a class, or a list in which both may stand; None for an unconditional model.
             guidance_scale: Scale of classifier-free guidance; at 1 and below there is no guidance, and no second pass
-                through the model. Or a guider of diffusers, one of `dit_hf.sampling.guidance.GUIDERS`.
-            num_inference_steps: Number of steps in 1..T; None for the scheduler's usual number.
+                through the model. Or a guider of diffusers, one of `dit_hf.sampling.guidance.GUIDERS`. None for the
+                pipeline's own scale, or 4 if it states none.
+            num_inference_steps: Number of steps in 1..T; None for the pipeline's own, or the scheduler's usual number.
             generator: Generator of all noise, or one per image, which makes an image independent of its batch.
             latents: Standard normal noise (B, C, H, W) to start from, instead of drawing it.
             output_type: Form of the images; "latent" for the final latents, undecoded.
@@ -187,7 +202,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         labels = label_batch(class_labels, num_images_per_label, num_images, config, self.config.id2label or {})
         size = latent_size(config, self.vae_scale_factor, height, width)
         models = [self.transformer, *([] if guide_model is None else [guide_model])]
-        guidance = Guidance(guidance_scale, guidance_channels or self.config.guidance_channels, guide_model, config)
+        scale = usual_guidance_scale(self) if guidance_scale is None else guidance_scale
+        guidance = Guidance(scale, guidance_channels or self.config.guidance_channels, guide_model, config)
         positions = resized_positions(models, size, self.vae_scale_factor, position_policy)
         predicted = check_scheduler(scheduler, self.config.prediction_type, config.learn_sigma)
         check_callback(callback_on_step_end)
@@ -196,6 +212,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         shape = (len(labels), config.in_channels, *size)  # (B, C, H, W)
         generator = check_noise(shape, generator, latents, device)
         arguments = step_arguments(scheduler, generator, eta)
+        if num_inference_steps is None and timesteps is None and sigmas is None:
+            num_inference_steps = usual_num_steps(self)
         ts = set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)  # (N,) in host memory
         ts = ts if _source is None else start_midway(scheduler, _source.strength)
         rehearse(scheduler, ts, arguments, takes_variance(scheduler, config.learn_sigma))
@@ -273,7 +291,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         Raises:
             ValueError: If the parts do not fit.
         """
-        kept = {name: pipeline.config.get(name) for name in ("id2label", "guidance_channels", "prediction_type")}
+        kept = {name: pipeline.config.get(name) for name in PIPELINE_SETTINGS if pipeline.config.get(name) is not None}
         return cls(**{**pipeline.components, **kept, **kwargs})
 
     @classmethod

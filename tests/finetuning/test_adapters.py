@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from dit_hf import DiTModel, DiTPipeline
 from dit_hf.finetuning import add_lora, carry_classes, save_lora
+from dit_hf.finetuning.adapters import merged
 
 CLASSES = {"dog": {0: "my dog", 1: "goldfish"}, "style": {0: "goldfish", 1: "my cat", 2: "tench"}}
 KEY = "blocks.1.attn.qkv"
@@ -105,6 +106,20 @@ def test_adapters_are_disabled_enabled_deleted_and_unloaded_without_a_trace(pipe
     both(pipeline, dog, style).unload_lora_weights()
     assert pipeline.config.id2label == own
     torch.testing.assert_close(model.state_dict(), before.state_dict(), rtol=0, atol=0)
+
+
+def test_disabled_adapters_stay_disabled_when_others_are_deleted_or_fused(pipeline, build, dog: Path, style: Path):
+    own, model, plain = pipeline.config.id2label, pipeline.transformer, output(build())
+    both(pipeline, dog, style)
+    pipeline.disable_lora()
+    with pytest.raises(ValueError, match="the adapters are disabled: call enable_lora first"):
+        pipeline.fuse_lora()
+    torch.testing.assert_close(output(merged(pipeline).transformer), plain, rtol=0, atol=0)
+    pipeline.delete_adapters("dog")
+    assert (pipeline.get_active_adapters(), pipeline.config.id2label, model.config.num_classes) == ([], own, 4)
+    torch.testing.assert_close(output(model), plain, rtol=0, atol=0)
+    pipeline.enable_lora()
+    assert (pipeline.get_active_adapters(), pipeline.config.id2label) == (["style"], CLASSES["style"])
 
 
 def test_fused_adapters_save_and_can_be_taken_out_again(pipeline, dog: Path, style: Path, tmp_path: Path):

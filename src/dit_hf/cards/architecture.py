@@ -37,10 +37,16 @@ def architecture(config: DiTConfig) -> dict[str, Any]:
 
 def architecture_of(pipeline: DiffusionPipeline) -> dict[str, Any]:
     """Return the rows of the table for a pipeline: those of its model, its scheduler and its guidance."""
+    steps = (pipeline.config.get("num_inference_steps") or {}).get(type(pipeline.scheduler).__name__)
+    stated = {
+        "guidance of a call that names none": pipeline.config.get("guidance_scale"),
+        "steps of a call that names none": steps,
+    }
     return {
         **architecture(pipeline.transformer.config),
         "scheduler": type(pipeline.scheduler).__name__,
         "channels that guidance moves": pipeline.config.guidance_channels,
+        **{name: value for name, value in stated.items() if value is not None},
     }
 
 

@@ -94,7 +94,7 @@ GuidanceScale = Annotated[
     typer.Option(
         help="Scale of classifier-free guidance; 1 is no guidance.",
         min=0,
-        show_default="4 if the model was trained for guidance, else 1",
+        show_default="that of the pipeline; else 4 if the model was trained for guidance, or 1",
     ),
 ]
 GuidanceInterval = Annotated[
@@ -114,7 +114,7 @@ Scheduler = Annotated[
 ]
 NumInferenceSteps = Annotated[
     int | None,
-    typer.Option(min=1, help="Number of sampling steps.", show_default="depends on the scheduler"),
+    typer.Option(min=1, help="Number of sampling steps.", show_default="that of the pipeline, else of the scheduler"),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise and of random labels.")]
 Dtype = Annotated[
@@ -214,8 +214,8 @@ def generate(
         from ..conversion import with_scheduler
 
         pipeline = with_scheduler(pipeline, scheduler)
-    if guidance_scale is None:
-        guidance_scale = 4.0 if pipeline.transformer.config.has_null_class else 1.0
+    if guidance_scale is None and not pipeline.transformer.config.has_null_class:
+        guidance_scale = 1.0
     arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
     arguments["guidance_interval"] = guidance_interval
     if destination:

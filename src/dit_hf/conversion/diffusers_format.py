@@ -47,6 +47,8 @@ MAX_TOKENS = 2**16  # 64 times those of 512 px; no weight holds their number, an
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
 # Private field of the configuration that `to_diffusers` writes; diffusers keeps and ignores it.
 TRAINED_AS = "_dit_hf"
+# Settings of a pipeline that diffusers' own does not keep, so that the model's configuration does.
+KEPT_BY_MODEL = ("guidance_channels", "guidance_scale", "num_inference_steps")
 DIFFUSERS_NUMBERS = {"timestep_freq_shift": 1.0, "mlp_norm_eps": 1e-5}
 ORIGINAL_NUMBERS = {"timestep_freq_shift": 0.0, "mlp_norm_eps": 1e-6}
 

@@ -19,11 +19,12 @@ from ..cards.page import CARD
 from ..cards.stamp import digest_of_weights, stamped
 from ..configuration_dit import DiTConfig
 from ..places import check_pipeline_source
+from ..sampling.defaults import PIPELINE_SETTINGS
 from .diffusers_files import HUB_ARGUMENTS
 from .flow_weights import training_of
 from .objective import has_untrained_variance
 from .original import to_original
-from .pipelines import PIPELINE_FIELDS, library_of_transformer
+from .pipelines import library_of_transformer
 from .schedulers import make_flow_scheduler, make_scheduler
 
 logger = logging.get_logger(__name__)
@@ -106,7 +107,7 @@ def _with_scheduler(cls: type[DiffusionPipeline], pipeline: DiffusionPipeline, n
         scheduler = make_flow_scheduler(name, pipeline.scheduler.config.num_train_timesteps)
     else:
         scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
-    kept = {field: pipeline.config[field] for field in PIPELINE_FIELDS}
+    kept = {field: pipeline.config[field] for field in PIPELINE_SETTINGS}
     return cls(**{**pipeline.components, "scheduler": scheduler}, **kept)
 
 

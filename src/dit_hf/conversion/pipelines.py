@@ -11,16 +11,22 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from transformers.utils import logging
 
 from ..configuration_dit import DiTConfig
 from ..places import check_model_source
+from ..sampling.defaults import PIPELINE_SETTINGS
 from ..vae import vae_subfolder
 from .diffusers_files import HUB_ARGUMENTS, read_json
-from .diffusers_format import DIFFUSERS_NUMBERS, TRAINED_AS, from_diffusers
+from .diffusers_format import DIFFUSERS_NUMBERS, KEPT_BY_MODEL, TRAINED_AS, from_diffusers
 from .flow_weights import NUM_TRAIN_TIMESTEPS, training_of
+from .imagenet_names import imagenet_names
 from .original import from_original
 from .schedulers import make_flow_scheduler, make_scheduler
 
+logger = logging.get_logger(__name__)
+
+NUM_IMAGENET_CLASSES = 1000  # of the published checkpoints, and of the original code unless told otherwise
 CONFIG_FIELDS = inspect.signature(DiTConfig).parameters.keys() - {"kwargs"}
 CHECKPOINT_ARGUMENTS = CONFIG_FIELDS | {
     "weights",
@@ -28,7 +34,6 @@ CHECKPOINT_ARGUMENTS = CONFIG_FIELDS | {
     "any_objective",
     "trained_as",
 }  # what `from_original` takes
-PIPELINE_FIELDS = ("id2label", "guidance_channels", "prediction_type")
 DTYPE_ARGUMENTS = ("dtype", "torch_dtype")
 # Arguments of diffusers' `from_pretrained` that a checkpoint, being one file, has no use for.
 UNUSED_BY_CHECKPOINTS = {*HUB_ARGUMENTS, *DTYPE_ARGUMENTS, "device_map", "variant", "use_safetensors"}
@@ -95,8 +100,10 @@ def _load_diffusers_form(
     written = read_json(folder / "transformer" / "config.json").get(TRAINED_AS)
     # weights trained by the original come without `TRAINED_AS`; their published numbers guide three channels
     is_original = written is None and model.config.timestep_freq_shift == 0
-    channels = written.get("guidance_channels") if isinstance(written, dict) else None
-    arguments.setdefault("guidance_channels", channels or ("first_three" if is_original else "all"))
+    own = {"guidance_channels": "first_three" if is_original else "all"}
+    if isinstance(written, dict):
+        own |= {name: written[name] for name in KEPT_BY_MODEL if written.get(name) is not None}
+    arguments = {**own, **arguments}
     model = _placed(model, arguments)
     pipeline = load(folder, transformer=model, **{k: v for k, v in arguments.items() if k not in hub})
     pipeline.register_to_config(_name_or_path=str(source))
@@ -110,7 +117,7 @@ def _load_checkpoint(cls: Any, path: Path, **arguments: Any) -> Any:
             "vae='stabilityai/sd-vae-ft-ema', or pass vae=None for a model of pixels"
         )
     of_model = {name: arguments.pop(name) for name in CHECKPOINT_ARGUMENTS & arguments.keys()}
-    of_pipeline = {name: arguments.pop(name) for name in PIPELINE_FIELDS if name in arguments}
+    of_pipeline = {name: arguments.pop(name) for name in PIPELINE_SETTINGS if name in arguments}
     vae, scheduler = arguments.pop("vae"), arguments.pop("scheduler", None)
     for name in sorted(arguments.keys() - UNUSED_BY_CHECKPOINTS):
         raise ValueError(f"{name!r} has no meaning for a checkpoint of the original")
@@ -121,6 +128,9 @@ def _load_checkpoint(cls: Any, path: Path, **arguments: Any) -> Any:
             scheduler = make_flow_scheduler(scheduler or "FlowMatchEulerDiscreteScheduler", NUM_TRAIN_TIMESTEPS)
     elif scheduler is None or isinstance(scheduler, str):
         scheduler = make_scheduler(scheduler or "DDPMScheduler", model.config.learn_sigma)
+    if model.config.num_classes == NUM_IMAGENET_CLASSES and "id2label" not in of_pipeline:
+        logger.info(f"{path.name}: its 1000 classes are taken for ImageNet's and named so; id2label={{}} names none")
+        of_pipeline["id2label"] = imagenet_names()
     return cls(model, vae, scheduler, **{"guidance_channels": "first_three", **of_pipeline})
 
 

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from transformers.utils import logging
 
 from .diffusers_files import read_json
-from .diffusers_format import TRAINED_AS, to_diffusers
+from .diffusers_format import KEPT_BY_MODEL, TRAINED_AS, to_diffusers
 from .schedulers import make_scheduler
 
 logger = logging.get_logger(__name__)
@@ -45,7 +45,11 @@ def save_for_diffusers(pipeline: DiffusionPipeline, folder: str | os.PathLike, *
     if channels != "all":
         logger.warning(f"diffusers' pipeline guides all channels, this one has guidance_channels={channels!r}.")
     model = to_diffusers(pipeline.transformer)
-    model.register_to_config(**{TRAINED_AS: {**model.config[TRAINED_AS], "guidance_channels": channels}})
+    own = {name: pipeline.config[name] for name in KEPT_BY_MODEL if pipeline.config.get(name) is not None}
+    if len(own) > 1:
+        stated = ", ".join(f"{name}={own[name]}" for name in KEPT_BY_MODEL[1:] if name in own)
+        logger.warning(f"diffusers' pipeline does not read {stated}: pass these in each call.")
+    model.register_to_config(**{TRAINED_AS: {**model.config[TRAINED_AS], **own}})
     stock = diffusers.DiTPipeline(transformer=model, vae=pipeline.vae, scheduler=scheduler)
     if pipeline.config.id2label:
         stock.register_to_config(id2label=pipeline.config.id2label)  # which its constructor takes and does not keep

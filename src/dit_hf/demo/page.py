@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..conversion import with_scheduler
 from ..sampling.class_names import names_to_ids
+from ..sampling.defaults import usual_guidance_scale, usual_num_steps
 from ..sampling.schedulers import SCHEDULERS
 from .drawing import Step, draw
 from .limits import MAX_SEED, Call, Limits
@@ -136,13 +137,12 @@ class _Page:
         return gr.Slider(least, most, value=min(value, most), step=1, label="Number of pictures")
 
     def _settings(self) -> list[Any]:
-        usual = SCHEDULERS[self.own_scheduler].num_steps
         with gr.Accordion("Settings", open=True):
             guidance = gr.Slider(1, self.limits.max_guidance, value=self._own_guidance(), step=0.1, label="Guidance")
             steps = gr.Slider(
                 1,
                 self.limits.max_steps,
-                value=min(usual, self.limits.max_steps),
+                value=min(usual_num_steps(self.pipeline), self.limits.max_steps),
                 step=1,
                 label="Steps",
                 elem_id="steps",
@@ -155,7 +155,9 @@ class _Page:
         return [guidance, steps, scheduler, seed]
 
     def _own_guidance(self) -> float:
-        return 2.0 if self.pipeline.transformer.config.has_null_class else 1.0
+        if not self.pipeline.transformer.config.has_null_class:
+            return 1.0
+        return min(max(usual_guidance_scale(self.pipeline), 1.0), self.limits.max_guidance)
 
     def _schedulers(self) -> list[str]:
         """Return the schedulers that can sample this model, its own first."""

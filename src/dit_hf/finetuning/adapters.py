@@ -162,14 +162,17 @@ def enable_adapters(model: DiTModel) -> dict[int, str] | None:
 def delete_adapters(model: DiTModel, names: str | Sequence[str]) -> dict[int, str] | None:
     """Remove some of the loaded adapters, and use the others that were in use, or the first of them.
 
+    Adapters that are disabled stay disabled.
+
     Returns:
-        `id2label` of the adapter that gives the classes then; None if no adapter is left.
+        `id2label` of the adapter that gives the classes then; None if no adapter is left or in use.
 
     Raises:
         ValueError: If an adapter is unknown.
     """
     state = _loaded(model)
     names = _known_names(state, names)
+    is_in_use = bool(active_adapters(model))
     if len(names) == len(state.known):
         remove_lora(model)
         return None
@@ -179,7 +182,10 @@ def delete_adapters(model: DiTModel, names: str | Sequence[str]) -> dict[int, st
         del model.peft_config[name], state.known[name]
     kept = {name: scale for name, scale in state.scales.items() if name not in names}
     kept = kept or {next(iter(state.known)): 1.0}
-    return set_adapters(model, list(kept), list(kept.values()))
+    id2label = set_adapters(model, list(kept), list(kept.values()))
+    if not is_in_use:
+        disable_adapters(model)
+    return id2label if is_in_use else None
 
 
 def merge_lora(
@@ -197,7 +203,8 @@ def merge_lora(
         `id2label` of the first adapter, if it was loaded.
 
     Raises:
-        ValueError: If there is no such adapter, or merging gives weights that are not finite.
+        ValueError: If there is no such adapter, if the adapters are disabled and none is named, or if merging gives
+            weights that are not finite.
     """
     if not has_adapter(model):
         raise ValueError("the model has no adapter: load one first")
@@ -205,6 +212,8 @@ def merge_lora(
     if state is None:  # in training
         _take_out(model, {ADAPTER: scale})
         return None
+    if not adapter_names and not active_adapters(model):
+        raise ValueError("the adapters are disabled: call enable_lora first, or pass adapter_names")
     names = _known_names(state, adapter_names or list(state.scales))
     id2label = set_adapters(model, names, [state.scales.get(name, 1.0) * scale for name in names])
     _take_out(model, state.scales)
@@ -236,11 +245,14 @@ def unmerge_lora(model: DiTModel) -> dict[int, str] | None:
 
 
 def merged(pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    """Return a pipeline whose adapter is merged into a copy of the model; without an adapter, the pipeline itself."""
+    """Return a pipeline whose adapters in use are merged into a copy of the model; without adapters, itself."""
     if not has_adapter(pipeline.transformer):
         return pipeline
     model = copy.deepcopy(pipeline.transformer)
-    merge_lora(model)
+    if _find(model) is not None and not active_adapters(model):
+        remove_lora(model)
+    else:
+        merge_lora(model)
     other = copy.copy(pipeline)
     other.register_modules(transformer=model)
     return other

@@ -1,6 +1,5 @@
 """Many images from a `DiTPipeline`: the pipeline as a sampler, its settings as JSON, and the labels a user asks for."""
 
-import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from ..distributed import start_inference_accelerator
 from ..provenance import weights_sha256
 from ..sampling.class_names import warn_of_null_class
-from ..sampling.schedulers import traits_of
+from ..sampling.defaults import usual_guidance_scale, usual_num_steps
 from .batches import Sampler
 from .draws import draw_labels
 from .generate import generate_images
@@ -41,7 +40,7 @@ def pipeline_sampler(pipeline: Any, **arguments: Any) -> Sampler:
 def pipeline_settings(pipeline: Any, **arguments: Any) -> dict[str, Any]:
     """Return all that a pipeline's images depend on besides seed and labels, as JSON can hold it.
 
-    What the call leaves to the pipeline is filled in: its guidance, and the scheduler's usual number of steps.
+    What the call leaves to the pipeline is filled in: its guidance, and its number of steps.
 
     Args:
         pipeline: `DiTPipeline`.
@@ -49,11 +48,10 @@ def pipeline_settings(pipeline: Any, **arguments: Any) -> dict[str, Any]:
     """
     config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     config = {name: str(value) if value in (math.inf, -math.inf) else value for name, value in config.items()}
-    default = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
-    arguments = {"guidance_scale": default, **arguments}
+    if arguments.get("guidance_scale") is None:
+        arguments = {**arguments, "guidance_scale": usual_guidance_scale(pipeline)}
     if all(arguments.get(name) is None for name in ("num_inference_steps", "timesteps", "sigmas")):
-        usual = traits_of(pipeline.scheduler).num_steps
-        arguments["num_inference_steps"] = min(usual, pipeline.scheduler.config.num_train_timesteps)
+        arguments["num_inference_steps"] = usual_num_steps(pipeline)
     return {
         "pipeline": type(pipeline).__name__,
         "weights_sha256": weights_sha256(pipeline.transformer, pipeline.vae),

@@ -82,14 +82,15 @@ class Engine:
         Raises:
             ImportError: If a package is missing; the message says what to install.
         """
-        for package in (self.package, *(self.writes_with if to_write else ())):
+        packages = (self.package, *(self.writes_with if to_write else ()))
+        for package in packages:
             try:
                 importlib.import_module(package)
             except ModuleNotFoundError as error:
                 if error.name != package:
                     raise
                 raise ImportError(
-                    f"{self.name} needs the package {package}: pip install dit-hf[{self.extra}]"
+                    f"{self.name} needs the package {package}: run `pip install {' '.join(packages)}`"
                 ) from None
 
     def installed_version(self) -> str:

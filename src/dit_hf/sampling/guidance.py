@@ -62,7 +62,7 @@ class Guidance:
     def __init__(
         self, scale: float | BaseGuidance, guidance_channels: str, guide_model: PreTrainedModel | None, config: Any
     ) -> None:
-        _check_scale(scale)
+        check_scale(scale)
         check_guidance_channels(guidance_channels)
         self.scale = copy.deepcopy(scale)  # a guider keeps a state: calls in several threads may share it
         self.guide_model = guide_model
@@ -128,7 +128,8 @@ class Guidance:
         return torch.cat([moved, cond[:, self.num_channels :]], dim=1)
 
 
-def _check_scale(scale: Any) -> None:
+def check_scale(scale: Any) -> None:
+    """Refuse what is neither a finite number from 0 on nor one of `GUIDERS`."""
     if isinstance(scale, BaseGuidance):
         if (name := type(scale).__name__) not in GUIDERS:
             raise ValueError(f"guidance_scale={name} hooks parts that no DiT has: choose from {', '.join(GUIDERS)}")

@@ -128,12 +128,18 @@ def assemble(
 
     Raises:
         ValueError: If a technique has a module, and FSDP2 or DeepSpeed would have to split it; if DeepSpeed would have
-            to split matrices for Muon; or as in `make_optimizer`.
+            to split matrices for Muon, or call blocks that a technique changes; or as in `make_optimizer`.
     """
     if optimizer == "muon" and deepspeed_zero.uses_zero(accelerator):
         raise ValueError(
             "optimizer='muon' needs whole matrices, and DeepSpeed splits them as flat lists of numbers: launch with "
             "FSDP2, as examples/accelerate/fsdp2.yaml, or set optimizer to adamw"
+        )
+    changing = [] if techniques is None else techniques.that_change_blocks
+    if changing and deepspeed_zero.uses_zero(accelerator):
+        raise ValueError(
+            f"the technique {changing[0]} changes how blocks are called, which was never tried with DeepSpeed: switch "
+            "it off, or launch with FSDP2, as examples/accelerate/fsdp2.yaml"
         )
     modules = {} if techniques is None else techniques.modules
     if modules and (splits_weights(accelerator) or deepspeed_zero.uses_zero(accelerator)):

@@ -159,6 +159,7 @@ def train(settings: TrainSettings, accelerator: Accelerator, folder: RunFolder, 
             scheduler=make_scheduler(objective),
             id2label=dict(enumerate(start.names)) if model.config.num_classes else None,
             prediction_type=objective.prediction_type,
+            guidance_scale=own_guidance(settings, model.config),
         )
     folder.previews.labels = folder.previews.labels or start.class_indices[:MAX_IMAGES]  # those of the data
     trainer = Trainer(settings, accelerator, folder, stop, state, pipeline, push, meter, distance, stream, feed)
@@ -214,6 +215,12 @@ def check_previews(settings: TrainSettings, config: DiTConfig) -> None:
         raise ValueError(
             f"guidance_scale={settings.guidance_scale} has no effect on a model without a null class: leave it out"
         )
+
+
+def own_guidance(settings: TrainSettings, config: DiTConfig) -> float | None:
+    """Return the scale of guidance that the finished pipeline states: that of the previews, if it was chosen."""
+    is_chosen = config.has_null_class and settings.guidance_scale != rows(settings)["guidance_scale"].default
+    return settings.guidance_scale if is_chosen else None
 
 
 def load_distance(name: str | None) -> Distance | None:

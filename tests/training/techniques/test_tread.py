@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.diffusion import OBJECTIVES
 from dit_hf.modeling_dit import unpatchify
-from dit_hf.training.assembly import build_techniques
+from dit_hf.training.assembly import assemble, build_techniques
 from dit_hf.training.batch import Draws, LatentBatch, StepRecord
 from dit_hf.training.observer import Observer
+from dit_hf.training.processes.sharding import set_distributed_type
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
 from dit_hf.training.techniques import Technique, Techniques, Tread, changed_blocks
@@ -293,3 +297,18 @@ def test_routing_takes_part_in_what_saves_memory(tiny: Path, tmp_path: Path, fla
     plain, saving = train(tiny, tmp_path / "plain", *steps), train(tiny, tmp_path / "saving", *steps, *flags)
     np.testing.assert_allclose(losses(tmp_path / "plain"), losses(tmp_path / "saving"), rtol=1e-4)
     torch.testing.assert_close(plain, saving, rtol=1e-3, atol=1e-4)  # sums in another order
+
+
+@pytest.mark.parametrize(("name", "flags"), [("tread", ROUTED), ("layer_sync", ("--layer_sync_weight", "0.5"))])
+def test_techniques_that_change_blocks_are_named_and_refused_with_deepspeed(name: str, flags: tuple[str, ...]):
+    settings = parse_settings(list(flags))
+    model = make_model()
+    techniques = build_techniques(settings, OBJECTIVES["sample"](), model)
+    assert techniques.that_change_blocks == [name]
+    accelerator = Accelerator(cpu=True)
+    set_distributed_type(accelerator, DistributedType.DEEPSPEED)
+    try:
+        with pytest.raises(ValueError, match=f"the technique {name} changes how blocks are called"):
+            assemble(accelerator, model, learning_rate=1e-3, ema_decays=[0.9], techniques=techniques)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)

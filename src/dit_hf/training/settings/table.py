@@ -304,7 +304,7 @@ class TrainSettings(ModelFields):
         50, "Number of scheduler steps of the previews.", at_least=1, may_change="always"
     )
     guidance_scale: float = row(
-        4.0, "Scale of classifier-free guidance in the previews; 1 for none.", at_least=0.0, may_change="always"
+        4.0, "Guidance of previews, and of the pipeline unless 4; 1 for none.", at_least=0.0, may_change="always"
     )
     report_to: str = row(
         "tensorboard",

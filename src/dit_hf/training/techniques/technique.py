@@ -117,6 +117,11 @@ class Techniques:
         return {name: each.module for name, each in self.active.items() if each.module is not None}
 
     @property
+    def that_change_blocks(self) -> list[str]:
+        """Names of the techniques that read or change blocks while the model runs."""
+        return [name for name, each in self.active.items() if type(each).around is not Technique.around]
+
+    @property
     def networks(self) -> list[torch.nn.Module]:
         """The same modules as Accelerate has wrapped them."""
         return [each.network for each in self.active.values() if each.network is not None]
