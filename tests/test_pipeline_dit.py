@@ -281,8 +281,18 @@ def test_scheduler_that_is_swapped_in_later_is_checked_too():
 
 def test_clipping_of_latents_is_warned_about(caplog):
     diffusers.utils.logging.enable_propagation()
-    tiny_pipeline(scheduler=ddpm(clip_sample=True))
-    assert "clip_sample=True" in caplog.text
+    pipe = tiny_pipeline(scheduler=ddpm(clip_sample=True))
+    assert "clip_sample=True and clips latents at +-1" in caplog.text
+    caplog.clear()
+    pipe.scheduler = DDIMScheduler.from_config(
+        diffusers.DPMSolverMultistepScheduler().config, timestep_spacing="leading"
+    )
+    pipe(1, num_inference_steps=2, output_type="latent")  # the default of DDIM came with the exchange
+    assert "DDIMScheduler has clip_sample=True" in caplog.text
+    caplog.clear()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)  # as the warning says
+    pipe(1, num_inference_steps=2, output_type="latent")
+    assert "clip_sample" not in caplog.text
 
 
 def test_non_finite_latents_name_the_step():

@@ -42,6 +42,7 @@ from .sampling.schedulers import (
     start_midway,
     step_arguments,
     takes_variance,
+    warn_of_clipping,
 )
 from .sampling.sources import EncodedSource, SourceImage, encode_source, first_latents, put_back, read_images
 from .saved_code import IN_PACKAGE, import_for, remove_older_code, update_json, write_code
@@ -99,8 +100,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
             check_vae(vae, config.in_channels)
         check_guidance_channels(guidance_channels)
         predicted = check_scheduler(scheduler, prediction_type, config.learn_sigma)
-        if vae is not None and scheduler.config.get("clip_sample"):
-            logger.warning("The scheduler has clip_sample=True, which clips latents at +-1: set it to False.")
+        if vae is not None:
+            warn_of_clipping(scheduler)
         names = {int(class_id): str(label) for class_id, label in (id2label or {}).items()}
         outside = [class_id for class_id in names if not 0 <= class_id < config.num_classes]
         if outside:
@@ -206,6 +207,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         guidance = Guidance(scale, guidance_channels or self.config.guidance_channels, guide_model, config)
         positions = resized_positions(models, size, self.vae_scale_factor, position_policy)
         predicted = check_scheduler(scheduler, self.config.prediction_type, config.learn_sigma)
+        if self.vae is not None:
+            warn_of_clipping(scheduler)  # it may be another one than at first
         check_callback(callback_on_step_end)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
