@@ -64,9 +64,10 @@ quality: install  ## check style, format, types and import directions
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q --noconftest tests/test_architecture.py
 
-format: install  ## put style and format right where that is mechanical
+format: install  ## put style, format and the lines that docs/paper_to_code.md links to right, where that is mechanical
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+	$(VENV)/bin/python docs/link_symbols.py
 
 build: install  ## build the wheel and the sdist into dist/, and check that the wheel holds code only
 	rm -rf build dist

@@ -34,7 +34,7 @@ REGISTRIES = [name + ".org" for name in ("pypi", "pythonhosted", "npmjs", "debia
 ISSUE_NUMBER = re.compile(r"\b[Ii]ssue #?\d{1,2}\b")  # of this project; other projects' have more digits
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-ROW = re.compile(r"^\|.*\]\((?P<file>[^)]+\.py)\) \| (?P<symbols>`.*`) \|$", re.MULTILINE)
+ROW = re.compile(r"^\|.*\]\((?P<file>[^)]+\.py)\) \| (?P<symbols>\[?`.*) \|$", re.MULTILINE)
 
 
 def public_files(suffix: str = "") -> Iterator[Path]:
@@ -105,6 +105,20 @@ def test_every_symbol_of_a_map_exists(page: Path):
 def test_every_row_of_a_map_is_read(page: Path):
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|") and ".py)" in line]
     assert len(rows) == len(ROW.findall(page.read_text(encoding="utf-8"))) > 20
+
+
+def test_symbols_of_the_paper_link_to_the_lines_that_define_them():
+    """Reads the text of each line; the program that writes the links reads the syntax tree."""
+    links = re.findall(r"\[`([\w.]+)`\]\(([^)#]+)#L(\d+)\)", MAPS[0].read_text(encoding="utf-8"))
+    assert len(links) > 90
+    wrong = []
+    for symbol, file, number in links:
+        line = (MAPS[0].parent / file).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+        name = symbol.rpartition(".")[2]
+        indent = "    " if "." in symbol else ""
+        if not re.match(rf"{indent}(?:(?:def|class) {name}\b|(?: +self\.)?{name}(?:: .*)? = )", line):
+            wrong.append(f"{symbol} is not at {file}:{number}")
+    assert wrong == [], "run `make format`, or python docs/link_symbols.py"
 
 
 def floors(page: Path) -> dict[str, int]:
