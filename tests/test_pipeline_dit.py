@@ -160,7 +160,7 @@ BAD_CALLS = {
     "None": ({"class_labels": None}, "10 classes"),
     "a misspelt name": ({"class_labels": "goldfsh"}, "did you mean 'goldfish'"),
     "a number as a name": ({"class_labels": "7"}, "'7'"),
-    "a name of two classes": ({"class_labels": "crane"}, "classes 2, 3"),
+    "a name of two classes": ({"class_labels": "grass snake"}, "classes 2, 3"),
     "num_images with labels": ({"num_images": 2}, "num_images_per_label"),
     "no images": ({"num_images_per_label": 0}, "num_images_per_label=0"),
     "NaN guidance": ({"guidance_scale": float("nan")}, "guidance_scale=nan"),

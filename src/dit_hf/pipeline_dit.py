@@ -119,7 +119,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
 
     @property
     def labels(self) -> dict[str, int]:
-        """Class ids by name, without names that several classes share; each synonym is a name."""
+        """Class ids by name, without names that several classes share; each synonym in ImageNet's labels is one."""
         id2label = self.config.id2label or {}
         ids = names_to_ids(id2label)
         return {name: ids[name][0] for name in synonyms_to_ids(id2label) if len(ids[name]) == 1}
@@ -128,7 +128,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         """Map class names to ids.
 
         Args:
-            label: A name or a list of names: whole labels of `id2label`, or parts of them between commas.
+            label: A name or a list of names: whole labels of `id2label`, or synonyms in ImageNet's.
 
         Raises:
             ValueError: If no class or several classes have a name.
