@@ -129,8 +129,11 @@ Resolution = Annotated[
     int | None, typer.Option(min=1, help="Side of the images in pixels.", show_default="the one of the training")
 ]
 PositionPolicy = Annotated[
-    Literal["extend", "interpolate"],
-    typer.Option(help="How patches are placed at another resolution: extend for more content, interpolate for larger."),
+    Literal["extend", "interpolate"] | None,
+    typer.Option(
+        help="How patches are placed at another resolution: extend for more content, interpolate for larger.",
+        show_default="extend",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise and of random labels.")]
 Dtype = Annotated[
@@ -191,7 +194,7 @@ def generate(
     scheduler: Scheduler = None,
     num_inference_steps: NumInferenceSteps = None,
     resolution: Resolution = None,
-    position_policy: PositionPolicy = "extend",
+    position_policy: PositionPolicy = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     runtime: RuntimeName = None,
@@ -238,7 +241,9 @@ def generate(
     arguments["guidance_interval"] = guidance_interval
     if resolution is not None:
         _check_resolution(pipeline, resolution)
-        arguments |= {"height": resolution, "width": resolution, "position_policy": position_policy}
+        arguments |= {"height": resolution, "width": resolution, "position_policy": position_policy or "extend"}
+    else:
+        refuse({"--position-policy": position_policy}, "needs --resolution")
     if destination:
         arguments |= {"labels": labels, "seed": seed, "batch_size": batch_size or 32}
         written = generate_with_pipeline(pipeline, destination, num_images, **arguments)
