@@ -16,7 +16,7 @@ from dit_hf.sampling.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
-ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane, bird", 3: "crane, machine"}
+ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish", 2: "green snake, grass snake", 3: "garter snake, grass snake"}
 PAPER = {"variance_type": "learned_range", "timestep_spacing": "linspace", "clip_sample": False}
 
 

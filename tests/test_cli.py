@@ -180,6 +180,10 @@ def test_scheduler_of_flow_matching_samples_a_flow_model_and_no_other(model: str
         ("labels='x': the labels of labels.txt", "--labels 'x': the labels of labels.txt"),
         ("config.num_images=3 and my_num_images and num_images_seen", None),
         ("learn_sigma=True, out/num_images.txt", None),
+        (
+            "unknown: choose from fid, num_images, x: set num_images",
+            "unknown: choose from fid, num_images, x: set --num-images",
+        ),
     ],
 )
 def test_messages_name_options_as_they_are_typed(message: str, as_flags: str | None):

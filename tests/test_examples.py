@@ -1,23 +1,40 @@
 """The examples, run as a user runs them, and the weights that the repository ships."""
 
+import ast
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from packaging.requirements import Requirement
 from PIL import Image
 
 from dit_hf import DiTPipeline
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ASSETS = EXAMPLES / "assets"
+
+
+@pytest.mark.parametrize("name", ["train_dit.py", "evaluate_dit.py"])
+def test_header_of_a_script_asks_for_what_the_package_offers_and_needs(name: str):
+    """The pattern of the block is the one that PEP 723 prints as its reference implementation."""
+    block = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
+    [match] = [match for match in re.finditer(block, (EXAMPLES / name).read_text()) if match["type"] == "script"]
+    header = tomllib.loads("".join(line[2:] for line in match["content"].splitlines(keepends=True)))
+    setup = (EXAMPLES.parent / "setup.py").read_text()
+    extras = re.search(r"^EXTRAS = (\{.*?^\})", setup, re.MULTILINE | re.DOTALL)[1]
+    [requirement] = map(Requirement, header["dependencies"])
+    assert f'name="{requirement.name}"' in setup
+    assert requirement.extras <= ast.literal_eval(extras).keys()
+    assert re.search(r'python_requires="(.*)"', setup)[1] == header["requires-python"]
 
 
 def load_example(name: str) -> ModuleType:

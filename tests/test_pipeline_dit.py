@@ -160,7 +160,7 @@ BAD_CALLS = {
     "None": ({"class_labels": None}, "10 classes"),
     "a misspelt name": ({"class_labels": "goldfsh"}, "did you mean 'goldfish'"),
     "a number as a name": ({"class_labels": "7"}, "'7'"),
-    "a name of two classes": ({"class_labels": "crane"}, "classes 2, 3"),
+    "a name of two classes": ({"class_labels": "grass snake"}, "classes 2, 3"),
     "num_images with labels": ({"num_images": 2}, "num_images_per_label"),
     "no images": ({"num_images_per_label": 0}, "num_images_per_label=0"),
     "NaN guidance": ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
@@ -192,7 +192,7 @@ BAD_CALLS = {
     "sigmas where they are not taken": ({"sigmas": [1.0]}, "DDPMScheduler takes no sigmas"),
     "another size without a policy": ({"height": 32}, r"\[32, 16\] pixels from a model of \[16, 16\]: .*'interpolate'"),
     "an unknown policy": ({"height": 32, "position_policy": "crop"}, "'crop'"),
-    "a size between patches": ({"height": 18, "position_policy": "extend"}, "height=18: pass a multiple of 4"),
+    "a size between patches": ({"height": 18, "position_policy": "extend"}, "height=18: .* of 4, .*: 16 or 20$"),
     "no height": ({"height": 0}, "height=0"),
     "a guider of attention": (
         {"guidance_scale": SkipLayerGuidance(skip_layer_guidance_layers=[0])},
@@ -281,8 +281,18 @@ def test_scheduler_that_is_swapped_in_later_is_checked_too():
 
 def test_clipping_of_latents_is_warned_about(caplog):
     diffusers.utils.logging.enable_propagation()
-    tiny_pipeline(scheduler=ddpm(clip_sample=True))
-    assert "clip_sample=True" in caplog.text
+    pipe = tiny_pipeline(scheduler=ddpm(clip_sample=True))
+    assert "clip_sample=True and clips latents at +-1" in caplog.text
+    caplog.clear()
+    pipe.scheduler = DDIMScheduler.from_config(
+        diffusers.DPMSolverMultistepScheduler().config, timestep_spacing="leading"
+    )
+    pipe(1, num_inference_steps=2, output_type="latent")  # the default of DDIM came with the exchange
+    assert "DDIMScheduler has clip_sample=True" in caplog.text
+    caplog.clear()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)  # as the warning says
+    pipe(1, num_inference_steps=2, output_type="latent")
+    assert "clip_sample" not in caplog.text
 
 
 def test_non_finite_latents_name_the_step():

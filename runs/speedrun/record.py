@@ -19,7 +19,7 @@ from dit_hf.study.recipe import Recipe
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
-MODELS = ("B/2", "L/4")
+MODELS = ("B/2", "L/4", "S/4", "XL/2")  # the first two are those of the figure of merit
 GOAL_IMAGES = 128_000  # of the paper's recipe; its distance then is the target
 PAPER = "sample, AdamW "  # how the text of a recipe without additions begins
 PAPER_COMMAS = Recipe().summary.count(",")  # an addition brings one more
@@ -77,12 +77,13 @@ def line(seeds: list[list[Row]], best: list[Row], name: str, kept: str) -> tuple
     target, second = (distance_at(best, GOAL_IMAGES, column) for column in ("distance", "second_distance"))
     reached = reach(curve, target) if target else None
     again = reach(curve, second, "second_distance") if second else None
-    early = distance_at(curve, EARLY)
+    early, last = distance_at(curve, EARLY), curve[-1]
     cells = [
         seeds[0][0].model,
-        f"{name} (sets the target, {target:.2f})" if curve[0].recipe == best[0].recipe else name,
+        f"{name} (sets the target, {target:.2f})" if best and target and last.recipe == best[0].recipe else name,
         " ".join(str(group[0].seed) for group in seeds),
         f"{early:.2f}" if early else "not measured",
+        f"{last.distance:.2f} ({last.images_seen:,})",
         f"{reached.images:,.0f}" if reached else "not reached",
         f"{reached.images / GOAL_IMAGES:.2f}" if reached else "",
         f"{reached.cpu_seconds:.0f}" if reached and reached.cpu_seconds > 0 else "not counted",
@@ -97,28 +98,33 @@ def table(rows: list[Row]) -> str:
     """Return the table of the record, a line for each recipe and model that was measured, the fastest first."""
     grouped, named = trainings(rows), names()
     lines = [
-        "| model | recipe | seeds | distance after 32,000 | images to the target | of 128,000 | CPU s to the target | "
-        "images by the second extractor | kept | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | recipe | seeds | distance after 32,000 | distance at the end (images) | images to the target | "
+        "of 128,000 | CPU s to the target | images by the second extractor | kept | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for model in MODELS:
         best = best_paper_recipe(grouped, model)
-        measured = [
+        lines_of_model = [
             line(seeds, best, *named.get(recipe, (recipe, "not decided yet")))
             for (recipe, each), seeds in grouped.items()
             if each == model
         ]
-        lines += [text for _, text in sorted(measured)]
+        lines += [text for _, text in sorted(lines_of_model)]
     return "\n".join(lines)
 
 
+def measured(row: Row) -> int:
+    """Return how many of the two later measurements a row has: the second distance, and CPU seconds."""
+    return bool(row.second_extractor) + (not math.isnan(row.train_cpu_seconds))
+
+
 def collect(files: Iterable[Path]) -> int:
-    """Add the rows of results files to the record, and second distances to rows without one; return their number."""
+    """Add rows to the record, also in the place of rows that were measured less; return their number."""
     record = {(row.recipe, row.key): row for row in read_rows(RESULTS)}
     num_new = 0
     for row in (row for file in files for row in read_rows(file)):
         known = record.get((row.recipe, row.key))
-        if known is None or (row.second_extractor and not known.second_extractor):
+        if known is None or measured(row) > measured(known):
             record[row.recipe, row.key] = row
             num_new += 1
     write_rows(RESULTS, record.values())
@@ -129,7 +135,7 @@ def plot(rows: list[Row]) -> Figure:
     """Draw distances against images and against CPU seconds, a line for each recipe, a row of panels for each model."""
     grouped, named = trainings(rows), names()
     figure = Figure(figsize=(11, 8), layout="constrained")
-    for panels, model in zip(figure.subplots(2, 2), MODELS, strict=True):
+    for panels, model in zip(figure.subplots(2, 2), MODELS[:2], strict=True):
         best = best_paper_recipe(grouped, model)
         for axis, column in zip(panels, ("images_seen", "train_cpu_seconds"), strict=True):
             for (recipe, each), seeds in grouped.items():

@@ -1,8 +1,9 @@
 """How names of classes are compared: the one rule of data sets, trainings, adapters and pipelines.
 
-A name stands for the class whose whole label it is. Failing that, it may be a synonym: labels of ImageNet list several
-names between commas. Example: with the labels 0 "tench, Tinca tinca", 1 "crane, bird" and 2 "crane, machine", "tench"
-is class 0, "crane, bird" and "bird" are class 1, and "crane" is no name, as two classes have it.
+A name stands for the class whose whole label it is. Failing that, it may be a synonym: ImageNet's labels list several
+names between commas, and no other labels do. Example: with the labels 0 "tench, Tinca tinca", 1 "green snake, grass
+snake", 2 "garter snake, grass snake" and 3 "beach, summer", "tench" is class 0, "green snake" is class 1, "grass snake"
+is no name, as two classes have it, and class 3 has the name "beach, summer" alone.
 
 Names are compared in Unicode's form NFC, in which "é" is one character; names of files on macOS have two.
 """
@@ -10,6 +11,8 @@ Names are compared in Unicode's form NFC, in which "é" is one character; names 
 import re
 import unicodedata
 from collections.abc import Mapping
+
+from .synonyms import lists_synonyms
 
 
 def clean_name(name: str) -> str:
@@ -31,16 +34,21 @@ def labels_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
 
 
 def synonyms_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """Map each part of a label between commas to the ids of the classes that have it, in alphabetical order."""
+    """Map each name that a label lists to the ids of the classes that have it, in alphabetical order.
+
+    A label of ImageNet lists its parts between commas, and another label lists itself alone.
+    """
     ids: dict[str, list[int]] = {}
-    for class_id, label in id2label.items():
-        for part in dict.fromkeys(part.strip() for part in normal_name(label).split(",")):
-            ids.setdefault(part, []).append(class_id)
+    for class_id, stored in id2label.items():
+        label = normal_name(stored.strip())
+        listed = label.split(", ") if lists_synonyms(label) else [label]
+        for name in dict.fromkeys(listed):
+            ids.setdefault(name, []).append(class_id)
     return dict(sorted(ids.items()))
 
 
 def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """Map each name to the ids of the classes that it stands for: whole labels first, then parts of labels.
+    """Map each name to the ids of the classes that it stands for: whole labels first, then synonyms.
 
     Args:
         id2label: Labels by class id.

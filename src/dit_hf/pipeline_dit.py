@@ -42,6 +42,7 @@ from .sampling.schedulers import (
     start_midway,
     step_arguments,
     takes_variance,
+    warn_of_clipping,
 )
 from .sampling.sources import EncodedSource, SourceImage, encode_source, first_latents, put_back, read_images
 from .saved_code import IN_PACKAGE, import_for, remove_older_code, update_json, write_code
@@ -99,8 +100,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
             check_vae(vae, config.in_channels)
         check_guidance_channels(guidance_channels)
         predicted = check_scheduler(scheduler, prediction_type, config.learn_sigma)
-        if vae is not None and scheduler.config.get("clip_sample"):
-            logger.warning("The scheduler has clip_sample=True, which clips latents at +-1: set it to False.")
+        if vae is not None:
+            warn_of_clipping(scheduler)
         names = {int(class_id): str(label) for class_id, label in (id2label or {}).items()}
         outside = [class_id for class_id in names if not 0 <= class_id < config.num_classes]
         if outside:
@@ -118,7 +119,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
 
     @property
     def labels(self) -> dict[str, int]:
-        """Class ids by name, without names that several classes share; each synonym is a name."""
+        """Class ids by name, without names that several classes share; each synonym in ImageNet's labels is one."""
         id2label = self.config.id2label or {}
         ids = names_to_ids(id2label)
         return {name: ids[name][0] for name in synonyms_to_ids(id2label) if len(ids[name]) == 1}
@@ -127,7 +128,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         """Map class names to ids.
 
         Args:
-            label: A name or a list of names: whole labels of `id2label`, or parts of them between commas.
+            label: A name or a list of names: whole labels of `id2label`, or synonyms in ImageNet's.
 
         Raises:
             ValueError: If no class or several classes have a name.
@@ -206,6 +207,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         guidance = Guidance(scale, guidance_channels or self.config.guidance_channels, guide_model, config)
         positions = resized_positions(models, size, self.vae_scale_factor, position_policy)
         predicted = check_scheduler(scheduler, self.config.prediction_type, config.learn_sigma)
+        if self.vae is not None:
+            warn_of_clipping(scheduler)  # it may be another one than at first
         check_callback(callback_on_step_end)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")

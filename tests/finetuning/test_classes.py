@@ -19,8 +19,15 @@ def test_a_comma_in_a_name_of_the_data_divides_nothing():
 
 
 def test_a_part_that_known_labels_share_is_no_synonym():
-    known = {0: "frog, green", 1: "frog, red", 2: "beach, summer"}
-    assert match_classes(known, ["frog", "frog, red", "beach, summer", "frog, green"]) == [None, 1, 2, 0]
+    known = {0: "green snake, grass snake", 1: "garter snake, grass snake"}
+    assert match_classes(known, ["grass snake", "garter snake"]) == [None, 1]
+
+
+def test_a_comma_in_a_known_label_that_is_not_one_of_imagenet_divides_nothing():
+    known = {0: "frog, green", 1: "beach, summer", 2: "tench, Tinca tinca"}
+    names = ["frog", "summer", "beach", "tench", "frog, green"]
+    assert match_classes(known, names) == [None, None, None, 2, 0]
+    assert match_classes(known, ["beach, summer"]) == [1]
 
 
 def test_two_classes_never_continue_the_same_one(caplog):

@@ -82,7 +82,11 @@ def test_page_tells_what_a_reader_needs(pipeline):
 
 
 def test_label_of_the_snippet_is_a_name_of_one_class_only(pipeline):
-    for middle, label in [("snow leopard, ounce", '["ounce"]'), ("crane, goldfish", "[2]")]:
+    for middle, label in [
+        ("tiger, Panthera tigris", '["Panthera tigris"]'),
+        ("crane", "[2]"),
+        ("beach, summer", '["beach, summer"]'),
+    ]:
         names = {**pipeline.config.id2label, 2: middle}
         renamed = DiTPipeline(pipeline.transformer, pipeline.vae, pipeline.scheduler, id2label=names)
         assert f"pipeline(class_labels={label}, generator=" in make_card(renamed).text

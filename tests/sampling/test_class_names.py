@@ -15,13 +15,15 @@ from sampling_parts import ID2LABEL, seeded, tiny_model, tiny_pipeline
 
 from dit_hf import DiTPipeline
 from dit_hf.class_names import names_to_ids
+from dit_hf.conversion.imagenet_names import imagenet_names
 from dit_hf.sampling.class_names import labels_of_text
+from dit_hf.synonyms import IMAGENET_CHECKSUMS, checksum, lists_synonyms
 
 
 def test_names_synonyms_and_ids_mix():
     pipe = tiny_pipeline(id2label={str(key): value for key, value in ID2LABEL.items()})
     assert pipe.config.id2label == ID2LABEL
-    assert pipe.labels == {"Tinca tinca": 0, "bird": 2, "goldfish": 1, "machine": 3, "tench": 0}
+    assert pipe.labels == {"Tinca tinca": 0, "garter snake": 3, "goldfish": 1, "green snake": 2, "tench": 0}
     assert pipe.get_label_ids("tench") == [0]
     assert pipe.get_label_ids(["goldfish", "Tinca tinca"]) == [1, 0]
     arguments = {"num_inference_steps": 2, "guidance_scale": 1, "output_type": "latent"}
@@ -31,7 +33,7 @@ def test_names_synonyms_and_ids_mix():
 
 
 WORDS = st.text(max_size=3) | st.sampled_from(
-    ["crane", "bird", " bird ", "crane, bird", "a,,b", "'", '"', "0", "e\u0301"]
+    ["tench", "Tinca tinca", "tench,Tinca tinca", " tench ", "tench, Tinca tinca", "a,,b", "'", '"', "0", "e\u0301"]
 )
 PARTS = tiny_pipeline()
 
@@ -49,15 +51,14 @@ def test_any_name_is_found_where_one_class_has_it_and_else_refused(id2label, nam
     pipe = DiTPipeline(PARTS.transformer, None, PARTS.scheduler, id2label=index)
     assert pipe.config.id2label == (id2label or None)
     whole = [class_id for class_id, label in id2label.items() if compared(name) == compared(label.strip())]
-    parts = [
-        class_id
-        for class_id, label in id2label.items()
-        if compared(name) in [[part.strip()] for part in compared(label)]
+    fishes = [
+        class_id for class_id, label in id2label.items() if compared(label.strip()) == compared("tench, Tinca tinca")
     ]
-    classes = whole or parts
+    listed = fishes if name in ("tench", "Tinca tinca") else []
+    classes = whole or listed
     if len(classes) == 1:
         assert pipe.get_label_ids(name) == classes
-        if parts:
+        if listed or "," not in name:
             assert pipe.labels[unicodedata.normalize("NFC", name)] == classes[0]
         return
     assert unicodedata.normalize("NFC", name) not in pipe.labels
@@ -69,13 +70,30 @@ def named(*labels: str) -> DiTPipeline:
     return DiTPipeline(PARTS.transformer, None, PARTS.scheduler, id2label=dict(enumerate(labels)))
 
 
-def test_whole_label_comes_before_its_parts():
-    pipe = named("frog, green", "frog, red", "beach, summer", "crane", "crane, machine")
-    names = ["frog, green", "frog,red", "beach, summer", "summer", "crane", "crane, machine", "machine"]
-    assert pipe.get_label_ids(names) == [0, 1, 2, 2, 3, 4, 4]
-    with pytest.raises(ValueError, match=r"'frog' names the classes 0, 1.*\(0 'frog, green', 1 'frog, red'\)"):
-        pipe.get_label_ids("frog")
-    assert "frog" not in pipe.labels
+def test_whole_label_comes_before_synonyms():
+    pipe = named("green snake, grass snake", "garter snake, grass snake", "tiger, Panthera tigris", "tiger")
+    names = ["green snake, grass snake", "garter snake,grass snake", "garter snake", "tiger", "Panthera tigris"]
+    assert pipe.get_label_ids(names) == [0, 1, 1, 3, 2]
+    message = r"'grass snake' names the classes 0, 1.*\(0 'green snake, grass snake', 1 'garter snake, grass snake'\)"
+    with pytest.raises(ValueError, match=message):
+        pipe.get_label_ids("grass snake")
+    assert "grass snake" not in pipe.labels
+
+
+def test_comma_in_a_label_that_is_not_one_of_imagenet_divides_nothing():
+    pipe = named("frog, green", "frog, red", "beach, summer", "tench, Tinca tinca")
+    assert pipe.get_label_ids(["frog, green", "frog,red", "beach, summer", "tench"]) == [0, 1, 2, 3]
+    assert set(pipe.labels) == {"frog, green", "frog, red", "beach, summer", "tench", "Tinca tinca"}
+    for part in ("summer", "beach", "frog", "green"):
+        with pytest.raises(ValueError, match=f"no class is named '{part}': did you mean"):
+            pipe.get_label_ids(part)
+
+
+def test_labels_that_list_synonyms_are_the_labels_of_imagenet_with_a_comma():
+    labels = imagenet_names().values()
+    assert [label for label in labels if lists_synonyms(label)] == [label for label in labels if "," in label]
+    assert {checksum(label) for label in labels if "," in label} == IMAGENET_CHECKSUMS
+    assert not any(map(lists_synonyms, ["beach, summer", "frog, green", "crane, bird", "Tinca tinca, tench", "tench"]))
 
 
 @pytest.mark.parametrize(("stored", "asked"), [("cafe\u0301", "caf\xe9"), ("caf\xe9", "cafe\u0301")])

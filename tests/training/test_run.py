@@ -19,7 +19,7 @@ import trainer
 from dit_hf import DiTPipeline
 from dit_hf.training.loop import StepRecord
 from dit_hf.training.observer import Observer
-from dit_hf.training.reporting.previews import Previews, save_grid
+from dit_hf.training.reporting.previews import NAME_HEIGHT, Previews, named, save_grid
 from dit_hf.training.run import run
 from dit_hf.training.settings import parse_settings
 
@@ -29,10 +29,18 @@ TRAIN = Path(__file__).parents[2] / "examples" / "train_dit.py"
 def test_preview_is_drawn_from_the_averaged_weights(finished: Path):
     pipeline = DiTPipeline.from_pretrained(finished / "pipeline")
     pipeline.transformer.load_state_dict(load_file(finished / "checkpoints" / "step-00000008" / "ema.safetensors"))
-    images = Previews(finished, guidance_scale=4.0, num_inference_steps=2, seed=0).draw(pipeline)
-    save_grid(images, finished / "again.png")
+    previews = Previews(finished, guidance_scale=4.0, num_inference_steps=2, seed=0)
+    save_grid(previews.draw(pipeline), finished / "again.png", previews.names(pipeline))
     expected = np.array(Image.open(finished / "again.png"))
     np.testing.assert_array_equal(np.array(Image.open(finished / "previews" / "step-00000008.png")), expected)
+
+
+def test_preview_has_the_name_of_each_class_below_its_image():
+    image = Image.new("RGB", (64, 64), "white")
+    picture = np.array(named(image, "frog"))
+    assert picture.shape == (64 + NAME_HEIGHT, 64, 3)
+    assert (picture[:64] == 255).all()
+    assert (picture[64:] < 128).any()  # black letters
 
 
 def train(tiny: Path, output_dir: Path, *flags: str, observer: Observer | None = None) -> Path:

@@ -14,6 +14,13 @@ HEADING = "## Evaluation"
 # Settings of the samples that a card shows. The JSON file of an evaluation holds all of them.
 SHOWN = ("seed", "label_scheme", "guidance_scale", "guidance_channels", "num_inference_steps", "scheduler", "rounding")
 
+SHARES = ("precision", "recall", "density", "coverage")
+ZERO = (
+    "A 0 in this table was measured; no value is missing. Precision and density are 0 if no sample lies as near to a "
+    "real image as the neighbours of that image among the real ones, coverage is then 0 too, and recall is 0 in the "
+    "reverse case. A slight noise in every sample suffices for that if the features react to texture."
+)
+
 
 def eval_results(
     metrics: Mapping[str, float], spread: Mapping[str, float], settings: Mapping[str, Any]
@@ -62,7 +69,9 @@ def evaluation_table(results: Sequence[EvalResult]) -> str:
         )
         for result in results
     ]
-    return table_of_columns(["measure", "value", "against", "settings"], rows)
+    table = table_of_columns(["measure", "value", "against", "settings"], rows)
+    has_zero = any(result.metric_type in SHARES and result.metric_value == 0 for result in results)
+    return f"{table}\n\n{ZERO}" if has_zero else table
 
 
 def write_results(

@@ -48,6 +48,15 @@ def _check_destination(output_dir: Path | None, npz: Path | None) -> Path | None
     return output_dir or npz
 
 
+def _check_resolution(pipeline: Any, resolution: int) -> None:
+    from ..sampling.latents import latent_size
+
+    try:
+        latent_size(pipeline.transformer.config, pipeline.vae_scale_factor, resolution, resolution)
+    except ValueError as error:
+        raise ValueError(str(error).replace("height=", "--resolution ")) from error
+
+
 def _check_format(output: Path) -> Path:
     from PIL import Image
 
@@ -116,6 +125,16 @@ NumInferenceSteps = Annotated[
     int | None,
     typer.Option(min=1, help="Number of sampling steps.", show_default="that of the pipeline, else of the scheduler"),
 ]
+Resolution = Annotated[
+    int | None, typer.Option(min=1, help="Side of the images in pixels.", show_default="the one of the training")
+]
+PositionPolicy = Annotated[
+    Literal["extend", "interpolate"] | None,
+    typer.Option(
+        help="How patches are placed at another resolution: extend for more content, interpolate for larger.",
+        show_default="extend",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the noise and of random labels.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "int8"],
@@ -174,6 +193,8 @@ def generate(
     guidance_interval: GuidanceInterval = None,
     scheduler: Scheduler = None,
     num_inference_steps: NumInferenceSteps = None,
+    resolution: Resolution = None,
+    position_policy: PositionPolicy = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     runtime: RuntimeName = None,
@@ -218,6 +239,11 @@ def generate(
         guidance_scale = 1.0
     arguments: dict[str, Any] = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
     arguments["guidance_interval"] = guidance_interval
+    if resolution is not None:
+        _check_resolution(pipeline, resolution)
+        arguments |= {"height": resolution, "width": resolution, "position_policy": position_policy or "extend"}
+    else:
+        refuse({"--position-policy": position_policy}, "needs --resolution")
     if destination:
         arguments |= {"labels": labels, "seed": seed, "batch_size": batch_size or 32}
         written = generate_with_pipeline(pipeline, destination, num_images, **arguments)

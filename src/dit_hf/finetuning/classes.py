@@ -18,9 +18,9 @@ def match_classes(known: Mapping[int, str], names: Sequence[str]) -> list[int | 
     """Find for each class of a new set the known class that it continues.
 
     A new class is known by its whole name first. Failing that, it is known by a synonym of ImageNet's labels: the
-    class "tench" continues "tench, Tinca tinca", which is logged. A part that several known labels share is no synonym:
-    "frog" continues neither "frog, green" nor "frog, red". New names are never divided, and no two of them continue the
-    same class.
+    class "tench" continues "tench, Tinca tinca", which is logged. A synonym that several known labels share counts as
+    none. A comma in another label divides nothing: "summer" does not continue "beach, summer". New names are never
+    divided, and no two of them continue the same class.
 
     Args:
         known: Labels by id, as in `id2label`.

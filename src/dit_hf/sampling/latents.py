@@ -46,9 +46,19 @@ def latent_size(config: Any, vae_scale_factor: int, height: int | None, width: i
     size = []
     for name, pixels, trained in zip(("height", "width"), (height, width), config.sample_height_width, strict=True):
         if pixels is not None and (not isinstance(pixels, int) or pixels < unit or pixels % unit):
-            raise ValueError(f"{name}={pixels!r}: pass a multiple of {unit}, the pixels of a patch")
+            raise ValueError(
+                f"{name}={pixels!r}: pass a multiple of {unit}, the pixels of a patch{_nearest(pixels, unit)}"
+            )
         size.append(trained if pixels is None else pixels // vae_scale_factor)
     return size[0], size[1]
+
+
+def _nearest(pixels: Any, unit: int) -> str:
+    """Propose the multiples of a unit around a number of pixels; nothing for what is no number."""
+    if not isinstance(pixels, int):
+        return ""
+    below = max(pixels // unit, 1) * unit
+    return f": {below}" if pixels < unit else f": {below} or {below + unit}"
 
 
 def resized_positions(

@@ -20,6 +20,7 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
+from diffusers.utils import logging
 from torch import Tensor
 
 from .limits import check_count, falling_numbers
@@ -133,6 +134,14 @@ def takes_variance(scheduler: SchedulerMixin, learn_sigma: bool) -> bool:
     return True
 
 
+def warn_of_clipping(scheduler: SchedulerMixin) -> None:
+    """Warn of a scheduler that clips its estimate of x_0, as is made for pixels: latents are mostly outside."""
+    if scheduler.config.get("clip_sample"):
+        name, most = type(scheduler).__name__, scheduler.config.clip_sample_range
+        message = f"{name} has clip_sample=True and clips latents at +-{most:g}, which may leave noise for an image: "
+        logging.get_logger(__name__).warning(f"{message}build it with {name}.from_config(config, clip_sample=False).")
+
+
 def _check_steps(scheduler: SchedulerMixin, num_steps: int) -> None:
     """Refuse a number of steps that the scheduler cannot take, or whose timesteps its own `step` does not follow."""
     name, config = type(scheduler).__name__, scheduler.config
@@ -143,9 +152,10 @@ def _check_steps(scheduler: SchedulerMixin, num_steps: int) -> None:
     if not traits_of(scheduler).steps_by_ratio or spacing == "leading":
         return
     if spacing == "linspace" or config.num_train_timesteps % num_steps:
+        unclipped = ", clip_sample=False" if "clip_sample" in config else ""
         raise ValueError(
             f"{name} always steps by {config.num_train_timesteps} // {num_steps}, not as timestep_spacing="
-            f"{spacing!r} says: build it with {name}.from_config(config, timestep_spacing='leading')"
+            f"{spacing!r} says: build it with {name}.from_config(config, timestep_spacing='leading'{unclipped})"
         )
 
 

@@ -72,7 +72,7 @@ def finish(trainer: Trainer, pipeline: DiTPipeline, card: TrainingCard) -> None:
         images = trainer.folder.previews.draw(loaded, lambda: bool(trainer.stop))
     except PreviewStopped as error:
         raise Preempted("asked to stop at the end of the training") from error
-    save_grid(images, path / "samples.png")
+    save_grid(images, path / "samples.png", trainer.folder.previews.names(loaded))
     if (before := trainer.folder.previews.folder / "step-00000000.png").is_file():
         stack_pictures(before, path / "samples.png", path / "before_after.png")
     classes = trainer.folder.previews.classes(loaded.transformer.config)

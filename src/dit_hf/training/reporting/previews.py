@@ -1,6 +1,6 @@
 """Previews: samples of the averaged weights, drawn from the same noise at each step, and written as one picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from accelerate.logging import get_logger
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .tolerance import tolerating
@@ -16,6 +16,7 @@ from .tolerance import tolerating
 logger = get_logger("dit_hf.training")
 
 MAX_IMAGES = 16  # of a preview, if no labels are set
+NAME_HEIGHT = 14  # pixels of the line below an image
 
 
 class PreviewStopped(Exception):
@@ -52,6 +53,12 @@ class Previews:
             config: Configuration of the model.
         """
         return self.labels or list(range(min(config.num_classes, MAX_IMAGES)))
+
+    def names(self, pipeline: DiffusionPipeline) -> list[str]:
+        """Return what stands below each image: the first name of its class, nothing for a model without names."""
+        names = pipeline.config.id2label
+        classes = self.classes(pipeline.transformer.config) if names else []
+        return [names.get(class_id, f"class {class_id}").split(",")[0] for class_id in classes]
 
     def draw(self, pipeline: DiffusionPipeline, is_stopped: Callable[[], bool] = lambda: False) -> list[Image.Image]:
         """Draw images of the pipeline's model.
@@ -91,14 +98,23 @@ class Previews:
             logger.error(f"no preview of step {step}: {error}. The training goes on")
             return None
         with tolerating(f"preview of step {step}"):
-            save_grid(images, self.folder / f"step-{step:08d}.png")
+            save_grid(images, self.folder / f"step-{step:08d}.png", self.names(pipeline))
         return images
 
 
-def save_grid(images: list[Image.Image], path: Path) -> None:
-    """Write images as one picture."""
+def save_grid(images: list[Image.Image], path: Path, names: Sequence[str] = ()) -> None:
+    """Write images as one picture, with the name of each below it if there are names."""
     path.parent.mkdir(exist_ok=True)
-    make_grid(images).save(path)
+    make_grid([named(*pair) for pair in zip(images, names, strict=True)] if names else images).save(path)
+
+
+def named(image: Image.Image, name: str) -> Image.Image:
+    """Return an image with a name below it, cut where the image ends."""
+    canvas = Image.new("RGB", (image.width, image.height + NAME_HEIGHT), "white")
+    canvas.paste(image)
+    font = ImageFont.load_default(size=NAME_HEIGHT - 4)
+    ImageDraw.Draw(canvas).text((1, image.height), name, fill="black", font=font)
+    return canvas
 
 
 def make_grid(images: list[Image.Image]) -> Image.Image:
