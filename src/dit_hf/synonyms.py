@@ -2,7 +2,7 @@
 
 A comma in any other label belongs to the name: "beach, summer" is one class of holiday photos, and "summer" is none.
 The labels themselves are in `conversion/imagenet_names.py`. This file travels to the Hub in every `pipeline_dit.py`, so
-it keeps 24 bits of each label's CRC-32 in place of its words: another label passes for one of ImageNet's once in 34,000.
+it keeps 24 bits of each label's CRC-32 in place of its words: another label passes for one of these once in 34,000.
 """
 
 import base64

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import threading
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -75,6 +76,34 @@ def test_workers_do_not_change_the_batches(colours):
         assert vars(batch).keys() == vars(expected).keys()
         for name in ("positions", "identities", "next_position"):
             assert getattr(batch, name) == getattr(expected, name)
+
+
+def test_stop_ends_the_wait_for_data_that_the_process_reads_itself(colours):
+    stream, has_answered, is_stopped = make_stream(colours), threading.Event(), threading.Event()
+    read_from_source = stream.source.read
+
+    def read_when_answered(*arguments):
+        is_stopped.set()  # the signal arrives while the network is silent
+        has_answered.wait()
+        return read_from_source(*arguments)
+
+    stream.source.read = read_when_answered
+    batches = stream.batches(is_stopped.is_set)
+    assert next(batches) is None
+    has_answered.set()
+    found = [indices(batch) for batch in islice((batch for batch in batches if batch is not None), 6)]
+    assert found == read(make_stream(colours), 6)
+
+
+def test_error_of_data_that_the_process_reads_itself_is_raised_as_it_is(colours):
+    stream = make_stream(colours)
+
+    def fail(*arguments):
+        raise ConnectionError("the shard's server is gone")
+
+    stream.source.read = fail
+    with pytest.raises(ConnectionError, match="the shard's server is gone"):
+        next(iter(stream))
 
 
 def test_positions_count_the_samples_of_an_epoch(colours):

@@ -28,7 +28,7 @@ from .preparation import image_to_tensor, jitter, resize_and_crop
 from .rows import Rows
 from .samples import open_samples
 from .sources import ImageSource, SequentialSource
-from .workers import receive, share
+from .workers import receive, share, work
 
 __all__ = ["BEGINNING", "ImageBatch", "ImageStream", "Position", "Skipped"]
 
@@ -98,7 +98,7 @@ class ImageStream:
         return (batch for batch in self.batches(lambda: False) if batch is not None)
 
     def batches(self, is_stopped: Callable[[], bool]) -> Iterator[ImageBatch | None]:
-        """Yield this process's share of each global batch, or None if `is_stopped()` ends the wait for the workers.
+        """Yield this process's share of each global batch, or None if `is_stopped()` ends the wait for the next one.
 
         Raises:
             ValueError: If a label is outside the classes, or, on a single process, if too many images are bad.
@@ -126,10 +126,10 @@ class ImageStream:
 
     def _batches(self, is_stopped: Callable[[], bool]) -> Iterator[ImageBatch | None]:
         if not self.num_workers:
-            yield from self._shares.batches(0, 1)
+            yield from receive(self._shares.batches(0, 1), is_stopped)
             return
         batch = []
-        for item in receive(self._shares, self.num_workers, self.worker_init, is_stopped):
+        for item in receive(work(self._shares, self.num_workers, self.worker_init), is_stopped):
             if item is None:
                 yield None
                 continue

@@ -1,4 +1,4 @@
-"""What the workers of a loader send, waited for in short turns, so that a worker that cannot answer hangs nothing.
+"""What a loader makes, waited for in short turns, so that neither a worker nor the network can hang a training.
 
 Workers hand tensors over in shared memory, which is a file system of its own, `/dev/shm`. Docker gives it 64 MB by
 default, and a batch of 64 images of 256 px has 50 MB. A worker that finds no room there sends an error.
@@ -24,31 +24,20 @@ LONG_SECONDS = 60  # of waiting, after which it is logged
 CLOSE_SECONDS = 5  # that the end of the workers is waited for
 
 
-def receive(
-    dataset: IterableDataset[Any],
-    num_workers: int,
-    worker_init: Callable[[int], None] | None = None,
-    is_stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[Any]:
-    """Yield what the workers make, turn by turn: an item of worker 0, one of worker 1, and so on.
+def receive(items: Iterator[Any], is_stopped: Callable[[], bool]) -> Iterator[Any]:
+    """Yield what an iterator makes, which a thread asks for it.
 
-    A thread talks to the workers, because this cannot be interrupted: a worker that hangs in the middle of handing over
-    a tensor would hang the main thread.
+    Asking cannot be interrupted: a worker may hang in the middle of handing over a tensor, and a read may wait for the
+    network. In the main thread either would delay the end of a training.
 
     Args:
-        dataset: What each worker iterates over.
-        num_workers: Number of workers, at least 1.
-        worker_init: Function that each worker calls with its index when it starts.
+        items: What is waited for. Its errors are raised here, in their turn.
         is_stopped: Function that says whether to stop waiting. If it does, None is yielded instead of an item; the next
             call waits on.
-
-    Raises:
-        SourceError: If a worker is gone, for example ended by the kernel because memory ran out.
     """
     received: queue.Queue[Any] = queue.Queue(maxsize=1)
     is_closed = threading.Event()
-    thread = threading.Thread(target=_fetch, args=(_start(dataset, num_workers, worker_init), received, is_closed))
-    thread.daemon = True
+    thread = threading.Thread(target=_fetch, args=(items, received, is_closed), daemon=True)
     thread.start()
     since = time.monotonic()
     try:
@@ -59,11 +48,11 @@ def receive(
                 if is_stopped():
                     yield None
                 elif time.monotonic() - since > LONG_SECONDS:
-                    logger.warning(f"no batch for {LONG_SECONDS} s from {num_workers} loader workers")
+                    logger.warning(f"no batch from the loader for {LONG_SECONDS} s")
                     since = time.monotonic()
                 continue
             if isinstance(item, _Failure):
-                raise item.explain() from item.error
+                raise item.error
             yield item
             since = time.monotonic()
     finally:
@@ -74,18 +63,38 @@ def receive(
 class _Failure:
     """An error that the thread met."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    def explain(self) -> Exception:
-        """Return the error; if it is how a worker's end shows itself, one that says so."""
-        shows_an_end = isinstance(self.error, ConnectionError | FileNotFoundError | EOFError)  # of its shared memory
-        if shows_an_end or "exited unexpectedly" in str(self.error):
-            return SourceError(
-                f"a loader worker is gone ({self.error}), as the kernel ends one if memory runs out: lower "
-                "--dataloader_num_workers, or give the machine or the container more memory"
-            )
-        return self.error
+
+def work(
+    dataset: IterableDataset[Any], num_workers: int, worker_init: Callable[[int], None] | None = None
+) -> Iterator[Any]:
+    """Start workers, and return what they make, turn by turn: an item of worker 0, one of worker 1, and so on.
+
+    Args:
+        dataset: What each worker iterates over.
+        num_workers: Number of workers, at least 1.
+        worker_init: Function that each worker calls with its index when it starts.
+
+    Returns:
+        Items. The iterator raises a `SourceError` if a worker is gone, for example ended by the kernel because memory
+        ran out.
+    """
+    return _explain_ends(_start(dataset, num_workers, worker_init))
+
+
+def _explain_ends(items: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from items
+    except Exception as error:
+        shows_an_end = isinstance(error, ConnectionError | FileNotFoundError | EOFError)  # of a worker's shared memory
+        if not shows_an_end and "exited unexpectedly" not in str(error):
+            raise
+        raise SourceError(
+            f"a loader worker is gone ({error}), as the kernel ends one if memory runs out: lower "
+            "--dataloader_num_workers, or give the machine or the container more memory"
+        ) from error
 
 
 def _start(dataset: IterableDataset[Any], num_workers: int, worker_init: Callable[[int], None] | None) -> Iterator[Any]:
@@ -108,11 +117,11 @@ def _start(dataset: IterableDataset[Any], num_workers: int, worker_init: Callabl
 
 
 def _fetch(items: Iterator[Any], received: "queue.Queue[Any]", is_closed: threading.Event) -> None:
-    """In the thread: pass on what the workers make, until they fail or nobody wants it."""
+    """In the thread: pass on what an iterator makes, until it fails or nobody wants it."""
     while not is_closed.is_set():
         try:
             item = next(items)
-        except Exception as error:  # noqa: BLE001 - the main thread raises it
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
             item = _Failure(error)
         while not is_closed.is_set():
             try:
