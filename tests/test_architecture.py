@@ -32,7 +32,7 @@ ROOMS = GROUND | MODEL | {
     "generation", "evaluation", "evaluation.sources", "evaluation.run", "analysis", "conversion", "finetuning",
     "training", "training.run", "training.origin", "training.settings", "training.start", "training.batches",
     "training.finish", "cards",
-    "hub", "runtime", "study", "demo",
+    "hub", "runtime", "study", "demo", "modular",
 }  # fmt: skip
 
 # Room -> rooms of dit_hf it may import. A file inside a room may have a row of its own. Nobody has cli in their row.
@@ -59,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "lora_pipeline": {"saved_code", "finetuning"},
     "image_pipelines": {"pipeline_dit", "sampling"},
+    "modular": {"modeling_dit", "pipeline_dit", "sampling"},
     "caches": set(),
     "diffusion": set(),
     "data": set(),
