@@ -107,10 +107,11 @@ def test_shipped_model_draws_what_it_is_asked_for():
 def test_ten_classes_are_learned_from_scratch(tmp_path: Path):
     demo = load_example("demo")
     demo.train(tmp_path)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] <= 400
     pipeline = DiTPipeline.from_pretrained(tmp_path / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     score, _ = demo.score(pipeline, demo.read_classes("classes_10.txt"), 100)
-    assert score.recognised >= 90
+    assert score.recognised >= 95
 
 
 @pytest.mark.slow
