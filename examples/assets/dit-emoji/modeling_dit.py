@@ -1940,6 +1940,8 @@ class DiTModel(DiTPreTrainedModel):
     ) -> Tensor:
         if timestep is None:
             raise ValueError("timestep=None: pass t in 0..999, or conditioning=model.condition(timestep, class_labels)")
+        if isinstance(timestep, (int, float)):  # for which torch.as_tensor would be compiled anew at each number
+            timestep = torch.full((), timestep, dtype=torch.float32, device=self._place)
         dtype = None if isinstance(timestep, Tensor) else torch.float32  # whatever torch's default is
         timestep = torch.as_tensor(timestep, dtype=dtype, device=self._place)
         if timestep.ndim > 1:

@@ -1,5 +1,6 @@
-# Made of betas.py, class_names.py, files.py, images.py, saved_code.py, places.py, callbacks.py, guidance.py, vae.py, limits.py, turns.py, weight_files.py, lora_pipeline.py, class_names.py, schedulers.py, latents.py, defaults.py, rehearsal.py, denoising.py, sources.py, pipeline_dit.py, image_pipelines.py.
+# Made of betas.py, synonyms.py, files.py, images.py, saved_code.py, places.py, callbacks.py, guidance.py, vae.py, limits.py, turns.py, class_names.py, weight_files.py, lora_pipeline.py, schedulers.py, latents.py, class_names.py, defaults.py, rehearsal.py, denoising.py, sources.py, pipeline_dit.py, image_pipelines.py.
 
+import base64
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 import contextlib
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -64,49 +65,53 @@ BETA_FIELDS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "resc
 # What the DiT paper, and so every checkpoint of the original, was trained with.
 PAPER_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 
-# --- class_names.py ---
-# How names of classes are compared: the one rule of data sets, trainings, adapters and pipelines.
+# --- synonyms.py ---
+# Which labels list synonyms: those of ImageNet's 1,000 labels that have a comma, such as "tench, Tinca tinca".
 #
-# A name stands for the class whose whole label it is. Failing that, it may be a synonym: labels of ImageNet list several
-# names between commas. Example: with the labels 0 "tench, Tinca tinca", 1 "crane, bird" and 2 "crane, machine", "tench"
-# is class 0, "crane, bird" and "bird" are class 1, and "crane" is no name, as two classes have it.
-#
-# Names are compared in Unicode's form NFC, in which "é" is one character; names of files on macOS have two.
+# A comma in any other label belongs to the name: "beach, summer" is one class of holiday photos, and "summer" is none.
+# The labels themselves are in `conversion/imagenet_names.py`. This file travels to the Hub in every `pipeline_dit.py`, so
+# it keeps 24 bits of each label's CRC-32 in place of its words: another label passes for one of these once in 34,000.
 
-def clean_name(name: str) -> str:
-    """Return a name in the form in which it is stored: NFC, without spaces around it."""
-    return unicodedata.normalize("NFC", name).strip()
-
-
-def normal_name(name: str) -> str:
-    """Return a name in the form in which it is compared: NFC, with one space after each comma and none before it."""
-    return re.sub(r"\s*,\s*", ", ", unicodedata.normalize("NFC", name))
-
-
-def labels_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """Map each whole label to the ids of the classes that have it."""
-    ids: dict[str, list[int]] = {}
-    for class_id, label in id2label.items():
-        ids.setdefault(normal_name(label.strip()), []).append(class_id)
-    return ids
-
-
-def synonyms_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """Map each part of a label between commas to the ids of the classes that have it, in alphabetical order."""
-    ids: dict[str, list[int]] = {}
-    for class_id, label in id2label.items():
-        for part in dict.fromkeys(part.strip() for part in normal_name(label).split(",")):
-            ids.setdefault(part, []).append(class_id)
-    return dict(sorted(ids.items()))
+IMAGENET = """
+ACNhACxDAD+9APJMASwIAUZ+AiFtAqdSArXGAtvXAupxBE72BKFbBYFTBa3lBjYMBkOEBmo1CGIbCGlhCQe7CZSCCfJECfeVClG+Cw8ADEkYDJTNDJwl
+Dc+qDd/pDxMiD5DzEAUEEDU3EL+YEL+7ETsREk/lEyFhFdlQF8dMGAsVGHEjGSHEGWNLGcllG6PPG6odG6rQHCq+HRp/HeaSHi/hHkblHnrIHrUaHtxo
+HxYcHy5AH0JKIG7tIUUpIV+8IW4oIZcEIe/SI1yKI8SkJGD0JMkrJM/6JO62JVTZJZSMJew9JhKCJhsFJiOPJjjOJoeXJpVkJsgKJvCkJvGjKH8qKLuZ
+K1c4Lbi2MnZ2MwXmM4ktNBmxNC3tNHI/NZCZNb0uN07dN8qfN8+mOC3NOE0AOHDQOJAyOPcjOXDVOgtVPBc6PCOLPI+xPT1gPd0JPgcMPj1cP1bPQG9b
+QHW8QLKnQLsCQNwrQOqEQZCHQfPpQqRcQ8NmRBG8RO+yRTBiRaGhRiiDRkEdR1Y5R+crSG2FSMJNSPbBSVnASXy5SZf5ScruSiONSkNpSkQXSwJgS4TK
+S/eiTM7OTUiCTd5MTeCZTpWpTxibUAnKUMiLURCYUTJpUm/PUz6EU58dVErbVKj6Vhb+VnGMVncIVpSTVsFaWEMqWPnrWY4SWpw9WrJ4Wu+nWxiiW6h1
+XPsJXi+VXztJXzuIX7/0YBhYYJbYYJ1BYSn1YeCSYlA7Y1aeY4qKZGSYZSB7ZatjZzvTZ2yUZ4AJZ5saaACjaBZ9aMHUaMUfaSjcaYt+aZBnaZ5wahl+
+ajOPalewanV6ars/awm9a1+ea8rpa/cHbFJkbPYWbRHobw5ZbzWacHJ/cJincLN8cSyacY5/cjyXcwgRcygLc6TDc+JzdFC5dGIEdHKUdJCldMMYdl7h
+d5DKd9B8eJnaecoEespUeul0ewjwfENIfbL9fb6GfdMAftVaf6KjgOJJgTJZgUukgX46gi/mgoqxgzOqg4WFg6ljg64ahIfuhWd2hXQrhcVfhmRkh3VT
+h6f2iC4QiHM6iLI8ieoLiiKfis/oi7pVi/lijGSwjHRGjLrDjPmpjP9Xjcm2jiuljyFZjzCzj+AakB9kkDhEkPhZkTwUkoPjkt2lk87qlJHKlNyglVHd
+lY/bl2ckmMnWmNIpmYoomYrOmjQcmlDGmoHbmpk/mvm3mv5Am1Tem5CqnEq5nHKvnH2FnPAlnVu9nY4nndNTnd5Ynfq3nqDMnuI2nzXon4cqoCBHpYfE
+pYmApaEQpfncpnUaprZNp21cqJuJqP7CqaCCqcuwqpKkqy4lq0k2q8harLvrribErtbert3hrvHGr1sAr7wcr+r9sAiHsC1msWwBsXlqsq/6stNkstym
+sv/Ts0T8s2t5tiaFtuIFtveztvvyt2unt+B1uBLbuDlKuLtJuM0yuUcOuVRKuXYEufWTutT0u3Aeu6J0u+mhvC4tvJL9vLNOvPcyvSb7vUMevlWivmXd
+vm+8vuRHv6x2wB2qwT7swipwwsVKwsW0xGCGxJCExL77xPFJxRLuxYY1xbvLxch/x2gTyIcZyaKhytaiyu7uyzsyy118zJiWzOVqzY2MzhuAzk5kzyha
+0AGk0F2Z0F3Y0YQy0b+10mtx0ozP0v+/0xWP01wl04/91KbJ1NuF1oZQ1pHf12vq2GH52UBs2Zzn2a9e2eia2hur24eF3Voz3YpM3iGV3k0Z3qii37Xe
+4IkI4P4I4SxS4UJt4XZc4lyV4n+A4rA24vw240YE43zH483w5fbi5kV85kpQ5xY85yfG599+6EHF6Pib6ayN6gjQ6rwv6tQy6zu2641R66/u7S7p7dWF
+7hoe7hwY7qek7tzv8GUc8Ok88QOI8ZRb8qax9BIt9Ntw9UNY+Kvg+d2v+gmL+mdd+2kK+8AE++zn/BPV/BrP/KU//PJ8/Rx0/aJB/7F8/7ls//EI
+"""  # 3 bytes for each label, in ascending order
 
 
-def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
-    """Map each name to the ids of the classes that it stands for: whole labels first, then parts of labels.
+def lists_synonyms(label: str) -> bool:
+    """Return whether a label is one of ImageNet's that list several names between commas.
 
     Args:
-        id2label: Labels by class id.
+        label: Label as `normal_name` returns it: with one space after each comma.
     """
-    return synonyms_to_ids(id2label) | labels_to_ids(id2label)
+    return "," in label and checksum(label) in IMAGENET_CHECKSUMS
+
+
+def checksum(label: str) -> bytes:
+    """Return the last 24 bits of a label's CRC-32; (3,)."""
+    return zlib.crc32(label.encode("utf-8", "backslashreplace")).to_bytes(4, "big")[1:]
+
+
+def _in_threes(joined: bytes) -> frozenset[bytes]:
+    return frozenset(joined[start : start + 3] for start in range(0, len(joined), 3))
+
+
+IMAGENET_CHECKSUMS = _in_threes(base64.b64decode(IMAGENET))
 
 # --- files.py ---
 # Files and folders that are either whole or not there: written under a hidden name, flushed to the disk, then renamed.
@@ -1035,6 +1040,56 @@ def lock_of(module: nn.Module) -> threading.RLock:
     """Return the lock of a module, the same one for each pipeline that shares the module."""
     return _LOCKS.setdefault(module, threading.RLock())
 
+# --- class_names.py ---
+# How names of classes are compared: the one rule of data sets, trainings, adapters and pipelines.
+#
+# A name stands for the class whose whole label it is. Failing that, it may be a synonym: ImageNet's labels list several
+# names between commas, and no other labels do. Example: with the labels 0 "tench, Tinca tinca", 1 "green snake, grass
+# snake", 2 "garter snake, grass snake" and 3 "beach, summer", "tench" is class 0, "green snake" is class 1, "grass snake"
+# is no name, as two classes have it, and class 3 has the name "beach, summer" alone.
+#
+# Names are compared in Unicode's form NFC, in which "é" is one character; names of files on macOS have two.
+
+def clean_name(name: str) -> str:
+    """Return a name in the form in which it is stored: NFC, without spaces around it."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def normal_name(name: str) -> str:
+    """Return a name in the form in which it is compared: NFC, with one space after each comma and none before it."""
+    return re.sub(r"\s*,\s*", ", ", unicodedata.normalize("NFC", name))
+
+
+def labels_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
+    """Map each whole label to the ids of the classes that have it."""
+    ids: dict[str, list[int]] = {}
+    for class_id, label in id2label.items():
+        ids.setdefault(normal_name(label.strip()), []).append(class_id)
+    return ids
+
+
+def synonyms_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
+    """Map each name that a label lists to the ids of the classes that have it, in alphabetical order.
+
+    A label of ImageNet lists its parts between commas, and another label lists itself alone.
+    """
+    ids: dict[str, list[int]] = {}
+    for class_id, stored in id2label.items():
+        label = normal_name(stored.strip())
+        listed = label.split(", ") if lists_synonyms(label) else [label]
+        for name in dict.fromkeys(listed):
+            ids.setdefault(name, []).append(class_id)
+    return dict(sorted(ids.items()))
+
+
+def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
+    """Map each name to the ids of the classes that it stands for: whole labels first, then synonyms.
+
+    Args:
+        id2label: Labels by class id.
+    """
+    return synonyms_to_ids(id2label) | labels_to_ids(id2label)
+
 # --- weight_files.py ---
 # Files of weights in a folder: saved as a whole, and never in two forms of which one is outdated.
 #
@@ -1224,15 +1279,15 @@ class DiTLoraLoaderMixin:
         return {"transformer": import_for("get_list_adapters", "dit_hf.finetuning").loaded_adapters(self.transformer)}
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Remove loaded adapters; without any left, the pipeline has its own classes again.
+        """Remove loaded adapters; without any left in use, the pipeline has its own classes again.
 
         Raises:
             ValueError: If an adapter is unknown.
         """
         finetuning = import_for("delete_adapters", "dit_hf.finetuning")
         id2label = finetuning.delete_adapters(self.transformer, adapter_names)
-        is_any_left = bool(finetuning.loaded_adapters(self.transformer))
-        self.register_to_config(id2label=id2label if is_any_left else self._own_id2label())
+        is_any_in_use = bool(finetuning.active_adapters(self.transformer))
+        self.register_to_config(id2label=id2label if is_any_in_use else self._own_id2label())
 
     def disable_lora(self) -> None:
         """Draw with the model itself and its own classes, and keep the adapters loaded.
@@ -1261,7 +1316,7 @@ class DiTLoraLoaderMixin:
 
         Raises:
             ImportError: If this file runs without the package.
-            ValueError: If no adapter is loaded, or one is unknown.
+            ValueError: If no adapter is loaded, one is unknown, or all are disabled and none is named.
         """
         merge_lora = import_for("fuse_lora", "dit_hf.finetuning").merge_lora
         id2label = merge_lora(self.transformer, lora_scale, adapter_names)
@@ -1286,126 +1341,6 @@ class DiTLoraLoaderMixin:
     def _own_id2label(self) -> dict[int, str] | None:
         """Return the names of the model's own classes, which the model keeps, as pipelines may share it."""
         return getattr(self.transformer, "_id2label_before_lora", None)
-
-# --- sampling/class_names.py ---
-# Class ids for what a user passes: names and ids, one for each image.
-#
-# Which class a name stands for is decided in `class_names.py` of the ground floor.
-
-def ids_of_names(names: str | Sequence[str], id2label: Mapping[int, str]) -> list[int]:
-    """Map class names to class ids.
-
-    Args:
-        names: One name, or a list of names.
-        id2label: Labels by class id.
-
-    Raises:
-        ValueError: If no class or several classes have a name.
-    """
-    known = names_to_ids(id2label)
-    return [_id_of_name(name, known, id2label) for name in ([names] if isinstance(names, str) else names)]
-
-
-def _id_of_name(name: str, known: Mapping[str, list[int]], id2label: Mapping[int, str]) -> int:
-    ids = known.get(normal_name(name), [])
-    if len(ids) > 1:
-        labels = ", ".join(f"{class_id} {id2label[class_id]!r}" for class_id in ids)
-        raise ValueError(
-            f"{name!r} names the classes {', '.join(map(str, ids))}: pass one of these ids, or a whole label ({labels})"
-        )
-    if not known:
-        raise ValueError(f"class {name!r}: this pipeline has no id2label, pass ids instead of names")
-    if not ids:
-        close = " or ".join(map(repr, difflib.get_close_matches(normal_name(name), known, n=3, cutoff=0.4)))
-        raise ValueError(f"no class is named {name!r}: did you mean {close or 'one of pipe.labels'}?")
-    return ids[0]
-
-
-def labels_of_text(text: str, names: Collection[str]) -> list[int | str]:
-    """Turn labels that a user typed, separated by commas, into ids and names.
-
-    A name that holds a comma is one label, and digits are a name if a class has it. Example: if the names are "10" and
-    "beach, summer", the text "10, beach, summer, 7" is ["10", "beach, summer", 7].
-
-    Args:
-        text: Such as "3, panda face".
-        names: Names of the classes, as `names_to_ids` returns them.
-    """
-    labels: list[int | str] = []
-    parts = [part.strip() for part in normal_name(text).split(",")]
-    while parts:
-        length = next((n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]) in names), 1)
-        label, parts = ", ".join(parts[:length]), parts[length:]
-        if label:
-            labels.append(int(label) if label.isdecimal() and label not in names else label)
-    return labels
-
-
-def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> list[int]:
-    """Map ids and names, which may be mixed, to ids of classes.
-
-    Args:
-        class_labels: An id, a name, or a list, tuple, tensor or array of them. The id of the null class, num_classes,
-            asks for an image of no class.
-        config: Configuration of the model.
-        id2label: Labels by class id; empty if the classes have no names.
-
-    Raises:
-        ValueError: If a label is neither an id of a class nor the name of one class.
-    """
-    labels = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
-    labels = labels if isinstance(labels, (list, tuple)) else [labels]
-    if not labels:
-        raise ValueError("class_labels is empty: pass at least one id or name")
-    ids = [_class_id(position, label, config, id2label) for position, label in enumerate(labels)]
-    warn_of_null_class(ids, config.num_classes)
-    return ids
-
-
-def warn_of_null_class(ids: Collection[int], num_classes: int) -> None:
-    """Warn if one of the ids is that of the null class, which may be meant, or one too many."""
-    if num_classes in ids:
-        message = f"class {num_classes} is the null class: its images are of no class in particular"
-        logging.get_logger(__name__).warning(message)
-
-
-def _class_id(position: int, label: Any, config: Any, id2label: Mapping[int, str]) -> int:
-    if isinstance(label, str):
-        return ids_of_names(label, id2label)[0]
-    if isinstance(label, bool) or not hasattr(label, "__index__"):
-        raise ValueError(f"class_labels[{position}]={label!r} is neither a whole number nor a name")
-    if not 0 <= operator.index(label) < config.num_classes + config.has_null_class:
-        null = f", or {config.num_classes} for no class" if config.has_null_class else ""
-        raise ValueError(f"class_labels[{position}]={label} is outside 0..{config.num_classes - 1}{null}")
-    return operator.index(label)
-
-
-def label_batch(
-    class_labels: Any, num_images_per_label: int, num_images: int | None, config: Any, id2label: Mapping[int, str]
-) -> list[int] | list[None]:
-    """Return one class id per image, or one None per image of an unconditional model.
-
-    Args:
-        class_labels: As in `class_ids`; None for an unconditional model.
-        num_images_per_label: Number of images of each label, next to each other.
-        num_images: Number of images; only for an unconditional model.
-        config: Configuration of the model.
-        id2label: Labels by class id.
-
-    Raises:
-        ValueError: If the labels do not fit the model, or a number is less than 1.
-    """
-    check_count("num_images_per_label", num_images_per_label)
-    if config.num_classes == 0:
-        if class_labels is not None:
-            raise ValueError(f"class_labels={class_labels!r}: the model is unconditional, pass num_images instead")
-        check_count("num_images", 1 if num_images is None else num_images)
-        return [None] * (num_images or 1) * num_images_per_label
-    if num_images is not None:
-        raise ValueError(f"num_images={num_images} is for unconditional models: pass num_images_per_label instead")
-    if class_labels is None:
-        raise ValueError(f"class_labels=None: the model has {config.num_classes} classes, pass ids or names")
-    return [class_id for class_id in class_ids(class_labels, config, id2label) for _ in range(num_images_per_label)]
 
 # --- sampling/schedulers.py ---
 # Schedulers: which of diffusers' schedulers sample a DiT, what each of them needs, and the timesteps of a call.
@@ -1522,6 +1457,14 @@ def takes_variance(scheduler: SchedulerMixin, learn_sigma: bool) -> bool:
     return True
 
 
+def warn_of_clipping(scheduler: SchedulerMixin) -> None:
+    """Warn of a scheduler that clips its estimate of x_0, as is made for pixels: latents are mostly outside."""
+    if scheduler.config.get("clip_sample"):
+        name, most = type(scheduler).__name__, scheduler.config.clip_sample_range
+        message = f"{name} has clip_sample=True and clips latents at +-{most:g}, which may leave noise for an image: "
+        logging.get_logger(__name__).warning(f"{message}build it with {name}.from_config(config, clip_sample=False).")
+
+
 def _check_steps(scheduler: SchedulerMixin, num_steps: int) -> None:
     """Refuse a number of steps that the scheduler cannot take, or whose timesteps its own `step` does not follow."""
     name, config = type(scheduler).__name__, scheduler.config
@@ -1532,9 +1475,10 @@ def _check_steps(scheduler: SchedulerMixin, num_steps: int) -> None:
     if not traits_of(scheduler).steps_by_ratio or spacing == "leading":
         return
     if spacing == "linspace" or config.num_train_timesteps % num_steps:
+        unclipped = ", clip_sample=False" if "clip_sample" in config else ""
         raise ValueError(
             f"{name} always steps by {config.num_train_timesteps} // {num_steps}, not as timestep_spacing="
-            f"{spacing!r} says: build it with {name}.from_config(config, timestep_spacing='leading')"
+            f"{spacing!r} says: build it with {name}.from_config(config, timestep_spacing='leading'{unclipped})"
         )
 
 
@@ -1726,9 +1670,19 @@ def latent_size(config: Any, vae_scale_factor: int, height: int | None, width: i
     size = []
     for name, pixels, trained in zip(("height", "width"), (height, width), config.sample_height_width, strict=True):
         if pixels is not None and (not isinstance(pixels, int) or pixels < unit or pixels % unit):
-            raise ValueError(f"{name}={pixels!r}: pass a multiple of {unit}, the pixels of a patch")
+            raise ValueError(
+                f"{name}={pixels!r}: pass a multiple of {unit}, the pixels of a patch{_nearest(pixels, unit)}"
+            )
         size.append(trained if pixels is None else pixels // vae_scale_factor)
     return size[0], size[1]
+
+
+def _nearest(pixels: Any, unit: int) -> str:
+    """Propose the multiples of a unit around a number of pixels; nothing for what is no number."""
+    if not isinstance(pixels, int):
+        return ""
+    below = max(pixels // unit, 1) * unit
+    return f": {below}" if pixels < unit else f": {below} or {below + unit}"
 
 
 def resized_positions(
@@ -1854,6 +1808,126 @@ def decode_latents(vae: ModelMixin | None, latents: Tensor, batch_size: int) -> 
     if not torch.isfinite(pixels).all():
         raise FloatingPointError(f"the VAE's images are not finite in {dtype}: call pipe.vae.float()")
     return pixels
+
+# --- sampling/class_names.py ---
+# Class ids for what a user passes: names and ids, one for each image.
+#
+# Which class a name stands for is decided in `class_names.py` of the ground floor.
+
+def ids_of_names(names: str | Sequence[str], id2label: Mapping[int, str]) -> list[int]:
+    """Map class names to class ids.
+
+    Args:
+        names: One name, or a list of names.
+        id2label: Labels by class id.
+
+    Raises:
+        ValueError: If no class or several classes have a name.
+    """
+    known = names_to_ids(id2label)
+    return [_id_of_name(name, known, id2label) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _id_of_name(name: str, known: Mapping[str, list[int]], id2label: Mapping[int, str]) -> int:
+    ids = known.get(normal_name(name), [])
+    if len(ids) > 1:
+        labels = ", ".join(f"{class_id} {id2label[class_id]!r}" for class_id in ids)
+        raise ValueError(
+            f"{name!r} names the classes {', '.join(map(str, ids))}: pass one of these ids, or a whole label ({labels})"
+        )
+    if not known:
+        raise ValueError(f"class {name!r}: this pipeline has no id2label, pass ids instead of names")
+    if not ids:
+        close = " or ".join(map(repr, difflib.get_close_matches(normal_name(name), known, n=3, cutoff=0.4)))
+        raise ValueError(f"no class is named {name!r}: did you mean {close or 'one of pipe.labels'}?")
+    return ids[0]
+
+
+def labels_of_text(text: str, names: Collection[str]) -> list[int | str]:
+    """Turn labels that a user typed, separated by commas, into ids and names.
+
+    A name that holds a comma is one label, and digits are a name if a class has it. Example: if the names are "10" and
+    "beach, summer", the text "10, beach, summer, 7" is ["10", "beach, summer", 7].
+
+    Args:
+        text: Such as "3, panda face".
+        names: Names of the classes, as `names_to_ids` returns them.
+    """
+    labels: list[int | str] = []
+    parts = [part.strip() for part in normal_name(text).split(",")]
+    while parts:
+        length = next((n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]) in names), 1)
+        label, parts = ", ".join(parts[:length]), parts[length:]
+        if label:
+            labels.append(int(label) if label.isdecimal() and label not in names else label)
+    return labels
+
+
+def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> list[int]:
+    """Map ids and names, which may be mixed, to ids of classes.
+
+    Args:
+        class_labels: An id, a name, or a list, tuple, tensor or array of them. The id of the null class, num_classes,
+            asks for an image of no class.
+        config: Configuration of the model.
+        id2label: Labels by class id; empty if the classes have no names.
+
+    Raises:
+        ValueError: If a label is neither an id of a class nor the name of one class.
+    """
+    labels = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
+    labels = labels if isinstance(labels, (list, tuple)) else [labels]
+    if not labels:
+        raise ValueError("class_labels is empty: pass at least one id or name")
+    ids = [_class_id(position, label, config, id2label) for position, label in enumerate(labels)]
+    warn_of_null_class(ids, config.num_classes)
+    return ids
+
+
+def warn_of_null_class(ids: Collection[int], num_classes: int) -> None:
+    """Warn if one of the ids is that of the null class, which may be meant, or one too many."""
+    if num_classes in ids:
+        message = f"class {num_classes} is the null class: its images are of no class in particular"
+        logging.get_logger(__name__).warning(message)
+
+
+def _class_id(position: int, label: Any, config: Any, id2label: Mapping[int, str]) -> int:
+    if isinstance(label, str):
+        return ids_of_names(label, id2label)[0]
+    if isinstance(label, bool) or not hasattr(label, "__index__"):
+        raise ValueError(f"class_labels[{position}]={label!r} is neither a whole number nor a name")
+    if not 0 <= operator.index(label) < config.num_classes + config.has_null_class:
+        null = f", or {config.num_classes} for no class" if config.has_null_class else ""
+        raise ValueError(f"class_labels[{position}]={label} is outside 0..{config.num_classes - 1}{null}")
+    return operator.index(label)
+
+
+def label_batch(
+    class_labels: Any, num_images_per_label: int, num_images: int | None, config: Any, id2label: Mapping[int, str]
+) -> list[int] | list[None]:
+    """Return one class id per image, or one None per image of an unconditional model.
+
+    Args:
+        class_labels: As in `class_ids`; None for an unconditional model.
+        num_images_per_label: Number of images of each label, next to each other.
+        num_images: Number of images; only for an unconditional model.
+        config: Configuration of the model.
+        id2label: Labels by class id.
+
+    Raises:
+        ValueError: If the labels do not fit the model, or a number is less than 1.
+    """
+    check_count("num_images_per_label", num_images_per_label)
+    if config.num_classes == 0:
+        if class_labels is not None:
+            raise ValueError(f"class_labels={class_labels!r}: the model is unconditional, pass num_images instead")
+        check_count("num_images", 1 if num_images is None else num_images)
+        return [None] * (num_images or 1) * num_images_per_label
+    if num_images is not None:
+        raise ValueError(f"num_images={num_images} is for unconditional models: pass num_images_per_label instead")
+    if class_labels is None:
+        raise ValueError(f"class_labels=None: the model has {config.num_classes} classes, pass ids or names")
+    return [class_id for class_id in class_ids(class_labels, config, id2label) for _ in range(num_images_per_label)]
 
 # --- sampling/defaults.py ---
 # What a call of a pipeline takes where it names no guidance or no number of steps.
@@ -2251,8 +2325,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
             check_vae(vae, config.in_channels)
         check_guidance_channels(guidance_channels)
         predicted = check_scheduler(scheduler, prediction_type, config.learn_sigma)
-        if vae is not None and scheduler.config.get("clip_sample"):
-            logger.warning("The scheduler has clip_sample=True, which clips latents at +-1: set it to False.")
+        if vae is not None:
+            warn_of_clipping(scheduler)
         names = {int(class_id): str(label) for class_id, label in (id2label or {}).items()}
         outside = [class_id for class_id in names if not 0 <= class_id < config.num_classes]
         if outside:
@@ -2270,7 +2344,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
 
     @property
     def labels(self) -> dict[str, int]:
-        """Class ids by name, without names that several classes share; each synonym is a name."""
+        """Class ids by name, without names that several classes share; each synonym in ImageNet's labels is one."""
         id2label = self.config.id2label or {}
         ids = names_to_ids(id2label)
         return {name: ids[name][0] for name in synonyms_to_ids(id2label) if len(ids[name]) == 1}
@@ -2279,7 +2353,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         """Map class names to ids.
 
         Args:
-            label: A name or a list of names: whole labels of `id2label`, or parts of them between commas.
+            label: A name or a list of names: whole labels of `id2label`, or synonyms in ImageNet's.
 
         Raises:
             ValueError: If no class or several classes have a name.
@@ -2358,6 +2432,8 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         guidance = Guidance(scale, guidance_channels or self.config.guidance_channels, guide_model, config)
         positions = resized_positions(models, size, self.vae_scale_factor, position_policy)
         predicted = check_scheduler(scheduler, self.config.prediction_type, config.learn_sigma)
+        if self.vae is not None:
+            warn_of_clipping(scheduler)  # it may be another one than at first
         check_callback(callback_on_step_end)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
