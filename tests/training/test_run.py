@@ -224,7 +224,7 @@ def test_models_without_a_null_class_train_too(tiny: Path, tmp_path: Path, overr
     flags = ("--model_overrides", json.dumps(overrides), "--max_train_steps", "2", "--ema_decay", "0.01")
     pipeline = DiTPipeline.from_pretrained(train(tiny, tmp_path, *flags))
     assert not pipeline.transformer.config.has_null_class
-    assert Image.open(tmp_path / "samples.png").size == ((64, 64) if overrides.get("num_classes") == 0 else (32, 32))
+    assert Image.open(tmp_path / "samples.png").size == ((64, 64) if overrides.get("num_classes") == 0 else (32, 60))
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny: Path, tmp_path: Path, monkeypatch):

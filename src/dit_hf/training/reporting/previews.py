@@ -11,6 +11,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ...synonyms import lists_synonyms
 from .tolerance import tolerating
 
 logger = get_logger("dit_hf.training")
@@ -58,7 +59,8 @@ class Previews:
         """Return what stands below each image: the first name of its class, nothing for a model without names."""
         names = pipeline.config.id2label
         classes = self.classes(pipeline.transformer.config) if names else []
-        return [names.get(class_id, f"class {class_id}").split(",")[0] for class_id in classes]
+        labels = [names.get(class_id, f"class {class_id}") for class_id in classes]
+        return [label.split(",")[0] if lists_synonyms(label) else label for label in labels]
 
     def draw(self, pipeline: DiffusionPipeline, is_stopped: Callable[[], bool] = lambda: False) -> list[Image.Image]:
         """Draw images of the pipeline's model.
