@@ -74,8 +74,8 @@ def test_recipe_that_needs_a_quarter_of_the_images_says_so_in_the_table(monkeypa
     ]
     first, second = run_script(monkeypatch)["table"](rows).splitlines()[2:]
     assert first.startswith("| L/4 | sample, AdamW 0.001")
-    assert "qk_norm True | 0 1 | 4.00 | 32,000 | 0.25 | 320 |" in first
-    assert "(sets the target, 4.00) | 0 1 | 16.00 | 128,000 | 1.00 | 1280 |" in second
+    assert "qk_norm True | 0 1 | 4.00 | 1.00 (128,000) | 32,000 | 0.25 | 320 |" in first
+    assert "(sets the target, 4.00) | 0 1 | 16.00 | 4.00 (128,000) | 128,000 | 1.00 | 1280 |" in second
 
 
 def test_collecting_adds_each_row_once_and_second_distances_later(monkeypatch, tmp_path):
