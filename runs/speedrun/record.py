@@ -132,27 +132,27 @@ def collect(files: Iterable[Path]) -> int:
 
 
 def plot(rows: list[Row]) -> Figure:
-    """Draw distances against images and against CPU seconds, a line for each recipe, a row of panels for each model."""
+    """Draw distances against images and CPU seconds: a row of panels for each model, a colour for each recipe."""
     grouped, named = trainings(rows), names()
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    label_of = {recipe: named.get(recipe, (recipe, ""))[0] for recipe, model in grouped if model in MODELS[:2]}
+    recipes = sorted(label_of, key=label_of.__getitem__)
+    looks = {recipe: {"color": f"C{k % 10}", "marker": "os^v"[k // 10 % 4]} for k, recipe in enumerate(recipes)}
+    figure = Figure(figsize=(11, 9.5), layout="constrained")
     for panels, model in zip(figure.subplots(2, 2), MODELS[:2], strict=True):
-        best = best_paper_recipe(grouped, model)
+        target = distance_at(best_paper_recipe(grouped, model), GOAL_IMAGES)
+        curves = {recipe: mean_curve(seeds) for (recipe, each), seeds in grouped.items() if each == model}
         for axis, column in zip(panels, ("images_seen", "train_cpu_seconds"), strict=True):
-            for (recipe, each), seeds in grouped.items():
-                if each == model:
-                    curve = mean_curve(seeds)
-                    x, y = [getattr(row, column) for row in curve], [row.distance for row in curve]
-                    if math.isnan(sum(x)):
-                        continue  # CPU seconds that were not counted
-                    axis.plot(x, y, marker="o", markersize=3, label=named.get(recipe, (recipe, ""))[0])
-            scale = "log" if axis.lines else "linear"
-            if not axis.lines:
-                axis.text(0.5, 0.5, "not counted yet", ha="center", transform=axis.transAxes)
-            if target := distance_at(best, GOAL_IMAGES):
+            for recipe, curve in curves.items():
+                x = [getattr(row, column) for row in curve]  # not a number, and so not drawn, where it was not counted
+                axis.plot(x, [row.distance for row in curve], markersize=5, label=label_of[recipe], **looks[recipe])
+            if target:
                 axis.axhline(target, color="black", linewidth=0.8, linestyle=":")
-            axis.set(xscale=scale, yscale=scale, ylabel="Fréchet distance", title=model)
+            axis.set(xscale="log", yscale="log", ylabel="Fréchet distance", title=model)
             axis.set_xlabel("images seen" if column == "images_seen" else "CPU seconds of training")
-        panels[0].legend(fontsize=7, frameon=False)
+    shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        [shown[label] for label in sorted(shown)], sorted(shown), loc="outside lower center", ncols=5, fontsize=8
+    )
     return figure
 
 

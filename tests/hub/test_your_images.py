@@ -61,7 +61,7 @@ def check(folder: Path, namespace: dict, hub) -> None:
     for picture in ("cat.png", "coffee.png", "adapted.png"):
         assert Image.open(folder / picture).size == (64, 64)
     before_after = np.array(Image.open(folder / "out" / "photos" / "before_after.png"))
-    assert before_after.shape == (64 + 8 + 64, 3 * 64, 3)
+    assert before_after.shape == (64 + 14 + 8 + 64 + 14, 3 * 64, 3)  # 14 pixels for the names
     assert hub.repository("user/my-photos").private
     assert namespace["elsewhere"].config.id2label == {0: "cat", 1: "coffee", 2: "rocket"}
     assert len(namespace["base"].labels) == 100  # the emoji model, after its adapter was unloaded

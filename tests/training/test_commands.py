@@ -97,10 +97,7 @@ def test_a_folder_of_photos_is_learned_by_one_command(photos: Path, base: Path, 
     out = tmp_path / "out" / "photos"
     pipeline = DiTPipeline.from_pretrained(out / "pipeline")
     assert pipeline.config.id2label == {0: "cat", 1: "dog"}
-    assert Image.open(out / "before_after.png").size == (
-        32,
-        68,
-    )  # with names
+    assert Image.open(out / "before_after.png").size == (32, 68)  # each image with its name
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["images_seen"] for row in rows] == [16, 32]
     again = dit_hf_command("finetune", "photos", "--init_from", str(base), *few, cwd=tmp_path)

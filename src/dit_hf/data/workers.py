@@ -87,9 +87,10 @@ def work(
 def _explain_ends(items: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from items
-    except Exception as error:
-        shows_an_end = isinstance(error, ConnectionError | FileNotFoundError | EOFError)  # of a worker's shared memory
-        if not shows_an_end and "exited unexpectedly" not in str(error):
+    except (ConnectionError, FileNotFoundError, EOFError, RuntimeError) as error:
+        is_of_the_data = "in DataLoader worker process" in str(error)  # so torch begins what a worker has raised
+        is_of_torch = isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error)
+        if is_of_the_data or is_of_torch:
             raise
         raise SourceError(
             f"a loader worker is gone ({error}), as the kernel ends one if memory runs out: lower "
