@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
+from fresh_process import run_elsewhere
 from sampling_parts import picture, scheduler_by_name, seeded, tiny_model, tiny_pipeline
 from torch.testing import assert_close
 
@@ -158,6 +159,30 @@ def test_bfloat16_stays_near_float32(format, original, tmp_path):
     made = exported.transformer(latents, conditioning=conditioning).sample.float()
     error = (made - expected).norm() / expected.norm()
     assert 0 < error < 0.02  # bfloat16 has 8 bits: 1/256 for a number, more after several products
+
+
+SIGNAL = """
+import gc, os, signal
+from dit_hf import DiTPipeline
+for _ in range(2):  # one is loaded while another is still there
+    pipe = DiTPipeline.from_pretrained(FOLDER)
+pipe([1], num_inference_steps=2, generator=seeded(0))
+del pipe
+gc.collect()
+received = []
+signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+os.kill(os.getpid(), signal.SIGUSR1)
+assert received == [signal.SIGUSR1]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_signal_is_handled_after_an_openvino_export_is_gone(dtype, original, tmp_path):
+    """OpenVINO gives the process a stack for signals on a CPU with AMX; a stack that is freed too early is a crash."""
+    pytest.importorskip("openvino")
+    original.export(tmp_path / "export", format="openvino", dtype=dtype)
+    run_elsewhere(SIGNAL, tmp_path / "export", tmp_path)
 
 
 def test_folder_without_its_runtime_says_what_to_install(folder, monkeypatch):

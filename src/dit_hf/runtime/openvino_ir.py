@@ -1,5 +1,6 @@
 """OpenVINO: Intel's runtime for processors, the fastest one here on a CPU with AMX."""
 
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,12 @@ class OpenVino(Engine):
         openvino.save_model(_converted(program), file, compress_to_fp16=False)
 
     def load(self, file: Path, dtype: str) -> Run:
-        import openvino
-
         options = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        compiled = openvino.Core().compile_model(file, "CPU", options)
+        compiled = _core().compile_model(file, "CPU", options)
         mine = threading.local()  # a request serves one thread at a time
 
         def run(*inputs: Tensor) -> list[Tensor]:
@@ -48,10 +47,20 @@ class OpenVino(Engine):
         return run
 
     def check_can_compute(self, dtype: str) -> None:
-        import openvino
-
-        if dtype == "bfloat16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if dtype == "bfloat16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ValueError("dtype=bfloat16: this processor has neither AMX nor AVX512-BF16: pass dtype=float32")
+
+
+@functools.cache
+def _core() -> Any:
+    """Return OpenVINO, which stays for the whole process.
+
+    On a CPU with AMX it gives the process a stack for signals, and takes it away when it ends, also from another that
+    was begun in between: the next signal, such as Ctrl-C, would crash.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _converted(program: ExportedProgram) -> Any:
