@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from switches import ALL
 
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.training.assembly import assemble, make_optimizer
@@ -53,10 +54,11 @@ def test_matrix_of_zeros_stays_zero():
     assert not orthogonalize(torch.zeros(2, 4, 6)).any()
 
 
+@pytest.mark.parametrize("gated", [False, True], ids=["paper", "every switch"])
 @pytest.mark.parametrize("block_type", BLOCKS)
-def test_muon_trains_the_linears_of_attention_and_feed_forward_and_nothing_else(block_type: str):
-    stacked = block_matrices(tiny_model(block_type=block_type))
-    expected = {"attn.qkv": 3, "attn.proj": 1, "mlp.fc1": 1, "mlp.fc2": 1}
+def test_muon_trains_the_linears_of_attention_and_feed_forward_and_nothing_else(block_type: str, gated: bool):
+    stacked = block_matrices(tiny_model(block_type=block_type, **(ALL if gated else {})))
+    expected = {"attn.qkv": 3, "attn.proj": 1, "mlp.fc1": 1, "mlp.fc2": 1} | ({"mlp.gate": 1} if gated else {})
     if block_type == "cross_attention":
         expected |= {"cross_attn.q": 1, "cross_attn.kv": 2, "cross_attn.proj": 1}
     assert stacked == {f"blocks.{i}.{name}.weight": count for i in range(2) for name, count in expected.items()}
@@ -74,9 +76,9 @@ def split_by_hand(model: DiTModel) -> dict[str, torch.nn.Parameter]:
     return parts
 
 
-@pytest.mark.parametrize("block_type", ["cross_attention", "adaln_zero"])
-def test_steps_equal_those_of_torch_s_muon_and_adamw_on_matrices_split_by_hand(block_type: str):
-    model = tiny_model(block_type=block_type)
+@pytest.mark.parametrize(("block_type", "switches"), [("cross_attention", {}), ("adaln_zero", ALL)])
+def test_steps_equal_those_of_torch_s_muon_and_adamw_on_matrices_split_by_hand(block_type: str, switches: dict):
+    model = tiny_model(block_type=block_type, **switches)
     names = block_matrices(model)
     parts = split_by_hand(model)
     others = {

@@ -93,14 +93,15 @@ def load_origin(source: str) -> Origin:
     pipeline = DiTPipeline.from_pretrained(source, vae=None)
     config = pipeline.scheduler.config
     trained = {"prediction_type": pipeline.config.prediction_type or config.get("prediction_type")}
-    has_betas = "beta_schedule" in config
+    is_flow = trained["prediction_type"] in FLOW  # which has no betas, also where a solver has fields for them
+    has_betas = "beta_schedule" in config and not is_flow
     names = Schedule.FIELDS if has_betas else ("num_train_timesteps",)
     trained |= {name: config[name] for name in names if name in config}
     _, vae_class = DiTPipeline.load_config(source)["vae"]
     if vae_class not in (None, "AutoencoderKL"):
         raise ValueError(f"init_from={source!r} has a {vae_class}: a training encodes images by an AutoencoderKL only")
     vae = dict(AutoencoderKL.load_config(source, subfolder="vae")) if vae_class else None
-    shift = flow_shift(config) if trained["prediction_type"] in FLOW else 1.0
+    shift = flow_shift(config) if is_flow else 1.0
     return Origin(source, pipeline.transformer.float(), pipeline.config.id2label, trained, vae, shift)
 
 
@@ -132,7 +133,9 @@ def take_over(settings: TrainSettings, origin: Origin) -> None:
     if not origin.trained:
         logger.warning(f"{origin.name} does not say how it was trained: the paper's noise schedule is taken")
     decided = {"objective": origin.objective, "resolution": own_resolution, "vae_name_or_path": vae_name}
-    decided["timestep_shift"] = origin.timestep_shift  # another one is no contradiction: larger latents need a larger one
+    decided["timestep_shift"] = (
+        origin.timestep_shift
+    )  # another one is no contradiction: larger latents need a larger one
     settings.fill_in({**origin.schedule, **decided, "model": None})
 
 
