@@ -46,7 +46,7 @@ def leave_killed_run(folder: Path) -> None:
 
 
 # What the page has made by then.
-PREPARE: dict[str, Callable[[Path], None]] = {"finetuning.md": make_adapter, "training.md": leave_killed_run}
+PREPARE: dict[str, Callable[[Path], None]] = {"finetuning.md": make_adapter, "training_design.md": leave_killed_run}
 
 
 @pytest.mark.slow

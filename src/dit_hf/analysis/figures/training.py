@@ -106,13 +106,15 @@ def training_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         draw_line(axis, means, model, PATCH_COLOURS[patch], MARKERS[size])
         end = (means[-1].x, means[-1].y)
         offset = (10, 4) if patch == min(PATCHES) else (0, -11)  # of equal compute: S/2 above B/4
-        axis.annotate(model, end, offset, textcoords="offset points", ha="center", fontsize=7)
+        colour = PATCH_COLOURS[patch]
+        axis.annotate(model, end, offset, textcoords="offset points", ha="center", fontsize=8, color=colour)
     axis.set(
         title=describe_rows(chosen),
         xscale="log",
         xlabel="training compute: 3 x multiply-adds x images / 10⁹",
         ylabel=DISTANCE,
     )
+    axis.margins(x=0.1)  # room for the name of the last line
     draw_legend(axis, ncols=2)
     start_at_zero(axis)
     draw_floor(axis, rows, chosen[0].num_samples)
