@@ -6,10 +6,9 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from warm_process import run_warm
+from warm_process import SOURCE, run_warm
 
 TESTS = Path(__file__).parent
-SOURCE = str(TESTS.parent / "src")
 WITHOUT_PACKAGE = "import importlib.util; assert importlib.util.find_spec('dit_hf') is None\n"
 COMMAND = "import sys; sys.argv[0] = 'dit-hf'; from dit_hf.cli import main; main()\n"
 
@@ -38,7 +37,11 @@ def run_script(
     script: Path, *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `python SCRIPT ARGUMENTS` with this source."""
+    environment = {**(os.environ if environment is None else environment), "PYTHONPATH": SOURCE}
+    return run_warm(code_of(script), *arguments, cwd=cwd, environment=environment)
+
+
+def code_of(script: Path) -> str:
+    """What `python SCRIPT` does."""
     code = f"import runpy, sys; sys.argv[0] = {str(script)!r}; sys.path[0] = {str(script.parent)!r}\n"
-    code += f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
-    environment = os.environ if environment is None else environment
-    return run_warm(code, *arguments, cwd=cwd, environment={**environment, "PYTHONPATH": SOURCE})
+    return code + f"runpy.run_path({str(script)!r}, run_name='__main__')\n"

@@ -98,9 +98,9 @@ def test_shipped_model_draws_what_it_is_asked_for():
     pipeline = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
     pipeline.set_progress_bar_config(disable=True)
     names = demo.read_classes("classes_100.txt")
-    assert demo.score(pipeline, names, 200)[0].recognised >= 170
+    assert demo.score(pipeline, names, 100)[0].recognised >= 85
     as_called_without_settings = {"guidance_scale": 4.0, "num_inference_steps": 25}
-    assert demo.score(pipeline, names, 100, **as_called_without_settings)[0].recognised >= 85
+    assert demo.score(pipeline, names, 50, **as_called_without_settings)[0].recognised >= 42
 
 
 @pytest.mark.slow

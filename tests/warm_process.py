@@ -7,12 +7,16 @@ code and the output of a program. What is read from the environment only when a 
 """
 
 import atexit
+import contextlib
 import functools
+import itertools
 import json
 import os
+import random
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +25,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# The server answers each line, a request, with a line, the exit code of the child that ran it. A child leaves the loop.
+SOURCE = str(Path(__file__).parents[1] / "src")
+
+# The server answers each line, a request, with the exit codes of the children that ran it, one for each environment.
+# A child leaves the loop.
 SERVER = """
 import importlib, json, os, shutil, sys
 import accelerate, datasets, diffusers, huggingface_hub.hf_api, PIL.Image, scipy.linalg, torch, transformers
@@ -36,18 +43,20 @@ while True:
         os._exit(0)
     request = json.loads(line)
     shutil.rmtree(modules, ignore_errors=True)
-    child = os.fork()
-    if child == 0:
+    children = []
+    for environment, files in zip(request["environments"], request["files"]):
+        children.append(os.fork())
+        if not children[-1]:
+            break
+    if not children[-1]:
         break
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps(code), flush=True)
-    del request, line, child, code
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 os.chdir(request["cwd"])
 os.environ.clear()
-os.environ.update(request["environment"])
+os.environ.update(environment)
 sys.path[:] = ["", *os.environ.get("PYTHONPATH", "").split(os.pathsep), *path]
 sys.argv[:] = ["-c", *request["arguments"]]
-for descriptor, name in enumerate(request["files"]):
+for descriptor, name in enumerate(files):
     os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
 importlib.reload(huggingface_hub.constants)
 huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
@@ -78,21 +87,25 @@ class WarmProcess:
         atexit.register(self.close)
 
     def run(
-        self, code: str, arguments: Sequence[str], cwd: Path | str, environment: Mapping[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
-        outputs = [self.folder / name for name in ("stdout", "stderr")]
-        for file in outputs:
+        self, code: str, arguments: Sequence[str], cwd: Path | str, environments: list[dict[str, str]], timeout: float
+    ) -> list[subprocess.CompletedProcess[str]]:
+        """Run the code in as many children at once as there are environments."""
+        outputs = [[self.folder / f"{name}{k}" for name in ("out", "error")] for k in range(len(environments))]
+        for file in itertools.chain(*outputs):
             file.write_bytes(b"")
         request: dict[str, Any] = {"code": code, "arguments": list(arguments), "cwd": str(cwd)}
-        request |= {"environment": dict(environment), "files": [os.devnull, *map(str, outputs)]}
+        request |= {"environments": environments, "files": [[os.devnull, *map(str, pair)] for pair in outputs]}
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
         if not select.select([self.server.stdout], [], [], timeout)[0]:
             self.close()
             start.cache_clear()
             raise subprocess.TimeoutExpired(code, timeout)
-        status = json.loads(self.server.stdout.readline())
-        return subprocess.CompletedProcess(code, status, *(file.read_text(errors="replace") for file in outputs))
+        statuses = json.loads(self.server.stdout.readline())
+        return [
+            subprocess.CompletedProcess(code, status, *(file.read_text(errors="replace") for file in pair))
+            for status, pair in zip(statuses, outputs, strict=True)
+        ]
 
     def close(self) -> None:
         """End the process, with a child that may still run."""
@@ -123,4 +136,22 @@ def run_warm(
         environment: Whole environment of the process. Default: the present one.
         timeout: Seconds after which the process hangs.
     """
-    return start().run(code, arguments, cwd or os.getcwd(), os.environ if environment is None else environment, timeout)
+    environment = dict(os.environ if environment is None else environment)
+    return start().run(code, arguments, cwd or os.getcwd(), [environment], timeout)[0]
+
+
+def run_two(code: str, *arguments: str, timeout: float = 600) -> None:
+    """Run code in two processes of one group, as `torchrun --nproc_per_node 2` does, with this package."""
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = {**os.environ, **world, "PYTHONPATH": SOURCE}
+    environments = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    for result in start().run(code, arguments, os.getcwd(), environments, timeout):
+        assert result.returncode == 0, result.stderr[-3000:]
+
+
+def free_port() -> int:
+    """A port below those that the kernel gives to outgoing connections, so that nothing takes it in the meantime."""
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 30_000)))
+            return listener.getsockname()[1]
