@@ -140,13 +140,15 @@ def run_warm(
     return start().run(code, arguments, cwd or os.getcwd(), [environment], timeout)[0]
 
 
-def run_two(code: str, *arguments: str, timeout: float = 600) -> None:
+def run_two(code: str, *arguments: str, timeout: float = 600) -> list[subprocess.CompletedProcess[str]]:
     """Run code in two processes of one group, as `torchrun --nproc_per_node 2` does, with this package."""
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common = {**os.environ, **world, "PYTHONPATH": SOURCE}
     environments = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    for result in start().run(code, arguments, os.getcwd(), environments, timeout):
+    results = start().run(code, arguments, os.getcwd(), environments, timeout)
+    for result in results:
         assert result.returncode == 0, result.stderr[-3000:]
+    return results
 
 
 def free_port() -> int:
