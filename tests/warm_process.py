@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+HANG_SECONDS = 7200  # after which a test gives up; nothing that works takes nearly as long
 SOURCE = str(Path(__file__).parents[1] / "src")
 
 # The server answers each line, a request, with the exit codes of the children that ran it, one for each environment.
@@ -125,7 +126,7 @@ def run_warm(
     *arguments: str,
     cwd: Path | str | None = None,
     environment: Mapping[str, str] | None = None,
-    timeout: float = 600,
+    timeout: float = HANG_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     """Run code as `python -c CODE ARGUMENTS` would, on one thread.
 
@@ -140,7 +141,7 @@ def run_warm(
     return start().run(code, arguments, cwd or os.getcwd(), [environment], timeout)[0]
 
 
-def run_two(code: str, *arguments: str, timeout: float = 600) -> list[subprocess.CompletedProcess[str]]:
+def run_two(code: str, *arguments: str, timeout: float = HANG_SECONDS) -> list[subprocess.CompletedProcess[str]]:
     """Run code in two processes of one group, as `torchrun --nproc_per_node 2` does, with this package."""
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common = {**os.environ, **world, "PYTHONPATH": SOURCE}
