@@ -23,14 +23,14 @@ def run_elsewhere(code: str, folder: Path, tmp_path: Path, **environment: str) -
     environment["PYTHONPATH"] = sysconfig.get_path("purelib") if code.startswith(WITHOUT_PACKAGE) else SOURCE
     header = f"FOLDER, GOLDEN = {str(folder)!r}, {str(TESTS / 'golden')!r}\n"
     header += "import torch\nseeded = lambda seed: torch.Generator().manual_seed(seed)\n"
-    result = run_warm(header + code, cwd=tmp_path, environment={**inherited, **environment}, timeout=300)
+    result = run_warm(header + code, cwd=tmp_path, environment={**inherited, **environment})
     assert result.returncode == 0, result.stderr[-3000:]
     return result
 
 
-def dit_hf_command(*arguments: str, cwd: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def dit_hf_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `dit-hf ARGUMENTS` of this source."""
-    return run_warm(COMMAND, *arguments, cwd=cwd, environment={**os.environ, "PYTHONPATH": SOURCE}, timeout=timeout)
+    return run_warm(COMMAND, *arguments, cwd=cwd, environment={**os.environ, "PYTHONPATH": SOURCE})
 
 
 def run_script(

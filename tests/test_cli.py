@@ -89,6 +89,7 @@ def test_help_version_and_typing_errors_come_without_heavy_imports(arguments: li
     assert not HEAVY & modules_after(AS_THE_COMMAND, *arguments)
 
 
+@pytest.mark.slow
 def test_command_that_works_knows_dit_among_the_auto_classes():
     checked = AS_THE_COMMAND.replace(
         "finally:", "finally:\n    from transformers import AutoConfig as A; A.for_model('dit')"
@@ -96,6 +97,7 @@ def test_command_that_works_knows_dit_among_the_auto_classes():
     assert {"torch", "transformers"} <= modules_after(checked, "flops")
 
 
+@pytest.mark.slow
 def test_import_of_the_package_alone_registers_the_auto_classes():
     code = "import sys, dit_hf; from transformers import AutoConfig, AutoModel\n"
     code += "config = AutoConfig.for_model('dit', hidden_size=8, num_attention_heads=2, num_hidden_layers=1)\n"

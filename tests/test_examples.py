@@ -53,6 +53,7 @@ def test_training_takes_the_emoji_only_where_no_data_set_is_named():
     assert with_settings(["--seed", "1"])[1:] == ["--seed", "1"]
 
 
+@pytest.mark.slow
 def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
     train_vae = load_example("train_vae")
     validation = train_vae.load_split(train_vae.VAESettings(), "validation")
@@ -66,6 +67,7 @@ def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
     assert decibel == pytest.approx(31.65, abs=0.05)  # what its card says
 
 
+@pytest.mark.slow
 def test_shipped_vae_scales_latents_to_unit_deviation():
     train_vae = load_example("train_vae")
     images = train_vae.load_split(train_vae.VAESettings(), "validation")

@@ -33,6 +33,7 @@ def photos(tmp_path: Path, monkeypatch) -> Path:
 FLAGS = ["--vae_name_or_path", "vae", "--resolution", "16", "--num_workers", "1"]
 
 
+@pytest.mark.slow
 def test_command_writes_latents_that_a_training_reads(photos: Path):
     done = dit_hf_command("extract", "photos", *FLAGS, "--output_dir", "out")
     assert done.returncode == 0, done.stderr[-2000:]

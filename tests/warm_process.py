@@ -6,7 +6,6 @@ it; it has the environment, folder and arguments that it is given; and it ends a
 code and the output of a program. What is read from the environment only when a library is imported is read again.
 """
 
-import atexit
 import contextlib
 import functools
 import itertools
@@ -25,21 +24,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+HANG_SECONDS = 7200  # after which a test gives up; nothing that works takes nearly as long
 SOURCE = str(Path(__file__).parents[1] / "src")
 
 # The server answers each line, a request, with the exit codes of the children that ran it, one for each environment.
 # A child leaves the loop.
 SERVER = """
-import importlib, json, os, shutil, sys
-import accelerate, datasets, diffusers, huggingface_hub.hf_api, PIL.Image, scipy.linalg, torch, transformers
-import diffusers.hooks, diffusers.pipelines.pipeline_utils, transformers.modeling_utils
+import gc, importlib, json, os, shutil, sys
+import accelerate, datasets, diffusers, huggingface_hub.hf_api, matplotlib.pyplot, PIL.Image, scipy.linalg, torch
+import diffusers.guiders, diffusers.hooks, diffusers.pipelines.pipeline_utils, transformers.modeling_utils
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 assert importlib.util.find_spec("dit_hf") is None
-modules, path = os.environ["HF_MODULES_CACHE"], sys.path
+gc.freeze()  # what is here stays: no child looks through it for garbage
+folder, modules, path = os.getcwd(), os.environ["HF_MODULES_CACHE"], sys.path
 while True:
     line = sys.stdin.readline()
-    if not line:
+    if not line:  # whoever asked has ended, in whatever way
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
     request = json.loads(line)
     shutil.rmtree(modules, ignore_errors=True)
@@ -66,7 +68,7 @@ exec(compile(request["code"], "<string>", "exec"))
 
 
 class WarmProcess:
-    """The process, which lives until this one ends."""
+    """The process, which lives until this one ends and with it the pipe between them."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="warm_process"))
@@ -84,7 +86,6 @@ class WarmProcess:
             text=True,
             start_new_session=True,
         )
-        atexit.register(self.close)
 
     def run(
         self, code: str, arguments: Sequence[str], cwd: Path | str, environments: list[dict[str, str]], timeout: float
@@ -125,7 +126,7 @@ def run_warm(
     *arguments: str,
     cwd: Path | str | None = None,
     environment: Mapping[str, str] | None = None,
-    timeout: float = 600,
+    timeout: float = HANG_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
     """Run code as `python -c CODE ARGUMENTS` would, on one thread.
 
@@ -140,13 +141,15 @@ def run_warm(
     return start().run(code, arguments, cwd or os.getcwd(), [environment], timeout)[0]
 
 
-def run_two(code: str, *arguments: str, timeout: float = 600) -> None:
+def run_two(code: str, *arguments: str, timeout: float = HANG_SECONDS) -> list[subprocess.CompletedProcess[str]]:
     """Run code in two processes of one group, as `torchrun --nproc_per_node 2` does, with this package."""
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common = {**os.environ, **world, "PYTHONPATH": SOURCE}
     environments = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    for result in start().run(code, arguments, os.getcwd(), environments, timeout):
+    results = start().run(code, arguments, os.getcwd(), environments, timeout)
+    for result in results:
         assert result.returncode == 0, result.stderr[-3000:]
+    return results
 
 
 def free_port() -> int:

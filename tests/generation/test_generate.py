@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from warm_process import run_warm
+from fresh_process import code_of
+from warm_process import run_two, run_warm
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.generation import draw_labels, generate_images, generate_with_pipeline, iterate_batches, pipeline_sampler
@@ -377,14 +376,11 @@ def test_run_killed_ten_times_ends_with_the_same_bytes(tmp_path: Path, form: str
 @pytest.mark.slow
 def test_two_processes_write_the_files_of_one(tmp_path: Path):
     tiny_pipeline(DDPMScheduler(clip_sample=False)).save_pretrained(tmp_path / "model")
-    example = [str(ROOT / "examples" / "sample_dit.py"), "--model", str(tmp_path / "model"), "--num_images", "23"]
+    example = ["--model", str(tmp_path / "model"), "--num_images", "23"]
     few = ["--num_inference_steps", "3", "--batch_size", "2", "--seed", "5"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *example, *few]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    output = ["--output", str(tmp_path / "two" / "images")]
-    result = subprocess.run([*command, *output], env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("wrote") == 1
+    example += ["--output", str(tmp_path / "two" / "images")]
+    results = run_two(code_of(ROOT / "examples" / "sample_dit.py"), *example, *few)
+    assert "".join(result.stdout for result in results).count("wrote") == 1
     arguments = {"labels": "random", "seed": 5, "batch_size": 2, "guidance_scale": 1.5, "num_inference_steps": 3}
     generate_with_pipeline(
         DiTPipeline.from_pretrained(tmp_path / "model"), tmp_path / "one" / "images", 23, **arguments

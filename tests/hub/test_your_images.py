@@ -44,7 +44,7 @@ def run_page(folder: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]) ->
             continue
         program, *arguments = shlex.split(text)
         assert program == "dit-hf"
-        result = dit_hf_command(*arguments, *(extra if arguments[0] == "finetune" else []), timeout=7200)
+        result = dit_hf_command(*arguments, *(extra if arguments[0] == "finetune" else []))
         assert result.returncode == 0, result.stderr[-3000:]
     return namespace
 

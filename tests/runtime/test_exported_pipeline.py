@@ -20,6 +20,8 @@ from dit_hf.generation.from_pipeline import pipeline_settings
 from dit_hf.image_pipelines import DiTImg2ImgPipeline, DiTInpaintPipeline
 from dit_hf.runtime.engines import ENGINES
 
+pytestmark = pytest.mark.slow  # exports for three runtimes
+
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}  # other kernels, whose rounding the steps carry on
 
 
@@ -72,7 +74,6 @@ SWITCHED = dict(zip(BLOCKS, (ALL, {**ALL, "position_embedding": "both"}, SWITCHE
 
 @pytest.mark.parametrize("format", ["openvino", "onnx", "torch"])
 @pytest.mark.parametrize("block_type", [*BLOCKS])
-@pytest.mark.slow
 def test_every_block_design_with_switches_and_unconditional_models_of_pixels_export(block_type, format, tmp_path):
     """With x_0 predicted under flow matching, which the pipeline has to know, and on another size of images."""
     pytest.importorskip(ENGINES[format].package)
@@ -183,7 +184,6 @@ assert received == [signal.SIGUSR1]
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_signal_is_handled_after_an_openvino_export_is_gone(dtype, original, tmp_path):
     """OpenVINO gives the process a stack for signals on a CPU with AMX; a stack that is freed too early is a crash."""
