@@ -135,7 +135,8 @@ TOLD = {
     "many kinds of files": (
         ["cat/1.jpg", *(f"cat/log.{k}" for k in range(20))], 1, "8 files of 8 other kinds", "",
     ),
-    "capitals": (["Cat/1.jpg", "cat/2.jpg"], 2, "Cat 1, cat 1", "differ in capitals only: Cat, cat"),
+    "capitals": (["Cat/1.jpg", "cat/2.jpg"], 2, "Cat 1, cat 1", "2 classes whose names look alike: Cat, cat"),
+    "letters of no width": (["cat/1.jpg", "cat\u200b/2.jpg"], 2, "2 classes", "2 classes whose names look alike"),
     "numbers": (["1/1.jpg", "2/2.jpg", "10/3.jpg"], 3, "1 1, 10 1, 2 1", "class '1' has the id 0. Ask for it"),
     "years": (["2023/1.jpg", "2024/2.jpg"], 2, "2023 1, 2024 1", ""),
 }  # fmt: skip
@@ -271,6 +272,14 @@ SPLIT_SHAPES = {
 def test_splits_are_known_beside_other_folders(tmp_path: Path, shape: str, caplog):
     assert classes(fill(tmp_path, *SPLIT_SHAPES[shape])) == by_folder("cat/1.jpg")
     assert ("beside which these folders are left out: unlabeled" in caplog.text) == (shape == "more than splits")
+
+
+def test_split_without_some_class_has_the_ids_of_the_others(tmp_path: Path, caplog):
+    fill(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "train/fox/3.jpg", "test/dog/4.jpg", "test/fox/5.jpg")
+    source = open_images(str(tmp_path), "test")
+    assert source.classes.names == ["cat", "dog", "fox"]
+    assert source.read(0).labels == [1, 2]
+    assert "the data set has no image of cat" in caplog.text
 
 
 def test_several_folders_of_a_split_are_not_read_for_one(tmp_path: Path):

@@ -5,6 +5,7 @@ files are read, and labels are dropped if images lie at several depths or in one
 listed by `list_images`, and only a folder in another form goes to `datasets`: see `find_image_folder`.
 """
 
+import dataclasses
 import glob
 import logging
 import os
@@ -76,7 +77,8 @@ def find_image_folder(name: str, split: str, label_column: str) -> ImageFolder |
     if is_pattern and split != "train":
         raise ValueError(f"the images of {name} have no splits: leave out --dataset_split {split}")
     if not is_pattern and (splits := find_splits(folder)):
-        folder = _list(root / choose_split(folder, splits, split, "--dataset_split"))
+        listed = _list(root / choose_split(folder, splits, split, "--dataset_split"))
+        folder = _numbered_as_all(listed, folder, splits)
     elif split != "train":
         return None
     _check(folder)
@@ -174,6 +176,23 @@ def choose_split(folder: ImageFolder, splits: Mapping[str, Sequence[str]], split
     return splits[split][0]
 
 
+def _numbered_as_all(listed: ImageFolder, whole: ImageFolder, splits: Mapping[str, Sequence[str]]) -> ImageFolder:
+    """Number the classes of a split as all splits have them: a test without cats has the ids of the training.
+
+    Args:
+        listed: Images of the split.
+        whole: Images of all splits.
+        splits: Folders of each split.
+    """
+    if listed.labels is None:
+        return listed
+    tops = {top for folders in splits.values() for top in folders}
+    inside = [parts[1] for parts in (name.split("/") for name in whole.names) if parts[0] in tops and len(parts) > 2]
+    names = sorted({*map(clean_name, inside), *listed.class_names})
+    labels = [names.index(name) for name in listed.class_names]
+    return dataclasses.replace(listed, class_names=names, labels=[labels[label] for label in listed.labels])
+
+
 def _has_other_form(folder: ImageFolder, label_column: str) -> bool:
     """Whether a folder is a data set in another form than class folders of images."""
     if has_label_column(folder.root, folder.other_names, label_column) or label_column != "label":
@@ -251,7 +270,7 @@ def _check(folder: ImageFolder) -> None:
 
 
 def _check_names(folder: ImageFolder) -> None:
-    """Refuse names of class folders that no one can type, and point out those that are easily taken for each other.
+    """Refuse names of class folders that nobody can type, and point out those that are easily taken for each other.
 
     Raises:
         ValueError: If a name is blank, not in UTF-8, or holds a control character such as the end of a line.
@@ -270,13 +289,13 @@ def _check_names(folder: ImageFolder) -> None:
     same, alike = defaultdict(list), defaultdict(set)
     for name in tops:
         same[clean_name(name)].append(name)
-        alike[clean_name(name).casefold()].add(clean_name(name))
+        alike[_as_seen(name)].add(clean_name(name))
     for name, folders in same.items():
         if len(folders) > 1:
             logger.warning(f"{root} holds {len(folders)} folders whose names look alike, as one class: {name}")
     for names in alike.values():
         if len(names) > 1:
-            logger.warning(f"{root} holds classes whose names differ in capitals only: {', '.join(sorted(names))}")
+            logger.warning(f"{root} holds {len(names)} classes whose names look alike: {', '.join(sorted(names))}")
     digits = [name for name in folder.class_names if name.isdecimal()]
     moved = [name for name in digits if folder.class_names.index(name) != int(name) < len(digits)]
     if moved and len(digits) == len(folder.class_names):
@@ -284,6 +303,14 @@ def _check_names(folder: ImageFolder) -> None:
             f"the classes of {root} are numbered in the order of their names: class {moved[0]!r} has the id "
             f"{folder.class_names.index(moved[0])}. Ask for it by its name, as a text"
         )
+
+
+def _as_seen(name: str) -> str:
+    """Return a name without what a reader overlooks: capitals, forms of letters, characters that take no place."""
+    letters = unicodedata.normalize("NFKC", clean_name(name)).casefold()
+    return "".join(
+        letter for letter in letters if unicodedata.category(letter) != "Cf" and letter not in "\ufe0e\ufe0f"
+    )
 
 
 def _is_utf_8(name: str) -> bool:

@@ -92,9 +92,9 @@ def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> li
 
 
 def _warn_of_names(ids: Sequence[int], id2label: Mapping[int, str]) -> None:
-    """Warn of ids that are the names of other classes: the classes "1", "10" and "2" have the ids 0, 1 and 2."""
-    names = {name: class_id for class_id, label in id2label.items() if (name := label.strip()).isdecimal()}
-    for class_id in dict.fromkeys(ids) if names else ():
+    """Warn of ids that are names of other classes, if all names are numbers: "1", "10", "2" have the ids 0, 1, 2."""
+    names = {label.strip(): class_id for class_id, label in id2label.items()}
+    for class_id in dict.fromkeys(ids) if all(map(str.isdecimal, names)) else ():
         if (named := names.get(str(class_id), class_id)) != class_id:
             _warn_once(
                 f"the id {class_id} is the class {id2label.get(class_id)!r}; for the class named '{class_id}', whose "
