@@ -13,7 +13,7 @@ call takes beyond its operators is Python, the scheduler's arithmetic on numbers
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from runtimes import describe_machine
 from sampling import call, make_pipelines
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from dit_hf import DiTPipeline
 
@@ -45,12 +45,14 @@ class Operator:
         flops: Number of floating-point operations, of products and attention only.
         moved: Number of bytes of its inputs and outputs.
         seconds: Seconds that the processor spent on it.
+        before: Seconds that the processor spent between the operator before it and this one.
     """
 
     part: str
     flops: int
     moved: int
     seconds: float
+    before: float
 
 
 class Watch(TorchDispatchMode):
@@ -59,19 +61,31 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators: list[Operator] = []
+        self.between, self.end = 0.0, time.process_time()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        begin = time.process_time()
+        begin, kwargs = time.process_time(), kwargs or {}
+        self.between += begin - self.end
         result = func(*args, **kwargs)
         seconds = time.process_time() - begin
-        if not func.is_view:
+        if func.is_view:
+            self.between += seconds
+        else:
+            part = part_of(func.overloadpacket.__name__)
             tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
-            count = flop_registry.get(func.overloadpacket)
-            flops = count(*args, **kwargs, out_val=result) if count else 0
             moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            self.operators.append(Operator(part_of(func.overloadpacket.__name__), flops, moved, seconds))
+            self.operators.append(Operator(part, flops_of(func, args, kwargs, result), moved, seconds, self.between))
+            self.between = 0.0
+        self.end = time.process_time()
         return result
+
+
+def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Return the floating-point operations of a product or an attention, and 0 for anything else."""
+    if "dot_product" in func.overloadpacket.__name__:  # those for CPUs have no row in torch's table
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+    count = flop_registry.get(func.overloadpacket)
+    return count(*args, **kwargs, out_val=result) if count else 0
 
 
 def part_of(name: str) -> str:
@@ -119,45 +133,35 @@ def least_seconds(operator: Operator, product: float, memory: dict[float, float]
     return max(operator.flops / product, operator.moved / rate)
 
 
-def watch(pipe: DiTPipeline, batch: int, num_steps: int, rounds: int) -> tuple[list[Operator], float]:
-    """Return the operators of a call, each with its fastest time, and the seconds of a call that nothing watches."""
-
-    def run() -> None:
-        call(pipe, list(range(batch)), num_steps, output_type="latent")
-
-    seconds = fastest(run, rounds)
+def watch(pipe: DiTPipeline, batch: int, num_steps: int, rounds: int) -> list[Operator]:
+    """Return the operators of a call, each with its fastest time, after a call that is not timed."""
     watches = []
-    for _ in range(rounds):
+    for _ in range(rounds + 1):
         with Watch() as each:
-            run()
+            call(pipe, list(range(batch)), num_steps, output_type="latent")
         watches.append(each.operators)
-    operators = watches[0]
-    for same in zip(*watches, strict=True):
+    operators = watches[1]
+    for same in zip(*watches[1:], strict=True):
         same[0].seconds = min(operator.seconds for operator in same)
-    return operators, seconds
+        same[0].before = min(operator.before for operator in same)
+    return operators
 
 
-def rows(
-    operators: Iterable[Operator], seconds: float, num_steps: int, product: float, memory: dict[float, float]
-) -> list[str]:
+def rows(operators: list[Operator], num_steps: int, product: float, memory: dict[float, float]) -> list[str]:
     """Return the lines of a table: milliseconds of a step, their share, and the least at the roofline."""
-    lines, total_least, watched = [], 0.0, 0.0
-    operators = list(operators)
+    whole = sum(operator.seconds + operator.before for operator in operators)
+    times = []
     for part in PARTS:
         own = [operator for operator in operators if operator.part == part]
-        taken = sum(operator.seconds for operator in own)
         least = sum(least_seconds(operator, product, memory) for operator in own)
-        total_least, watched = total_least + least, watched + taken
-        lines.append(cells(part, taken, seconds, least, num_steps))
-    lines.append(cells("Python and dispatch", max(0.0, seconds - watched), seconds, 0, num_steps))
-    lines.append(cells("together", seconds, seconds, total_least, num_steps))
-    return lines
-
-
-def cells(part: str, taken: float, whole: float, least: float, num_steps: int) -> str:
-    milliseconds = [1000 * value / num_steps for value in (taken, least, taken - least)]
-    above = f"{(taken - least) / whole:.0%}"
-    return f"{part} | {milliseconds[0]:.1f} | {taken / whole:.0%} | {milliseconds[1]:.1f} | {above}"
+        times.append((part, sum(operator.seconds for operator in own), least))
+    times.append(("Python and dispatch", sum(operator.before for operator in operators), 0))
+    times.append(("together", whole, sum(least for _, _, least in times)))
+    return [
+        f"{part} | {1000 * taken / num_steps:.1f} | {taken / whole:.0%} | {1000 * least / num_steps:.1f} | "
+        f"{(taken - least) / whole:.0%}"
+        for part, taken, least in times
+    ]
 
 
 def main() -> None:
@@ -180,8 +184,8 @@ def main() -> None:
         pipe, _ = make_pipelines(name)
         for dtype in arguments.dtypes:
             pipe.to("cpu", getattr(torch, dtype))
-            operators, seconds = watch(pipe, arguments.batch, arguments.steps, arguments.rounds)
-            for line in rows(operators, seconds, arguments.steps, products[dtype], memory):
+            operators = watch(pipe, arguments.batch, arguments.steps, arguments.rounds)
+            for line in rows(operators, arguments.steps, products[dtype], memory):
                 print(f"| {name} | {dtype} | {line} |", flush=True)
 
 

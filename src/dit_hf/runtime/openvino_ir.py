@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from .engine import Engine, Run
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of all but the products
-ACTIVATIONS_OF_A_SCALE = 64  # in int8
+ACTIVATIONS_OF_A_SCALE = 128  # in int8; divides the widths of all models of the paper
 
 
 class OpenVino(Engine):
@@ -21,7 +21,7 @@ class OpenVino(Engine):
 
     A file of float32 weights computes in float32 and bfloat16, which is chosen when it is loaded. A file in int8 holds
     the weights of the matrix products in 8 bits, with a scale for each output. While it computes, the inputs of these
-    products are rounded to 8 bits as well, 64 of them to a scale, if the processor multiplies such numbers.
+    products are rounded to 8 bits as well, 128 of them to a scale, if the processor multiplies such numbers.
     """
 
     name = "openvino"
