@@ -12,9 +12,10 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import cached_file
 
 from .configuration_dit import DiTConfig
-from .places import check_model_source, describe_folder
+from .places import check_model_source, describe_folder, places_to_look
 from .weight_files import (
     read_name,
+    refuse_adapters,
     refuse_two_forms,
     refuse_two_forms_among,
     replaced_whole,
@@ -108,7 +109,7 @@ class DiTPreTrainedModel(PreTrainedModel):
         if source and folder.is_dir():
             _check_folder(folder, kwargs)
         elif source:
-            check_model_source(source, kwargs.get("subfolder"))
+            check_model_source(source, kwargs.get("subfolder"), **places_to_look(kwargs))
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
         try:
@@ -172,10 +173,11 @@ class DiTPreTrainedModel(PreTrainedModel):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: If push_to_hub=True.
+            ValueError: If push_to_hub=True, or if an adapter is loaded.
         """
         if push_to_hub:
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
+        refuse_adapters(self, "saving")  # transformers would save an adapter without its classes, and nothing else
         if max_shard_size is not None:
             kwargs["max_shard_size"] = max_shard_size
         if kwargs.get("distributed_checkpoint"):  # every process writes its part to one folder
