@@ -177,7 +177,10 @@ class DiTPreTrainedModel(PreTrainedModel):
         """
         if push_to_hub:
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
-        refuse_adapters(self, "saving")  # transformers would save an adapter without its classes, and nothing else
+        if (
+            "_adapters" in self.__dict__
+        ):  # loaded: transformers would save the adapter without its classes, and no weights
+            refuse_adapters(self, "saving")
         if max_shard_size is not None:
             kwargs["max_shard_size"] = max_shard_size
         if kwargs.get("distributed_checkpoint"):  # every process writes its part to one folder
@@ -199,5 +202,10 @@ class DiTPreTrainedModel(PreTrainedModel):
         return commit
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
-        """Push the model alone as transformers does; a new repository is private by default."""
+        """Push the model alone as transformers does; a new repository is private by default.
+
+        Raises:
+            ValueError: If an adapter is loaded.
+        """
+        refuse_adapters(self, "pushing")
         return super().push_to_hub(repo_id, private=private, **kwargs)
