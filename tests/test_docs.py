@@ -182,6 +182,18 @@ def test_relative_links_lead_somewhere():
     assert {page: links for page, links in broken.items() if links} == {}
 
 
+def figures_without_caption(page: Path) -> list[str]:
+    """The pictures of a page, on a line of their own, below which no line in italics says what they show."""
+    pictures = re.finditer(r"^!\[[^\]]*\]\(([^)]+)\)\n\n?(.*)", page.read_text(encoding="utf-8") + "\n\n", re.MULTILINE)
+    return [picture[1] for picture in pictures if not re.match(r"\*[^*]", picture[2])]
+
+
+def test_every_figure_has_a_caption():
+    pages = [path for path in public_files(".md") if "assets" not in path.parts]  # model cards have headings instead
+    found = {str(page.relative_to(ROOT)): figures_without_caption(page) for page in pages}
+    assert {page: figures for page, figures in found.items() if figures} == {}
+
+
 def test_every_page_is_listed_in_the_index():
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert pages <= set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
@@ -272,6 +284,12 @@ def test_checker_of_links_finds_the_broken_one(tmp_path: Path):
     page = tmp_path / "page.md"
     page.write_text("[a](page.md#top) [b](gone.md) [c](https://example.com/x) [d](#here)")
     assert broken_links(page) == ["gone.md"]
+
+
+def test_checker_of_captions_finds_a_figure_without(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("![a](a.png)\n\n*A.*\n\n![b](b.png)\n\nText.\n\n![c](c.png)\n*C.*\n\n![d](d.png)")
+    assert figures_without_caption(page) == ["b.png", "d.png"]
 
 
 def test_checker_of_words_finds_a_private_path(tmp_path: Path):

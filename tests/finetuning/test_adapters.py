@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file
+from switches import ALL
 
 from dit_hf import DiTModel, DiTPipeline
 from dit_hf.conversion import to_diffusers, to_original
-from dit_hf.finetuning import add_lora, carry_classes, save_lora
+from dit_hf.finetuning import add_lora, carry_classes, resize_positions, save_lora
 from dit_hf.finetuning.adapters import merged
 
 CLASSES = {"dog": {0: "my dog", 1: "goldfish"}, "style": {0: "goldfish", 1: "my cat", 2: "tench"}}
@@ -35,6 +37,27 @@ def dog(build, tmp_path: Path) -> Path:
 @pytest.fixture
 def style(build, tmp_path: Path) -> Path:
     return write_adapter(build(), tmp_path, "style", 3, 3.0)
+
+
+@pytest.mark.parametrize("switches", [{}, ALL, {**ALL, "position_embedding": "both"}], ids=["paper", "rope", "both"])
+def test_adapter_of_another_size_draws_there_as_it_was_trained_and_loading_it_says_so(build, tmp_path: Path, switches):
+    trained = build(**switches)
+    resize_positions(trained, (12, 16), "interpolate")
+    folder = write_adapter(trained, tmp_path, "dog", 2, 4.0)
+    call = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"}
+    images = []
+    for model, size in ((trained, {}), (build(**switches), {"height": 12, "width": 16})):
+        pipeline = DiTPipeline(model.eval(), None, DDIMScheduler(clip_sample=False))
+        pipeline.set_progress_bar_config(disable=True)
+        if size:
+            with pytest.warns(
+                UserWarning, match=r"on latents of size \[12, 16\], and the model draws 8: call the pipel"
+            ):
+                pipeline.load_lora_weights(folder)
+            size["position_policy"] = "interpolate"
+        images.append(pipeline([1], generator=torch.Generator().manual_seed(0), **call, **size).images)
+    torch.testing.assert_close(*images, rtol=1e-5, atol=1e-5)  # the adapter beside the weights
+    assert images[0].shape[2:] == (12, 16)
 
 
 def delta(folder: Path, factor: float) -> torch.Tensor:

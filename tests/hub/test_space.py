@@ -3,12 +3,11 @@
 import ast
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from warm_process import run_warm
 
 from dit_hf.demo.space import push_space, space_texts
 from dit_hf.hub.errors import HubError
@@ -45,10 +44,7 @@ def test_space_runs_from_its_own_files_alone(hub, saved, tmp_path: Path):
     )
     program += "import dit_hf; print(dit_hf.__file__); app.page.close()"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(
-        command, cwd=tmp_path / "space", env=environment, capture_output=True, text=True, check=False, timeout=600
-    )
+    result = run_warm(program, cwd=tmp_path / "space", environment=environment)
     assert result.returncode == 0, result.stderr
     assert "Drawn: goldfish, seed 0." in result.stdout
     assert str(tmp_path / "space" / "dit_hf") in result.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fresh_process import dit_hf_command
 from PIL import Image
 
 import dit_hf
@@ -18,13 +19,6 @@ from dit_hf.training.settings import OWN_IMAGES, finetune_arguments, parse_setti
 from dit_hf.training.settings.table import TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
-COMMAND = "import sys; sys.argv[0] = 'dit-hf'; from dit_hf.cli import main; main()"
-
-
-def dit_hf_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", COMMAND, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=cwd)
 
 
 def own_lines(text: str) -> list[str]:

@@ -25,7 +25,7 @@ from .flow_weights import training_of
 from .objective import has_untrained_variance
 from .original import to_original
 from .pipelines import library_of_transformer
-from .schedulers import make_flow_scheduler, make_scheduler
+from .schedulers import replacement
 
 logger = logging.get_logger(__name__)
 
@@ -105,10 +105,7 @@ def _check_request(destination: Path, to: str, scheduler: str | None, license: s
 
 def _with_scheduler(cls: type[DiffusionPipeline], pipeline: DiffusionPipeline, name: str) -> DiffusionPipeline:
     """Return a pipeline with another scheduler; its constructor checks that the parts fit."""
-    if pipeline.config.prediction_type.startswith("flow_") and name.startswith("FlowMatch"):
-        scheduler = make_flow_scheduler(name, pipeline.scheduler.config.num_train_timesteps)
-    else:
-        scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
+    scheduler = replacement(pipeline, name)
     kept = {field: pipeline.config[field] for field in PIPELINE_SETTINGS}
     return cls(**{**pipeline.components, "scheduler": scheduler}, **kept)
 

@@ -5,6 +5,7 @@ A mistyped path raises an error at once, with the names that its folder holds.
 
 import glob
 import os
+from urllib.parse import unquote, urlsplit
 
 from datasets import DatasetBuilder, load_dataset_builder
 from datasets import config as datasets_config
@@ -21,13 +22,28 @@ READERS = {
 }  # fmt: skip
 
 
-def find_builder(name: str, config_name: str | None = None, revision: str | None = None) -> DatasetBuilder:
+def local_path(name: str) -> str:
+    """Return the name of a data set with the path of a `file://` address, and of the home folder in place of "~".
+
+    Raises:
+        ValueError: If the name is blank, as the value of a variable that is not set.
+    """
+    if not name.strip():
+        raise ValueError(f"dataset_name={name!r} is blank: name a folder, a file, or an id on the Hub")
+    address = urlsplit(name) if name.lower().startswith("file://") else None
+    return os.path.expanduser(unquote(address.path) if address and address.netloc in ("", "localhost") else name)
+
+
+def find_builder(
+    name: str, config_name: str | None = None, revision: str | None = None, *, is_one_split: bool = False
+) -> DatasetBuilder:
     """Find the reader of `datasets` for a data set.
 
     Args:
         name: Folder, file, pattern of files, or id on the Hub.
         config_name: Configuration of a data set that has several.
         revision: Branch, tag or commit on the Hub; of local files it is passed over.
+        is_one_split: Whether all images of a local folder are one split, "train", whatever their names are.
 
     Raises:
         ValueError: If `datasets` cannot read the file or the folder.
@@ -44,6 +60,9 @@ def find_builder(name: str, config_name: str | None = None, revision: str | None
     if os.path.exists(name):
         path = os.path.abspath(name)  # a folder that is called "csv" is not the reader of this name
         _check_path(path)
+        if is_one_split:
+            options = {"data_dir": path, "data_files": {"train": "**"}}
+            return retried(lambda: load_dataset_builder("imagefolder", config_name, **options), f"the data set {name}")
     else:
         _check_name(name, is_known=commit is not None)
     return retried(lambda: load_dataset_builder(path, config_name, revision=commit), f"the data set {name}")

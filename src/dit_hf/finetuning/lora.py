@@ -4,7 +4,7 @@ A Linear W (D_out, D_in) becomes W + (alpha / rank) B A, with B (D_out, rank) st
 The layers of a block state which of their Linears are adapted: see `BlockLayer` in layers.py.
 
 An adapter is a folder that PEFT reads: `adapter_config.json` and `adapter_model.safetensors`, whose weights include the
-whole label table. Beside them, `classes.json` names the classes of that table.
+whole label table. Beside them, `classes.json` names the classes of that table, and the size of latents in training.
 """
 
 import json
@@ -112,7 +112,8 @@ def save_lora(
     config["base_model_name_or_path"] = base
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     names = {str(class_id): name for class_id, name in (id2label or {}).items()}
-    content = {"num_classes": model.config.num_classes, "id2label": names}
+    size = model.config.sample_size
+    content = {"num_classes": model.config.num_classes, "id2label": names, "sample_size": size}
     (folder / CLASSES).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         num_parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
