@@ -9,6 +9,7 @@ from huggingface_hub import constants, hf_api
 from dit_hf import DiTModel, DiTPipeline
 from dit_hf.conversion import convert, from_diffusers
 from dit_hf.data.sources import open_images
+from dit_hf.demo.space import push_space
 from dit_hf.evaluation.features.extractors import DINOv2Extractor
 from dit_hf.hub.push import push_folder
 from dit_hf.training.origin import load_origin, read_vae_config
@@ -23,6 +24,7 @@ ENTRY_POINTS: dict[str, Callable] = {  # each takes a name, and is named by what
     "an autoencoder": lambda name: read_vae_config(name, None),
     "an autoencoder of a checkpoint": lambda name: DiTPipeline.from_pretrained("model.pt", vae=name),
     "a model of diffusers": from_diffusers,
+    "a model of a Space": lambda name: push_space(name, "user/space"),
     "an adapter": lambda name: DiTPipeline.from_pretrained("saved").load_lora_weights(name),
     "an encoder": load_encoder,
     "an extractor": DINOv2Extractor,
