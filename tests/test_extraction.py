@@ -51,7 +51,7 @@ def test_command_writes_latents_that_a_training_reads(photos: Path):
 MISTAKES = {
     "a VAE that is not there": (["photos", "--vae_name_or_path", "va"], "no file or folder va: .* holds .*vae"),
     "the folder of a training": (["photos", "--vae_name_or_path", "training"], "pass its pipeline, training/pipeline"),
-    "images that are not there": (["photo", *FLAGS], "Couldn't find .*photo; .* holds photos"),
+    "images that are not there": (["photo", *FLAGS], "there is no file or folder photo: .* holds .*photos"),
     "a resolution that does not fit": (
         ["photos", *FLAGS[:2], "--resolution", "15"], "--resolution 15 is no multiple of 2.*: take 14 or 16",
     ),

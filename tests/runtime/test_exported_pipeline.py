@@ -197,7 +197,9 @@ def test_folder_without_its_runtime_says_what_to_install(folder, monkeypatch):
     if engine.extra is None:
         pytest.skip("torch is always there")
     monkeypatch.setitem(sys.modules, engine.package, None)  # as Python treats a package that is not installed
-    expected = f"{engine.name} needs the package {engine.package}: run `pip install {engine.package}`"
+    expected = (
+        f"{engine.name} needs the package {engine.package}, which is not installed: run `pip install {engine.package}`"
+    )
     with pytest.raises(ImportError, match=expected):
         DiTPipeline.from_pretrained(folder)
 

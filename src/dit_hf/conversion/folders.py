@@ -18,7 +18,7 @@ from ..cards.metadata import check_license
 from ..cards.page import CARD
 from ..cards.stamp import digest_of_weights, stamped
 from ..configuration_dit import DiTConfig
-from ..places import check_pipeline_source
+from ..places import check_pipeline_source, places_to_look
 from ..sampling.defaults import PIPELINE_SETTINGS
 from .diffusers_files import HUB_ARGUMENTS
 from .flow_weights import training_of
@@ -59,7 +59,7 @@ def convert(
     """
     destination = Path(destination)
     _check_request(destination, to, scheduler, license)
-    check_pipeline_source(source)
+    check_pipeline_source(source, asks_for_each=True, **places_to_look(arguments))
     if to == "original" and os.path.isfile(source):
         arguments.setdefault("vae", None)  # only the transformer is wanted
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}

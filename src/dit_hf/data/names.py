@@ -3,20 +3,15 @@
 A mistyped path raises an error at once, with the names that its folder holds.
 """
 
-import difflib
 import glob
 import os
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from datasets import DatasetBuilder, load_dataset_builder
 from datasets import config as datasets_config
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from ..image_folder import ARCHIVE, suffix_of
-from ..network import reason_of
+from ..places import check_repository, describe_missing, is_path
 from .retries import SourceError, retried
 from .revision import LOCAL_PREFIX
 
@@ -25,7 +20,6 @@ READERS = {
     ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json", ".tar": "webdataset",
     ".tgz": "webdataset", ".tar.gz": "webdataset",
 }  # fmt: skip
-SECONDS_TO_REACH_THE_HUB = 10.0
 
 
 def local_path(name: str) -> str:
@@ -101,35 +95,16 @@ def _check_name(name: str, *, is_known: bool) -> None:
     Raises:
         SourceError: If the name is a path, or if the Hub does not have it or cannot be asked for it.
     """
-    try:
-        validate_repo_id(name)
-        is_path = name.startswith(".") or os.path.isdir(os.path.dirname(name) or os.devnull)
-    except HFValidationError:
-        is_path = True
-    if is_path:
+    if is_path(name, may_be_one_word=True):
         raise _not_there(name)
-    if is_known or os.path.isdir(os.path.join(datasets_config.HF_DATASETS_CACHE, name.replace("/", "___"))):
+    is_prepared = os.path.isdir(os.path.join(datasets_config.HF_DATASETS_CACHE, name.replace("/", "___")))
+    if is_known or is_prepared:
         return
     try:
-        HfApi(endpoint=datasets_config.HF_ENDPOINT).dataset_info(name, timeout=SECONDS_TO_REACH_THE_HUB)
-    except GatedRepoError:
-        return  # it is there: `datasets` asks again, and names what is wrong
-    except RepositoryNotFoundError as error:
-        raise SourceError(f"{_not_there(name)}; on the Hub it doesn't exist either, or is not yours to read") from error
-    except HfHubHTTPError:
-        return
-    except (HTTPError, OSError) as error:
-        raise SourceError(f"{_not_there(name)}; nor can the Hub be asked for it: {reason_of(error)}") from error
+        check_repository(name, "dataset")
+    except ValueError as error:
+        raise SourceError(f"the data set {name} cannot be read: {error}") from error
 
 
 def _not_there(name: str) -> SourceError:
-    """Return the error for a file or folder that is missing, with what the nearest folder holds instead."""
-    path = Path(os.path.abspath(name))
-    while not path.parent.is_dir():
-        path = path.parent
-    present = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
-    near = difflib.get_close_matches(path.name, present, n=3) or present[:5]
-    hint = f"; {path.parent} holds {', '.join(near)}" if near else ""
-    return SourceError(
-        f"the data set {name} cannot be read: FileNotFoundError: Couldn't find {os.path.abspath(name)}{hint}"
-    )
+    return SourceError(f"the data set {name} cannot be read: {describe_missing(name)}")

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 from torch import nn
-from transformers.utils import is_peft_available
 
 from ..cards.adapter import make_adapter_card
 from ..cards.metadata import hub_id
 from ..cards.page import CARD
 from ..class_names import names_to_ids
+from ..extras import require
 from ..modeling_dit import DiTModel
 from ..weight_files import strip_wrappers
 
@@ -28,12 +28,6 @@ LABELS = "y_embedder"
 CONFIG, WEIGHTS, CLASSES = "adapter_config.json", "adapter_model.safetensors", "classes.json"
 FILES = [CONFIG, WEIGHTS, CLASSES, CARD]
 ADAPTER = "default"  # PEFT's name of the adapter in training
-
-
-def require_peft() -> None:
-    """Raise an ImportError with the remedy if PEFT is not installed."""
-    if not is_peft_available():
-        raise ImportError("LoRA needs PEFT: run `pip install peft`")
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -75,7 +69,7 @@ def add_lora(model: DiTModel, rank: int, alpha: float | None = None) -> None:
         ImportError: If PEFT is not installed.
         ValueError: If the model has an adapter, or the rank is above the model's width.
     """
-    require_peft()
+    require("LoRA", "peft")
     from peft import LoraConfig
 
     if has_adapter(model):
