@@ -60,8 +60,9 @@ class Hosts:
     def launch(self, number: int, log: Path, command: list[str]) -> subprocess.Popen[str]:
         """Start a host's launcher with the command of docs/training.md, which reads the host's own address."""
         meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "dit"]
-        # two namespaces share the name of their machine, so each says its address; machines have names of their own
+        # the two share the name of their machine, so each says its address, and whether it is the first
         meeting += ["--rdzv_endpoint", f"{ADDRESSES[0]}:29500", "--local_addr", ADDRESSES[number]]
+        meeting += ["--rdzv_conf", f"is_host={number == 0}"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting]
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": self.cards[number], "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(
