@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import gradio as gr
-from fastapi import HTTPException
 from gradio.components.base import server
 from gradio.data_classes import DataWithFiles
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from .limits import Limits
 
