@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "lora_pipeline": {"saved_code", "finetuning"},
     "image_pipelines": {"pipeline_dit", "sampling"},
-    "modular": {"modeling_dit", "pipeline_dit", "sampling"},
+    "modular": {"modeling_dit", "pipeline_dit", "sampling", "saved_code", "hub"},
     "caches": set(),
     "diffusion": set(),
     "data": set(),

@@ -45,7 +45,7 @@ def demo(
 
     limits = Limits(max_seconds=max_seconds, max_waiting=max_waiting)
     pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
-    pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
+    pipeline = pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     serve(build_page(pipeline, model, limits), limits, server_name=host, server_port=port)
 
 
