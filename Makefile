@@ -26,6 +26,7 @@ install: $(STAMP)  ## make .venv with the pinned requirements and this package (
 # -qq: errors only. An environment that does not run, or that was copied from another folder, is made anew.
 $(STAMP):
 	@if [ -z "$(PYTHON)" ]; then echo "make: no Python 3.11 or newer with venv and ensurepip on PATH" >&2; exit 1; fi
+	@if [ -L $(VENV) ]; then echo "make: $(VENV) is a link, and what it leads to would be replaced: remove the link" >&2; exit 1; fi
 	@if ! { $(PIP) --version >/dev/null 2>&1 && grep -qF "$(CURDIR)/$(VENV)" $(VENV)/bin/activate; }; then \
 		echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); fi
 	@echo "installing PyTorch"

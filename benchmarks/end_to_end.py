@@ -5,12 +5,12 @@
 
 The shipped model runs every step. DiT-S/2 at 256 px, with random weights and a decoder of the size of Stable
 Diffusion's, runs `--steps` of each sampler's steps, with the same share of them guided; the seconds of a step are
-multiplied by the number of steps, and those of the decoder are added. A ratio is the median of the rounds' ratios to
-250 steps, with the lowest and the highest. With one thread, times are those that the processor spent on this process.
+multiplied by the number of steps, and those of the decoder, timed once a round and runtime, are added. A ratio is the
+median of the rounds' ratios to 250 steps, with the lowest and the highest. With one thread, times are those that the
+processor spent on this process.
 """
 
 import argparse
-import copy
 import os
 import statistics
 import time
@@ -76,52 +76,75 @@ MODELS: dict[str, Callable[[], DiTPipeline]] = {"shipped": shipped, "DiT-S/2": s
 WHOLE = {"shipped"}  # whose images are timed with all of their steps
 
 
-def prepare(pipe: DiTPipeline, way: Way) -> DiTPipeline:
-    """Return a pipeline of its own that samples in this way."""
-    pipe = copy.deepcopy(pipe)
-    if way.dtype:
-        pipe = in_runtime(pipe, "openvino", way.dtype)
-    config = {**pipe.scheduler.config, "clip_sample": False, "variance_type": "fixed_small"}
-    known = way.scheduler().config
-    pipe.scheduler = way.scheduler.from_config({name: value for name, value in config.items() if name in known})
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def schedulers_of(pipe: DiTPipeline, ways: dict[str, Way]) -> dict[str, Any]:
+    """Return the scheduler of each way, for a model that answers what this pipeline's answers."""
+    schedulers = {}
+    for label, way in ways.items():
+        config = {**pipe.scheduler.config, "clip_sample": False, "variance_type": "fixed_small"}
+        known = way.scheduler().config
+        schedulers[label] = way.scheduler.from_config({key: value for key, value in config.items() if key in known})
+    return schedulers
 
 
-def seconds_of_image(
-    pipe: DiTPipeline, way: Way, most_steps: int | None, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Return the seconds of an image; with `most_steps`, from fewer steps, whose time is scaled, and the decoder."""
+def sample(pipe: DiTPipeline, way: Way, scheduler: Any, num_steps: int, output_type: str) -> Callable[[], object]:
+    """Return a call of the pipeline."""
+    arguments = {"guidance_scale": GUIDANCE, "output_type": output_type, **way.arguments}
 
-    def sample(num_steps: int, output_type: str) -> Callable[[], object]:
-        generator = torch.Generator().manual_seed(0)
-        arguments = {"guidance_scale": GUIDANCE, "generator": generator, "output_type": output_type, **way.arguments}
-        return lambda: pipe(0, num_inference_steps=num_steps, **arguments)
+    def run() -> object:
+        pipe.scheduler = scheduler
+        return pipe(0, num_inference_steps=num_steps, generator=torch.Generator().manual_seed(0), **arguments)
 
-    if most_steps is None:
-        return timed(sample(way.num_steps, "np"), clock)
-    steps = timed(sample(most_steps, "latent"), clock)
+    return run
+
+
+@torch.no_grad()
+def seconds_of_decoder(pipe: DiTPipeline, clock: Callable[[], float]) -> float:
+    """Return the seconds in which the VAE decodes one latent of the model's size."""
     config = pipe.transformer.config
     latents = torch.zeros(1, config.in_channels, *config.sample_height_width)
-    with torch.no_grad():
-        decoder = timed(lambda: pipe.vae.decode(latents), clock)
-    return steps * way.num_steps / most_steps + decoder
+    return timed(lambda: pipe.vae.decode(latents), clock)
+
+
+def measure(
+    pipes: dict[str | None, DiTPipeline],
+    ways: dict[str, Way],
+    schedulers: dict[str, Any],
+    most_steps: int | None,
+    clock: Callable[[], float],
+) -> dict[str, float]:
+    """Return the seconds of an image by each way; with `most_steps`, from fewer steps, whose time is scaled."""
+    if most_steps is None:
+        return {
+            label: timed(sample(pipes[way.dtype], way, schedulers[label], way.num_steps, "np"), clock)
+            for label, way in ways.items()
+        }
+    decoders = {dtype: seconds_of_decoder(pipe, clock) for dtype, pipe in pipes.items()}
+    seconds = {}
+    for label, way in ways.items():
+        steps = timed(sample(pipes[way.dtype], way, schedulers[label], most_steps, "latent"), clock)
+        seconds[label] = steps * way.num_steps / most_steps + decoders[way.dtype]
+    return seconds
 
 
 def compare(name: str, rounds: int, most_steps: int, ways: dict[str, Way]) -> None:
     """Print a line for each way."""
-    pipe, most = MODELS[name](), None if name in WHOLE else most_steps
-    pipes = {label: prepare(pipe, way) for label, way in ways.items()}
+    original = MODELS[name]()
+    pipes: dict[str | None, DiTPipeline] = {
+        dtype: in_runtime(original, "openvino", dtype) if dtype else original
+        for dtype in dict.fromkeys(way.dtype for way in ways.values())
+    }
+    for pipe in pipes.values():
+        pipe.set_progress_bar_config(disable=True)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    for label, way in ways.items():
-        seconds_of_image(pipes[label], way, 4)  # warm up
-    seconds: dict[str, list[float]] = {label: [] for label in ways}
-    for _ in range(rounds):
-        for label, way in ways.items():
-            seconds[label].append(seconds_of_image(pipes[label], way, most, clock))
-    for label, measured in seconds.items():
-        cells = f"{statistics.median(measured):.2f} | {ratio(seconds['250 steps'], measured)}"
-        print(f"| {name} | {label} | {cells} |", flush=True)
+    schedulers = schedulers_of(original, ways)
+    for label, way in ways.items():  # warm up, guided and not
+        sample(pipes[way.dtype], way, schedulers[label], 2, "latent")()
+    most = None if name in WHOLE else most_steps
+    measured = [measure(pipes, ways, schedulers, most, clock) for _ in range(rounds)]
+    slow = [seconds["250 steps"] for seconds in measured]
+    for label in ways:
+        own = [seconds[label] for seconds in measured]
+        print(f"| {name} | {label} | {statistics.median(own):.2f} | {ratio(slow, own)} |", flush=True)
 
 
 def main() -> None:

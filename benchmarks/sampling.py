@@ -30,7 +30,7 @@ from dit_hf.evaluation.metrics import kernel_distance
 from dit_hf.generation import draw_labels, iterate_batches, pipeline_sampler
 
 ASSETS = Path(__file__).parents[1] / "examples" / "assets"
-DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 ON_GPU = DEVICE.type == "cuda"
 SIZES = ["DiT-XL/2"] if ON_GPU else ["DiT-S/2", "DiT-B/4"]
 STEPS = {1: 50, 8: 50} if ON_GPU else {1: 4, 8: 2}  # by batch; the time of a step does not depend on their number

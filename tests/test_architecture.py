@@ -20,7 +20,7 @@ PACKAGE = "dit_hf"
 
 # The ground floor: facts that several rooms share. Every room may import it.
 GROUND = {
-    "betas", "class_names", "distributed", "files", "flags", "image_folder", "images", "network", "places",
+    "betas", "class_names", "distributed", "extras", "files", "flags", "image_folder", "images", "network", "places",
     "provenance", "redaction", "shipped", "synonyms", "vae", "weight_files",
 }  # fmt: skip
 
@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "lora_pipeline": {"saved_code", "finetuning"},
     "image_pipelines": {"pipeline_dit", "sampling"},
-    "modular": {"modeling_dit", "pipeline_dit", "sampling"},
+    "modular": {"modeling_dit", "pipeline_dit", "sampling", "saved_code", "hub"},
     "caches": set(),
     "diffusion": set(),
     "data": set(),

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from sampling_parts import tiny_pipeline
 
 from dit_hf import DiTPipeline
@@ -17,6 +18,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def runtimes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """With a tiny pipeline in the place of the paper's models."""
+    monkeypatch.setenv("DIT_HF_EXPORTS", "")  # what the script sets ends with the test
     monkeypatch.syspath_prepend(FOLDER)  # where it finds its neighbour
     specification = importlib.util.spec_from_file_location("benchmark_runtimes", FOLDER / "runtimes.py")
     module = importlib.util.module_from_spec(specification)
@@ -45,9 +47,9 @@ def test_error_of_a_row_is_that_of_its_number_format(runtimes, package, monkeypa
     bounds = {"float32": (0, 1e-5), "bfloat16": (2**-12, 0.1), "int8": (2**-12, 0.2)}
     for row, cells in rows.items():
         low, high = bounds[row.split()[1]]
-        assert low <= float(cells[4]) <= high, row
+        assert low <= float(cells[5]) <= high, row
         assert float(cells[3].split()[0]) > 0
-    assert float(rows[runtimes.EAGER][4]) == 0
+    assert float(rows[runtimes.EAGER][5]) == 0
 
 
 def test_missing_package_is_named_under_the_table(runtimes, monkeypatch, capsys):
@@ -68,3 +70,15 @@ def test_compiled_row_compiles_its_blocks_and_eager_does_not(runtimes):
         compiled.append(all(block._compiled_call_impl is not None for block in pipe.transformer.blocks))
         assert pipe.transformer.dtype == torch.float32
     assert compiled == [False, True]
+
+
+def test_images_of_each_row_are_compared_with_those_of_eager_float32(runtimes, monkeypatch, capsys):
+    monkeypatch.setattr(runtimes, "shipped", lambda: tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False)))
+    monkeypatch.setattr(runtimes, "features", lambda images: images.reshape(len(images), -1)[:, :8].astype(float))
+    monkeypatch.setattr(sys, "argv", ["", "--sizes", "--images", "4", "--only", "eager"])
+    runtimes.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| eager")]
+    assert [row[0] for row in rows] == ["eager float32", "eager bfloat16"]
+    assert [float(cell) for cell in rows[0][1:]] == [0, 0]
+    assert 0 < float(rows[1][1]) < 1

@@ -89,6 +89,7 @@ def test_help_version_and_typing_errors_come_without_heavy_imports(arguments: li
     assert not HEAVY & modules_after(AS_THE_COMMAND, *arguments)
 
 
+@pytest.mark.slow
 def test_command_that_works_knows_dit_among_the_auto_classes():
     checked = AS_THE_COMMAND.replace(
         "finally:", "finally:\n    from transformers import AutoConfig as A; A.for_model('dit')"
@@ -96,6 +97,7 @@ def test_command_that_works_knows_dit_among_the_auto_classes():
     assert {"torch", "transformers"} <= modules_after(checked, "flops")
 
 
+@pytest.mark.slow
 def test_import_of_the_package_alone_registers_the_auto_classes():
     code = "import sys, dit_hf; from transformers import AutoConfig, AutoModel\n"
     code += "config = AutoConfig.for_model('dit', hidden_size=8, num_attention_heads=2, num_hidden_layers=1)\n"
@@ -160,13 +162,13 @@ def test_scheduler_of_the_option_samples_with_the_betas_of_the_pipeline(model: s
 
 def test_scheduler_of_flow_matching_samples_a_flow_model_and_no_other(model: str):
     loaded = dit_hf.DiTPipeline.from_pretrained(model)
-    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler samples 'flow_prediction', the model was"):
+    with pytest.raises(ValueError, match="'FlowMatchEulerDiscreteScheduler' is no scheduler of diffusers with betas"):
         with_scheduler(loaded, "FlowMatchEulerDiscreteScheduler")
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
     trained = dit_hf.DiTPipeline(loaded.transformer, None, flow, prediction_type="flow_prediction")
     changed = with_scheduler(trained, "FlowMatchHeunDiscreteScheduler")
     assert changed.scheduler.config.shift == 3.0
-    with pytest.raises(ValueError, match="DDIMScheduler samples 'epsilon', the model was trained with 'flow_pred"):
+    with pytest.raises(ValueError, match="'DDIMScheduler' is no scheduler of diffusers for flow matching: choose"):
         with_scheduler(trained, "DDIMScheduler")
 
 
@@ -241,6 +243,22 @@ def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path)
     assert Image.open(output).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("policy", [[], ["--position-policy", "interpolate"]], ids=["extend", "interpolate"])
+def test_generate_draws_at_another_resolution_as_the_pipeline_does(model: str, tmp_path: Path, policy: list[str]):
+    import torch
+
+    arguments = ["--seed", "5", "--num-inference-steps", "2", "--resolution", "12", *policy]
+    one, many = ["--class-labels", "1", "--output", str(tmp_path / "a.png")], ["--num-images", "1"]
+    many += ["--labels", "balanced", "--npz", str(tmp_path / "a.npz")]
+    for kind in (one, many):
+        assert CliRunner().invoke(cli.app, ["generate", model, *arguments, *kind]).exit_code == 0
+    call = {"height": 12, "width": 12, "position_policy": (policy or ["extend"])[-1], "num_inference_steps": 2}
+    pipeline = dit_hf.DiTPipeline.from_pretrained(model)
+    expected = pipeline([1], **call, generator=torch.Generator().manual_seed(5)).images[0]
+    assert Image.open(tmp_path / "a.png").tobytes() == expected.tobytes()
+    assert np.load(tmp_path / "a.npz")["arr_0"].shape == (1, 12, 12, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -263,6 +281,8 @@ def test_generate_is_the_pipeline_with_the_same_seed(model: str, tmp_path: Path)
         (["MODEL"], "--class-labels none: the model has 3 classes, pass ids or names"),
         (["MODEL", "--class-labels", "0", "--guidance-scale", "inf"], "--guidance-scale inf: pass a finite number"),
         (["MODEL", "--npz", "a.npz", "--labels", "no-such-file"], "choose from random, balanced, or a text file"),
+        (["MODEL", "--class-labels", "0", "--resolution", "9"], "--resolution 9"),
+        (["MODEL", "--class-labels", "0", "--position-policy", "extend"], "--position-policy needs --resolution"),
     ],
 )
 def test_error_is_one_line_and_exit_status_1(
@@ -336,3 +356,22 @@ def test_help_shows_defaults_and_choices_as_they_are_written(monkeypatch: pytest
 def test_plot_of_no_results_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
     assert run_main(monkeypatch, "plot", str(tmp_path / "none.csv")) == 1
     assert "there is no file or folder" in capsys.readouterr().err
+
+
+def test_training_without_any_setting_says_what_to_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    assert run_main(monkeypatch, "train") == 1
+    assert "nothing says what to train on: name a file of settings" in capsys.readouterr().err
+
+
+def test_generate_draws_without_a_gpu_where_torch_was_built_for_one(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As pip's torch on Linux is: unless asked whether a device is there, torch names the kind it was built for."""
+    import torch
+
+    def current_accelerator(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current_accelerator)
+    steps = ["--num-inference-steps", "1", "--output", str(tmp_path / "out.png")]
+    assert CliRunner().invoke(cli.app, ["generate", model, "--class-labels", "1", *steps]).exit_code == 0

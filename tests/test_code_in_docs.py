@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 PROGRAMS = tuple(f"{name} " for name in ("dit-hf", "torchrun", "accelerate", "python", "srun", "OMP_NUM_THREADS=1"))
 OURS = r"dit-hf|\.py|dit_hf"
-TESTED_ELSEWHERE = {"publish.md", "your_images.md"}  # tests/hub, on a local Hub
+TESTED_ELSEWHERE = {"publish.md", "your_images.md", "first_model.md"}  # tests/hub, on a local Hub
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -46,7 +46,7 @@ def leave_killed_run(folder: Path) -> None:
 
 
 # What the page has made by then.
-PREPARE: dict[str, Callable[[Path], None]] = {"finetuning.md": make_adapter, "training.md": leave_killed_run}
+PREPARE: dict[str, Callable[[Path], None]] = {"finetuning.md": make_adapter, "training_design.md": leave_killed_run}
 
 
 @pytest.mark.slow

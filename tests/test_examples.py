@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from fresh_process import run_script
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -53,6 +53,7 @@ def test_training_takes_the_emoji_only_where_no_data_set_is_named():
     assert with_settings(["--seed", "1"])[1:] == ["--seed", "1"]
 
 
+@pytest.mark.slow
 def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
     train_vae = load_example("train_vae")
     validation = train_vae.load_split(train_vae.VAESettings(), "validation")
@@ -66,6 +67,7 @@ def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
     assert decibel == pytest.approx(31.65, abs=0.05)  # what its card says
 
 
+@pytest.mark.slow
 def test_shipped_vae_scales_latents_to_unit_deviation():
     train_vae = load_example("train_vae")
     images = train_vae.load_split(train_vae.VAESettings(), "validation")
@@ -98,9 +100,9 @@ def test_shipped_model_draws_what_it_is_asked_for():
     pipeline = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
     pipeline.set_progress_bar_config(disable=True)
     names = demo.read_classes("classes_300.txt")
-    assert demo.score(pipeline, names, 300)[0].recognised >= 285
+    assert demo.score(pipeline, names, 150)[0].recognised >= 142
     as_called_without_settings = {"guidance_scale": 4.0, "num_inference_steps": 25}
-    assert demo.score(pipeline, names, 100, **as_called_without_settings)[0].recognised >= 85
+    assert demo.score(pipeline, names, 50, **as_called_without_settings)[0].recognised >= 42
 
 
 @pytest.mark.slow
@@ -155,8 +157,7 @@ def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
 @pytest.mark.slow
 def test_train_vae_saves_a_vae_with_its_report(tmp_path: Path):
     steps = ["--max_train_steps", "2", "--validation_steps", "2"]
-    command = [sys.executable, str(EXAMPLES / "train_vae.py"), "--output_dir", str(tmp_path), *steps]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run_script(EXAMPLES / "train_vae.py", "--output_dir", str(tmp_path), *steps).check_returncode()
     report = json.loads((tmp_path / "report.json").read_text())
     vae = AutoencoderKL.from_pretrained(tmp_path)
     assert vae.config.scaling_factor == pytest.approx(report["scaling_factor"])
@@ -169,10 +170,10 @@ def test_shipped_model_is_measured_beside_real_drawings(tmp_path: Path):
     few = ["--num_images", "20", "--num_inference_steps", "2", "--num_jitters", "0", "--output_dir", str(tmp_path)]
     card = tmp_path / "README.md"
     card.write_text((ASSETS / "dit-emoji" / "README.md").read_text())
-    command = [sys.executable, str(EXAMPLES / "evaluate_emoji.py"), *few, "--card", str(card)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
-    assert printed.count("20 images, features of efficientnet-lite0") == 4
-    assert "FID" not in printed
+    result = run_script(EXAMPLES / "evaluate_emoji.py", *few, "--card", str(card))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("20 images, features of efficientnet-lite0") == 4
+    assert "FID" not in result.stdout
     distance = json.loads((tmp_path / "model.json").read_text())["metrics"]["fd"]
     assert f"| fd | {round(distance, 4)} |" in card.read_text()
     # without jitters, "the same drawings" are the reference's

@@ -9,6 +9,8 @@ from torch.utils import _pytree as pytree
 
 from dit_hf.blocks import BLOCKS
 
+pytestmark = pytest.mark.slow
+
 each_block = pytest.mark.parametrize("block_type", BLOCKS)
 BATCHES = (1, 2, 3, 5)  # the example has 3
 
@@ -51,7 +53,7 @@ CALLS = [of_three_tensors, of_one_timestep_for_all, of_labels_to_drop, of_a_cond
 
 
 @each_block
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strict", [False, True])
 @torch.no_grad()
 def test_exported_program_takes_any_batch_and_gives_the_same_numbers(block_type, strict, tiny_model):
     model = tiny_model(block_type=block_type)
@@ -88,7 +90,6 @@ def test_unconditional_model_in_half_precision_exports(tiny_model):
         assert_close(program.module()(*arguments).sample, model(*arguments).sample, atol=0, rtol=0)
 
 
-@pytest.mark.slow
 @each_block
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the exporter, about itself
 @torch.no_grad()

@@ -1,12 +1,11 @@
 """`dit-hf extract`: settings and errors of an extraction; what it writes is tested in `data/test_extract.py`."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from fresh_process import dit_hf_command
 from PIL import Image
 
 from dit_hf.data.sources import open_images
@@ -31,25 +30,19 @@ def photos(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-COMMAND = "import sys; sys.argv[0] = 'dit-hf'; from dit_hf.cli import main; main()"
 FLAGS = ["--vae_name_or_path", "vae", "--resolution", "16", "--num_workers", "1"]
 
 
-def run_command(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", COMMAND, "extract", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
-def test_command_writes_latents_that_a_training_reads(photos: Path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
-    done = run_command("photos", *FLAGS, "--output_dir", "out")
+@pytest.mark.slow
+def test_command_writes_latents_that_a_training_reads(photos: Path):
+    done = dit_hf_command("extract", "photos", *FLAGS, "--output_dir", "out")
     assert done.returncode == 0, done.stderr[-2000:]
     source = open_images("out")
     assert source.classes.names == ["cat", "dog"]
     assert source.latents.shape == (4, 8, 8)
     assert '"num_images": 3' in done.stdout
     assert 'load_dataset("data set", split="train"' in (photos / "out" / "README.md").read_text()
-    done = run_command("photos", "--dtyp", "int8")
+    done = dit_hf_command("extract", "photos", "--dtyp", "int8")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         1, "dit-hf: the command line sets '--dtyp', which is not a setting: --dtype is",
     )  # fmt: skip
@@ -58,7 +51,7 @@ def test_command_writes_latents_that_a_training_reads(photos: Path, monkeypatch)
 MISTAKES = {
     "a VAE that is not there": (["photos", "--vae_name_or_path", "va"], "no file or folder va: .* holds .*vae"),
     "the folder of a training": (["photos", "--vae_name_or_path", "training"], "pass its pipeline, training/pipeline"),
-    "images that are not there": (["photo", *FLAGS], "Couldn't find .*photo; .* holds photos"),
+    "images that are not there": (["photo", *FLAGS], "there is no file or folder photo: .* holds .*photos"),
     "a resolution that does not fit": (
         ["photos", *FLAGS[:2], "--resolution", "15"], "--resolution 15 is no multiple of 2.*: take 14 or 16",
     ),

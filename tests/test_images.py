@@ -142,28 +142,34 @@ def test_damaged_png_with_large_texts_is_still_a_bad_image():
 # ---- TIFF ------------------------------------------------------------------------------------------------------------
 
 
-def tiff(samples: np.ndarray, *, negative: bool = False, kind: int = 1, orientation: int = 1) -> bytes:
-    """Uncompressed samples (H, W) or (H, W, C); `kind` is 1 for unsigned, 2 for signed, 3 for floating point."""
+def tiff(
+    samples: np.ndarray, *, negative: bool = False, kind: int = 1, orientation: int = 1, in_planes: bool = False
+) -> bytes:
+    """Uncompressed samples (H, W) or (H, W, C); `kind` is 1 for unsigned, 2 for signed, 3 for floating point.
+
+    Two channels are grey and alpha, four are CMYK. With `in_planes`, all of one channel come before all of the next.
+    """
     height, width, channels = (*samples.shape, 1)[:3]
-    data, order = samples.tobytes(), ">" if samples.dtype.byteorder == ">" else "<"
-    bits = 8 * samples.dtype.itemsize
-    photometric = 5 if channels == 4 else int(not negative)
+    order = ">" if samples.dtype.byteorder == ">" else "<"
+    planes = [samples[..., k].tobytes() for k in range(channels)] if in_planes else [samples.tobytes()]
+    data, bits = b"".join(planes), 8 * samples.dtype.itemsize
+    photometric = {1: int(not negative), 2: 1, 3: 2, 4: 5}[channels]
     rows = [
-        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8),
-        (274, 3, orientation), (277, 3, channels), (278, 3, height), (279, 4, len(data)), (339, 3, kind),
+        (256, 3, [width]), (257, 3, [height]), (258, 3, [bits] * channels), (259, 3, [1]), (262, 3, [photometric]),
+        (273, 4, [8 + k * len(planes[0]) for k in range(len(planes))]), (274, 3, [orientation]), (277, 3, [channels]),
+        (278, 3, [height]), (279, 4, [len(plane) for plane in planes]), (284, 3, [1 + in_planes]),
+        *([(338, 3, [2])] if channels == 2 else []), (339, 3, [kind] * channels),
     ]  # fmt: skip
     start = 8 + len(data)
-    content = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, start) + data
-    content += struct.pack(f"{order}H", len(rows))
-    after = start + 2 + 12 * len(rows) + 4
-    for tag, size, value in rows:
-        if tag in (258, 339) and channels > 1:  # one number for each channel, behind the table
-            content += struct.pack(f"{order}HHII", tag, size, channels, after + (0 if tag == 258 else 2 * channels))
-        else:
-            content += struct.pack(f"{order}HHI", tag, size, 1)
-            content += struct.pack(f"{order}HH", value, 0) if size == 3 else struct.pack(f"{order}I", value)
-    numbers = [bits] * channels + [kind] * channels
-    return content + struct.pack(f"{order}I", 0) + struct.pack(f"{order}{len(numbers)}H", *numbers)
+    table, behind = struct.pack(f"{order}H", len(rows)), b""
+    for tag, size, values in rows:
+        packed = struct.pack(f"{order}{len(values)}{'H' if size == 3 else 'I'}", *values)
+        if len(packed) > 4:  # behind the table
+            place = start + 2 + 12 * len(rows) + 4 + len(behind)
+            packed, behind = struct.pack(f"{order}I", place), behind + packed
+        table += struct.pack(f"{order}HHI", tag, size, len(values)) + packed.ljust(4, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, start)
+    return head + data + table + struct.pack(f"{order}I", 0) + behind
 
 
 TIFFS = {
@@ -185,6 +191,41 @@ def test_grey_tiff_of_every_kind_is_scaled_to_its_white(name: str, wrapped: bool
     data, expected = TIFFS[name]
     image = to_rgb(Image.open(io.BytesIO(data))) if wrapped else decode_image(data)
     np.testing.assert_array_equal(np.array(image), rgb(expected))
+
+
+# Samples of 16 bits, their high byte, and the nearest of 256 levels. OpenCV 5.0, imageio 2.38 and Pillow 12 take the
+# high byte of colours in PNG; of colours in TIFF OpenCV takes the nearest level.
+SAMPLES_16 = [0, 1, 128, 129, 255, 256, 384, 385, 32767, 32768, 33023, 65279, 65280, 65407, 65408, 65535]
+HIGH_BYTE = [0, 0, 0, 0, 0, 1, 1, 1, 127, 128, 128, 254, 255, 255, 255, 255]
+NEAREST = [0, 0, 0, 1, 1, 1, 1, 1, 127, 128, 128, 254, 254, 255, 255, 255]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("channels", "colour", "expected"), [(1, 0, NEAREST), (3, 2, HIGH_BYTE)])
+def test_samples_of_16_bits_become_the_nearest_grey_or_the_high_byte_of_a_colour(order, channels, colour, expected):
+    samples = np.array(SAMPLES_16, f"{order}u2").reshape(4, 4, 1).repeat(channels, -1)
+    images = [decode_image(tiff(samples[..., 0] if channels == 1 else samples))]
+    if order == ">":
+        images.append(decode_image(png([row.tobytes() for row in samples], 4, 16, colour)))
+    for image in images:
+        assert np.array(image)[..., 0].ravel().tolist() == expected
+        np.testing.assert_array_equal(np.array(image), rgb(np.array(image)[..., 0]))
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "u1"])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_tiff_in_planes_is_read_right_or_refused(kind: str, channels: int):
+    """Pillow reads the planes of 16 bits as 8, and those of grey and alpha as pixels."""
+    scale = 257 if kind.endswith("u2") else 1
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, channels)).astype(np.uint8)
+    data = tiff(pixels.astype(kind) * np.array(scale, kind), in_planes=True)
+    if channels == 2 or scale == 257:  # Pillow itself does not know two channels of 16 bits
+        told = "no known image format" if (channels, scale) == (2, 257) else "stores its channels one after another"
+        with pytest.raises(BadImage, match=told):
+            decode_image(data)
+    else:
+        interleaved = decode_image(tiff(pixels))
+        np.testing.assert_array_equal(np.array(decode_image(data)), np.array(interleaved))
 
 
 @pytest.mark.parametrize("samples", [DEEP.astype("<u2"), DEEP.astype(">u2"), GREY, (GREY / 255).astype("<f4")])

@@ -14,7 +14,7 @@ from dit_hf.places import check_model_source, check_pipeline_source, is_path
 from dit_hf.training.origin import check_vae_name, load_origin
 
 NAMES = {  # name -> whether it can only be a path, where a folder "out" is there and nothing else
-    "facebook/DiT-XL-2-256": False, "user/my.model_1": False, "out/photos": True, "out": True, "photos": True,
+    "facebook/DiT-XL-2-256": False, "user/my.model_1": False, "out/photos": False, "out": True, "photos": True,
     "./photos": True, "~/photos": True, "/photos": True, "a/b/c": True, "user/my model": True, "user/model.pt": True,
     "user/a--b": True, "user/a..b": True, "model.safetensors": True, "": True, "user/": True,
 }  # fmt: skip

@@ -6,12 +6,15 @@ whose weights were rounded before.
 
 import pytest
 import torch
+from diffusers import PipelineQuantizationConfig
 from diffusers.hooks import apply_layerwise_casting
+from sampling_parts import seeded, tiny_pipeline
+from sampling_parts import tiny_model as tiny
 from torch import nn
 from torch.testing import assert_close
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from dit_hf import DiTModel
+from dit_hf import DiTModel, DiTPipeline
 from dit_hf.blocks import BLOCKS
 
 each_block = pytest.mark.parametrize("block_type", BLOCKS)
@@ -123,3 +126,22 @@ def test_transformers_quantises_while_it_loads(quantization, tiny_model, tiny_in
     loaded = DiTModel.from_pretrained(tmp_path, quantization_config=quantization())
     error = (sample(loaded, tiny_inputs()).float() - expected).norm() / expected.norm()
     assert 0 < error < 0.15  # 4 bits are 16 numbers a weight
+
+
+@torch.no_grad()
+def test_pipeline_quantises_while_it_loads_as_torchao_does_afterwards(tmp_path):
+    torchao = pytest.importorskip("torchao.quantization")
+    pipeline = tiny_pipeline(model=tiny(hidden_size=64))
+    pipeline.save_pretrained(tmp_path)
+    quantization = PipelineQuantizationConfig(
+        quant_mapping={"transformer": TorchAoConfig(torchao.Int8WeightOnlyConfig())}
+    )
+    loaded = DiTPipeline.from_pretrained(tmp_path, quantization_config=quantization)
+    exact = draw(pipeline)
+    torchao.quantize_(pipeline.transformer, torchao.Int8WeightOnlyConfig())
+    assert_close(draw(loaded), draw(pipeline), atol=0, rtol=0)
+    assert not torch.equal(draw(loaded), exact)
+
+
+def draw(pipeline: DiTPipeline) -> torch.Tensor:
+    return pipeline(1, num_inference_steps=2, generator=seeded(0), output_type="latent").images

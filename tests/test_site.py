@@ -1,13 +1,13 @@
 """The site of the documents: it builds without a warning, and every public name has an entry in the reference."""
 
 import importlib
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from sphinx.util.inventory import InventoryFile
+from warm_process import SOURCE, run_warm
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,8 +39,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the site, built as `make docs` builds it: a warning is an error."""
     folder = tmp_path_factory.mktemp("site")
     options = ["-q", "-W", "--keep-going", "-b", "html", "-d", str(folder / "doctrees"), "-c", "docs"]
-    command = [sys.executable, "-m", "sphinx", *options, ".", str(folder / "html")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    code = "import runpy; runpy.run_module('sphinx', run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": SOURCE}
+    result = run_warm(code, *options, ".", str(folder / "html"), cwd=ROOT, environment=environment)
     assert result.returncode == 0, result.stderr
     return folder / "html"
 

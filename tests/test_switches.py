@@ -25,7 +25,7 @@ from dit_hf.blocks import BLOCKS
 from dit_hf.configuration_dit import PAPER_SIZES
 from dit_hf.conversion import to_diffusers, to_original
 from dit_hf.embeddings import rotations
-from dit_hf.finetuning import add_lora, resize_positions
+from dit_hf.finetuning import add_lora, merge_lora, resize_positions
 from dit_hf.hub.flatten import flatten
 from dit_hf.layers import NORMS, HeadNorm, Mlp, SwiGlu, rotate
 
@@ -359,7 +359,14 @@ def test_adapter_has_every_linear_of_the_blocks_but_modulations(tiny_model, tiny
     model = tiny_model(block_type=block_type, **switches)
     linears = {name for name, module in model.blocks.named_modules() if isinstance(module, torch.nn.Linear)}
     expected = model(*tiny_inputs()).sample
-    add_lora(model, 2)
+    add_lora(model, 2, 4.0)
     adapted = {name.rpartition(".lora_A")[0] for name, _ in model.blocks.named_parameters() if ".lora_A." in name}
     assert adapted == {name for name in linears if "adaLN_modulation" not in name}
     assert_close(model(*tiny_inputs()).sample, expected, atol=0, rtol=0)  # a fresh adapter changes nothing
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            weight.data = 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
+    changed = model(*tiny_inputs()).sample
+    assert not torch.allclose(changed, expected, atol=1e-3)
+    merge_lora(model)
+    assert_close(model(*tiny_inputs()).sample, changed, atol=1e-5, rtol=1e-4)  # W + B A in one product

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from dit_hf.analysis import Row, read_rows
+from dit_hf.analysis.figures.style import use_logarithmic_axis
 from dit_hf.analysis.record import mean_curve, reach
 from dit_hf.analysis.results import REAL, write_rows
 from dit_hf.study.recipe import Recipe
@@ -147,8 +149,13 @@ def plot(rows: list[Row]) -> Figure:
                 axis.plot(x, [row.distance for row in curve], markersize=5, label=label_of[recipe], **looks[recipe])
             if target:
                 axis.axhline(target, color="black", linewidth=0.8, linestyle=":")
-            axis.set(xscale="log", yscale="log", ylabel="Fréchet distance", title=model)
+            axis.set(xscale="log", ylabel="Fréchet distance", title=model)
             axis.set_xlabel("images seen" if column == "images_seen" else "CPU seconds of training")
+            use_logarithmic_axis(axis)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:,g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.grid(True, color="0.9")
     shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(
         [shown[label] for label in sorted(shown)], sorted(shown), loc="outside lower center", ncols=5, fontsize=8

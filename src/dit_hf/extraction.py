@@ -26,7 +26,7 @@ from .data.extract import extract_latents
 from .data.labels import read_map, read_names
 from .data.moments import DTYPES, LatentsInfo, hash_vae
 from .data.sources import open_images
-from .flags import in_flags
+from .flags import exit_with_line
 from .hub.errors import one_line_errors
 from .network import retried
 from .places import check_model_source
@@ -213,8 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("dit_hf").setLevel(logging.INFO)
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {in_flags(' '.join(str(error).split()), FIELDS, '_')}")
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        exit_with_line(error, FIELDS)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,14 @@
 """Messages in the words of the command line, for errors that are written for people who call Python functions."""
 
+import contextlib
+import json
+import os
 import re
+import sys
+import time
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
 
 CHOICES = re.compile(r"(\bchoose from [^:;]*)")
 
@@ -30,3 +37,22 @@ def _in_flags(message: str, options: Iterable[str], separator: str) -> str:
         if "_" in name:  # a single word may just be a word
             message = re.sub(rf"(?<![\w.-]){name}(?![\w.(=-])", flag, message)
     return message
+
+
+def exit_with_line(error: Exception, settings: Iterable[str]) -> NoReturn:
+    """End one process of a training with one line on standard error, and exit code 1.
+
+    torchrun and `accelerate launch --multi_gpu` end with a report of their own. It repeats the line, because they look
+    for it in the file that `TORCHELASTIC_ERROR_FILE` names; otherwise it would send the reader to a page about torch.
+
+    Args:
+        error: What ended the training.
+        settings: Names of the settings that the message may speak of.
+    """
+    rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    line = f"error: {rank}{in_flags(' '.join(str(error).split()), settings, '_')}"
+    if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        content = {"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError):  # the report then lacks the line, which is printed all the same
+            Path(report).write_text(json.dumps(content), encoding="utf-8")
+    sys.exit(line)

@@ -13,7 +13,7 @@ This file travels to the Hub as a part of `pipeline_dit.py`.
 """
 
 import functools
-import importlib.util
+import importlib
 import io
 import struct
 import zlib
@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
+
+from .extras import PACKAGES, how_to_install, is_installed
 
 # Format of Pillow -> suffixes of its files. None of these formats can run a program.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -36,7 +38,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "AVIF": (".avif", ".avifs"),
 }
 HEIC_PLUGIN, HEIC_SUFFIXES = "pillow_heif", (".heic", ".heif", ".hif")
-HEIC_REMEDY = "run `pip install pillow-heif`, or convert them to JPEG"
+HEIC_REMEDY = f"{how_to_install(PACKAGES[HEIC_PLUGIN])}, or convert them to JPEG"
 MAX_PIXELS = 89_478_485  # Pillow warns beyond it: 256 MiB as RGB
 MIN_SIDE = 2  # pixels
 MAX_ASPECT = 100  # long side / short side, because the short side is resized to the training resolution
@@ -48,6 +50,7 @@ DECODER_ERRORS = (
 )  # fmt: skip
 ORIENTATION = 0x0112  # tag of EXIF
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # tag of TIFF, and its value for a negative
+BITS, COMPRESSION, CHANNELS, PLANES = 258, 259, 277, 284  # tags of TIFF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,7 +71,7 @@ class BadImage(ValueError):
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
     """Return the formats of Pillow that are read; HEIC is one of them if pillow-heif is installed."""
-    if importlib.util.find_spec(HEIC_PLUGIN) is None:
+    if not is_installed(HEIC_PLUGIN):
         return tuple(FORMATS)
     importlib.import_module(HEIC_PLUGIN).register_heif_opener()
     return (*FORMATS, "HEIF")
@@ -157,6 +160,7 @@ def _decode(data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    _refuse_planes(image)
     levels = _levels_of_a_sample(image)  # before the image is decoded: afterwards Pillow has forgotten it
     image.load()  # before the orientation: Pillow reports a damaged stream only once, and a PNG's EXIF reads it
     turn = TURNS.get(read_orientation(image))
@@ -184,6 +188,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     rgb = image.convert("RGB")
     rgb.info = {}  # the orientation is applied: whoever reads the image again must not find it
     return rgb
+
+
+def _refuse_planes(image: Image.Image) -> None:
+    """Refuse a TIFF that stores its channels one after another, in the forms that Pillow 12 reads wrongly."""
+    tags = getattr(image, "tag_v2", {})
+    bits, compression = tags.get(BITS, (1,)), tags.get(COMPRESSION, 1)
+    is_misread = tags.get(CHANNELS, 1) == 2 or (max(bits) > 8 and compression == 1)
+    if tags.get(PLANES, 1) == 2 and tags.get(CHANNELS, 1) > 1 and is_misread:
+        raise BadImage(
+            "this TIFF stores its channels one after another, which is misread: save it with interleaved channels, or "
+            "convert it to PNG"
+        )
 
 
 def read_orientation(image: Image.Image) -> int:

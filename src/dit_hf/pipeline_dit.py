@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from .class_names import names_to_ids, synonyms_to_ids
 from .lora_pipeline import DiTLoraLoaderMixin
-from .places import check_pipeline_source
+from .places import check_pipeline_source, places_to_look
 from .sampling.callbacks import Watched, check_callback
 from .sampling.class_names import ids_of_names, label_batch
 from .sampling.defaults import (
@@ -47,7 +47,7 @@ from .sampling.schedulers import (
 from .sampling.sources import EncodedSource, SourceImage, encode_source, first_latents, put_back, read_images
 from .saved_code import IN_PACKAGE, import_for, remove_older_code, update_json, write_code
 from .vae import vae_shrink_factor
-from .weight_files import refuse_two_forms, replaced_whole
+from .weight_files import refuse_adapters, refuse_two_forms, replaced_whole
 
 logger = logging.get_logger(__name__)
 
@@ -318,7 +318,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         source, load = pretrained_model_name_or_path, super().from_pretrained
         if not IN_PACKAGE:
             return load(source, **kwargs)
-        check_pipeline_source(source)
+        check_pipeline_source(source, **places_to_look(kwargs))
         load_pipeline = import_for("from_pretrained", "dit_hf.conversion").load_pipeline
         if Path(source).exists():
             for folder in Path(source).glob("*/"):
@@ -349,10 +349,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         """
         if format not in ("dit_hf", "diffusers"):
             raise ValueError(f"format={format!r}: choose from dit_hf, diffusers")
-        if getattr(self.transformer, "peft_config", None):
-            raise ValueError(
-                "an adapter is loaded: call fuse_lora() or unload_lora_weights() before saving the pipeline"
-            )
+        refuse_adapters(self.transformer, "saving")
         if kwargs.pop("push_to_hub", False):
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
         with replaced_whole(Path(save_directory)) as folder:

@@ -12,9 +12,10 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import cached_file
 
 from .configuration_dit import DiTConfig
-from .places import check_model_source, describe_folder
+from .places import check_model_source, describe_folder, places_to_look
 from .weight_files import (
     read_name,
+    refuse_adapters,
     refuse_two_forms,
     refuse_two_forms_among,
     replaced_whole,
@@ -108,7 +109,7 @@ class DiTPreTrainedModel(PreTrainedModel):
         if source and folder.is_dir():
             _check_folder(folder, kwargs)
         elif source:
-            check_model_source(source, kwargs.get("subfolder"))
+            check_model_source(source, kwargs.get("subfolder"), **places_to_look(kwargs))
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
         try:
@@ -172,10 +173,14 @@ class DiTPreTrainedModel(PreTrainedModel):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: If push_to_hub=True.
+            ValueError: If push_to_hub=True, or if an adapter is loaded.
         """
         if push_to_hub:
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
+        if (
+            "_adapters" in self.__dict__
+        ):  # loaded: transformers would save the adapter without its classes, and no weights
+            refuse_adapters(self, "saving")
         if max_shard_size is not None:
             kwargs["max_shard_size"] = max_shard_size
         if kwargs.get("distributed_checkpoint"):  # every process writes its part to one folder
@@ -197,5 +202,10 @@ class DiTPreTrainedModel(PreTrainedModel):
         return commit
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
-        """Push the model alone as transformers does; a new repository is private by default."""
+        """Push the model alone as transformers does; a new repository is private by default.
+
+        Raises:
+            ValueError: If an adapter is loaded.
+        """
+        refuse_adapters(self, "pushing")
         return super().push_to_hub(repo_id, private=private, **kwargs)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .files import flush, rename
 
@@ -39,6 +39,23 @@ class WeightFile(NamedTuple):
 def strip_wrappers(key: str) -> str:
     """Take the names of wrappers out of a weight's key: "blocks.0._orig_mod.attn.qkv.bias" has one in the middle."""
     return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def refuse_adapters(model: Any, what: str) -> None:
+    """Refuse a model with LoRA adapters, in use or disabled, where its weights alone are wanted.
+
+    Args:
+        model: Model, possibly with layers of PEFT.
+        what: What is about to happen, for the message: "saving".
+
+    Raises:
+        ValueError: If there is an adapter.
+    """
+    if names := getattr(model, "peft_config", None):
+        raise ValueError(
+            f"an adapter is loaded ({', '.join(names)}): call fuse_lora() to add it to the weights, or "
+            f"unload_lora_weights() to leave it out, before {what}"
+        )
 
 
 def read_name(file: PurePath) -> WeightFile | None:

@@ -122,6 +122,17 @@ def test_betas_of_a_terminal_signal_to_noise_ratio_of_zero_are_kept_or_refused(t
         run(tmp_path / "ours", tmp_path / "other", "--scheduler", "PNDMScheduler")
 
 
+def test_another_scheduler_keeps_the_shift_of_flow_matching(tmp_path, make_model):
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    DiTPipeline(make_model(learn_sigma=False), None, flow, prediction_type="flow_sample").save_pretrained(
+        tmp_path / "a"
+    )
+    run(tmp_path / "a", tmp_path / "b", "--scheduler", "UniPCMultistepScheduler")
+    run(tmp_path / "b", tmp_path / "c", "--scheduler", "FlowMatchHeunDiscreteScheduler")
+    solver, heun = (DiTPipeline.from_pretrained(tmp_path / name).scheduler.config for name in "bc")
+    assert (solver["flow_shift"], solver["prediction_type"], heun["shift"]) == (3.0, "flow_prediction", 3.0)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "prediction", "stated"),
     [

@@ -1,10 +1,6 @@
 """Whole pipelines from others' packaging, and back for diffusers' own pipeline, which runs in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import diffusers
@@ -12,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from fresh_process import WITHOUT_PACKAGE, run_elsewhere
 from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 from safetensors.torch import load_file, save_file
 
@@ -245,11 +242,8 @@ def thousand(make_model):
 
 
 STOCK = """
-import importlib.util, json, sys
-assert importlib.util.find_spec("dit_hf") is None
-import numpy as np, torch
+import numpy as np
 from diffusers import DiTPipeline
-FOLDER = sys.argv[1]
 pipe = DiTPipeline.from_pretrained(FOLDER)
 pipe.set_progress_bar_config(disable=True)
 assert pipe.get_label_ids(["goldfish"]) == [1]
@@ -266,12 +260,7 @@ def test_stock_pipeline_gives_the_same_images_without_the_package(shift, thousan
     pipe = thousand(timestep_freq_shift=shift)
     pipe.save_pretrained(tmp_path / "stock", format="diffusers")
     np.save(tmp_path / "image.npy", image(pipe))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    # without `site` no .pth file is read, so the libraries are there and a package installed for development is not
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": sysconfig.get_path("purelib")}
-    command = [sys.executable, "-S", "-c", STOCK, str(tmp_path / "stock")]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = run_elsewhere(WITHOUT_PACKAGE + STOCK, tmp_path / "stock", tmp_path)
     assert "not expected" not in result.stderr
     difference, scale = map(float, result.stdout.split())
     print(f"timestep_freq_shift={shift}: up to {difference:.2g} in images of standard deviation {scale:.2g}")

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from datasets import load_dataset
 from diffusers import AutoencoderKL
+from warm_process import SOURCE, run_two, run_warm
 
 from dit_hf.data.extract import extract_latents, plan_shards
 from dit_hf.data.latents import LatentEncoder
@@ -149,8 +148,6 @@ with watched(die_before_the_second_shard_has_its_name):
 @pytest.mark.slow
 def test_two_processes_killed_and_started_again_make_what_one_makes(colours, vae, latents, tmp_path):
     vae.save_pretrained(tmp_path / "vae")
-    script = tmp_path / "extract.py"
-    script.write_text(SMALL_SHARDS)
     flags = {
         "output_dir": tmp_path / "out",
         "dataset_name": colours,
@@ -158,14 +155,11 @@ def test_two_processes_killed_and_started_again_make_what_one_makes(colours, vae
         "resolution": 8,
     }
     flags = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    alone = subprocess.run([sys.executable, str(script), *flags], env={**environment, "KILLED": "1"}, timeout=600)
-    assert alone.returncode == -signal.SIGKILL
+    alone = run_warm(SMALL_SHARDS, *flags, environment={**os.environ, "KILLED": "1", "PYTHONPATH": SOURCE})
+    assert alone.returncode == -signal.SIGKILL, alone.stderr[-3000:]
     left = contents(tmp_path / "out")
     assert len(left) == 1
-    launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command = [sys.executable, "-m", *launch, "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script)]
-    subprocess.run([*command, *flags], env=environment, check=True, timeout=600, capture_output=True)
+    run_two(SMALL_SHARDS, *flags)
     made = contents(tmp_path / "out")
     assert {name: made[name] for name in left} == left
     assert made.keys() == contents(latents).keys()

@@ -68,6 +68,10 @@ def test_label_of_no_class_is_an_error_with_its_key(label):
         (Value("int64"), {"chosen": ["a", "a"]}, "'a' is chosen twice"),
         (ANIMALS, {"mapping": {"cow": "x"}}, "no class 'cow'"),
         (ANIMALS, {"mapping": {"cat": "x"}, "chosen": ["y"]}, "leads to 'x', which is not among the classes chosen"),
+        (ANIMALS, {"mapping": {"cat": "x", " cat": "y"}}, "the label map has 'cat' twice"),
+        (Value("int64"), {"mapping": {"1": "x", "01": "y"}}, "the label map has a number twice"),
+        (Value("int64"), {"mapping": {"--1": "x"}}, "the label map has '--1', and the column holds whole numbers"),
+        (ClassLabel(names=["cat", "cat "]), {}, "has two classes that read 'cat': merge them with --label_map_file"),
         (Value("int64"), {"mapping": {"cat": "x"}}, "the label map has 'cat', and the column holds whole numbers"),
     ],
 )
@@ -98,6 +102,24 @@ def test_other_encodings_are_an_error_that_names_the_file(tmp_path: Path, encodi
     path.write_text('{"café": "x"}', encoding=encoding)
     with pytest.raises(ValueError, match=f"^{path} is (not in UTF-8|in UTF-16 or UTF-32)"):
         read_map(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("# animals\ncat\n", "the line '# animals', and each line is a name"), ("cat\ncat \n", "holds 'cat' twice")],
+)
+def test_comments_and_repeated_names_would_shift_the_classes_of_numbers(tmp_path: Path, text: str, message: str):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_names(str(tmp_path / "names.txt"))
+
+
+def test_missing_file_of_names_is_an_error_that_lists_what_is_there(tmp_path: Path):
+    (tmp_path / "names.txt").write_text("cat\n")
+    with pytest.raises(ValueError, match=f"there is no file or folder .*name.txt: {tmp_path} holds names.txt"):
+        read_names(str(tmp_path / "name.txt"))
+    with pytest.raises(ValueError, match="is a folder: pass a text file"):
+        read_map(str(tmp_path))
 
 
 def test_file_without_names_is_an_error(tmp_path: Path):
@@ -133,6 +155,9 @@ def test_files_of_names_and_maps(tmp_path: Path):
         ("[1]", "is no label map"),
         ("{}", "is no label map"),
         ('{"a": 1}', "no label map"),
+        ('{"a": " "}', "no label map"),
+        ('{"a": "b", "a ": "c"}', "maps 'a' twice"),
+        ('{"a": "b", "a": "c"}', "maps 'a' twice"),
     ]:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=message):

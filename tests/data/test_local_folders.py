@@ -23,6 +23,7 @@ from PIL import Image
 from dit_hf.data.retries import SourceError
 from dit_hf.data.sources import FilesSource, ParquetSource, open_images
 from dit_hf.data.streaming import ImageStream
+from dit_hf.evaluation.sources import open_batches
 from dit_hf.images import HEIC_REMEDY, readable_formats
 
 
@@ -118,6 +119,93 @@ def test_log_says_how_many_images_each_class_has_and_what_was_left_out(tmp_path:
     assert chosen.description.splitlines()[-1] == "chosen: 1 image of 1 class: dog 1"
 
 
+WITHOUT_SUFFIX = "they hold images: rename them to end with the suffix of their format, such as .jpg"
+# name -> (files, how many of them are images of their folder, what the description says, what the log says)
+TOLD = {
+    "images without a suffix": (
+        ["cat/1.jpg", "dog/IMG_2"], 1, f"left out: 1 without a suffix ({WITHOUT_SUFFIX})", "are no classes: dog",
+    ),
+    "downloads": (["cat/1.jpg", "cat/2.jpg?w=640", "cat/3.jpg.1"], 1, "1 .1, 1 .jpg?w=640 (they hold images", "rename"),
+    "raw and other pictures": (["cat/1.jpg", "cat/2.PEF", "cat/3.dng", "cat/4.xcf"], 1, "1 .dng, 1 .pef, 1 .xcf (", ""),
+    "class folders without images": (
+        ["cat/1.jpg", "dog/2.mov", "fox/3.txt"], 1, "folders without images: dog, fox", "are no classes: dog, fox",
+    ),
+    "a class that is hidden": (["cat/1.jpg", "__all__/2.jpg", ".net/3.jpg"], 1, "hidden folders: .net, __all__", ""),
+    "thumbnails of a file server": (["cat/1.jpg", "cat/@__thumb/2.jpg", "RECYCLER/3.jpg"], 1, "1 image of 1 class", ""),
+    "many kinds of files": (
+        ["cat/1.jpg", *(f"cat/log.{k}" for k in range(20))], 1, "8 files of 8 other kinds", "",
+    ),
+    "capitals": (["Cat/1.jpg", "cat/2.jpg"], 2, "Cat 1, cat 1", "2 classes whose names look alike: Cat, cat"),
+    "letters of no width": (["cat/1.jpg", "cat\u200b/2.jpg"], 2, "2 classes", "2 classes whose names look alike"),
+    "numbers": (["1/1.jpg", "2/2.jpg", "10/3.jpg"], 3, "1 1, 10 1, 2 1", "class '1' has the id 0. Ask for it"),
+    "years": (["2023/1.jpg", "2024/2.jpg"], 2, "2023 1, 2024 1", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", TOLD)
+def test_what_is_left_out_or_easily_confused_is_told(tmp_path: Path, shape: str, caplog):
+    names, number, described, logged = TOLD[shape]
+    fill(tmp_path, *names)
+    for name in names:
+        if "IMG" in name or ".jpg" in name:
+            (tmp_path / name).write_bytes(picture())
+    assert classes(tmp_path) == by_folder(*sorted(names[:number]))
+    assert described in open_images(str(tmp_path)).description
+    assert logged in caplog.text
+    assert ("order of their names" in caplog.text) == (shape == "numbers")
+
+
+def test_links_that_lead_nowhere_are_counted(tmp_path: Path, caplog):
+    fill(tmp_path, "cat/1.jpg", "dog/2.jpg")
+    for name, target in {"cat/2.jpg": "/nowhere", "fox": "/nowhere", "cat/up": "..", "self": "self"}.items():
+        (tmp_path / name).symlink_to(target)
+    os.mkfifo(tmp_path / "cat" / "3.jpg")
+    assert classes(tmp_path) == by_folder("cat/1.jpg", "dog/2.jpg")
+    assert open_images(str(tmp_path)).description.splitlines()[1] == (
+        "left out: 3 behind broken links, 1 in a circle of links, 1 neither file nor folder"
+    )
+
+
+@pytest.mark.parametrize(("one", "other"), [("caf\xe9", "cafe\u0301"), ("cat", "cat "), ("cat", " cat")])
+def test_folders_whose_names_look_alike_are_one_class(tmp_path: Path, one: str, other: str, caplog):
+    fill(tmp_path, f"{one}/1.jpg", f"{other}/2.jpg", "dog/3.jpg")
+    assert classes(tmp_path) == {f"{one}/1.jpg": one, f"{other}/2.jpg": one, "dog/3.jpg": "dog"}
+    assert f"2 folders whose names look alike, as one class: {one}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (b"caf\xe9", r"the folder caf\\xe9 in .* is not in UTF-8: rename it, or all of them by `convmv -f latin1"),
+        (b" ", "the folder ' ' in .* has no name for a class: rename it"),
+        (b"two\nlines", r"the folder 'two\\nlines' in .* has no name for a class: rename it"),
+    ],
+)
+def test_class_that_nobody_could_ask_for_is_refused(tmp_path: Path, name: bytes, message: str):
+    fill(tmp_path, "dog/1.jpg")
+    fill(tmp_path / os.fsdecode(name), "1.jpg")
+    with pytest.raises(ValueError, match=message):
+        open_images(str(tmp_path))
+
+
+def test_file_names_of_another_encoding_are_images_like_any_other(tmp_path: Path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    fill(tmp_path / "cat", name, "2.jpg")
+    assert set(classes(tmp_path).values()) == {"cat"}
+
+
+def test_folder_that_may_not_be_read_is_named(tmp_path: Path):
+    fill(tmp_path, "cat/1.jpg", "dog/2.jpg")
+    (tmp_path / "dog").chmod(0)
+    if os.access(tmp_path / "dog", os.R_OK):
+        pytest.skip("this user reads every folder, as root does")
+    try:
+        with pytest.raises(SourceError, match=f"{tmp_path / 'dog'} cannot be read: PermissionError"):
+            open_images(str(tmp_path))
+    finally:
+        (tmp_path / "dog").chmod(0o700)
+
+
 def test_heic_is_read_or_named_with_the_remedy(tmp_path: Path, caplog, monkeypatch):
     pytest.importorskip("pillow_heif")
     fill(tmp_path, "cat/1.jpg")
@@ -146,6 +234,7 @@ def test_folder_may_have_any_name(tmp_path: Path, name: str, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert classes(name) == expected
     assert classes(f"./{name}/") == expected
+    assert classes((tmp_path / name).as_uri()) == expected  # file://, with its special characters as %5B
 
 
 def test_class_names_of_macos_are_those_that_people_type(tmp_path: Path):
@@ -170,6 +259,36 @@ def test_folders_of_splits_are_read_one_at_a_time(tmp_path: Path):
 def test_folder_of_one_split_only(tmp_path: Path):
     fill(tmp_path, "train2017/cat/1.jpg", "train2017/dog/2.jpg")
     assert classes(tmp_path) == by_folder("cat/1.jpg", "dog/2.jpg")
+
+
+SPLIT_SHAPES = {
+    "images of the test without classes": ["train/cat/1.jpg", "test/2.jpg", "test/3.jpg", "test/4.jpg"],
+    "more than splits": ["train/cat/1.jpg", "test/cat/2.jpg", "unlabeled/3.jpg", "unlabeled/4.jpg"],
+    "one folder among several splits": ["train/cat/1.jpg", "val/cat/2.jpg", "validation/cat/3.jpg"],
+}
+
+
+@pytest.mark.parametrize("shape", SPLIT_SHAPES)
+def test_splits_are_known_beside_other_folders(tmp_path: Path, shape: str, caplog):
+    assert classes(fill(tmp_path, *SPLIT_SHAPES[shape])) == by_folder("cat/1.jpg")
+    assert ("beside which these folders are left out: unlabeled" in caplog.text) == (shape == "more than splits")
+
+
+def test_split_without_some_class_has_the_ids_of_the_others(tmp_path: Path, caplog):
+    fill(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "train/fox/3.jpg", "test/dog/4.jpg", "test/fox/5.jpg")
+    source = open_images(str(tmp_path), "test")
+    assert source.classes.names == ["cat", "dog", "fox"]
+    assert source.read(0).labels == [1, 2]
+    assert "the data set has no image of cat" in caplog.text
+
+
+def test_several_folders_of_a_split_are_not_read_for_one(tmp_path: Path):
+    fill(tmp_path, "train_1/cat/1.jpg", "train_2/dog/2.jpg")
+    with pytest.raises(ValueError, match="several folders of the split 'train': train_1, train_2. Move their images"):
+        open_images(str(tmp_path))
+    with pytest.raises(ValueError, match="several folders of the split 'train'"):
+        open_batches(str(tmp_path))
+    assert classes(tmp_path / "train_1") == by_folder("cat/1.jpg")
 
 
 def test_split_that_is_asked_for_and_is_no_folder_means_what_datasets_means(tmp_path: Path):
@@ -277,6 +396,11 @@ def test_pattern_of_image_files_has_the_classes_of_their_folders(tmp_path: Path,
     assert classes(tmp_path / "photos/*/*.jpg") == by_folder("cat/1.jpg", "dog/3.jpg")
     assert classes(tmp_path / "photos/**/*.jpg") == by_folder("cat/1.jpg", "dog/3.jpg", "dog/old/4.jpg")
     assert classes(tmp_path / "photos/cat/*.png") == by_folder("cat/2.png")
+    assert classes(tmp_path / "photos/*/*") == by_folder("cat/1.jpg", "cat/2.png", "dog/3.jpg")
+    assert classes(tmp_path / "photos/**") == by_folder("cat/1.jpg", "cat/2.png", "dog/3.jpg", "dog/old/4.jpg")
+    assert classes(tmp_path / "photos/*/*.[jJ]*") == by_folder("cat/1.jpg", "dog/3.jpg")
+    with pytest.raises(ValueError, match=f"fits folders and no files: pass {tmp_path / 'photos'}, or a pattern"):
+        open_images(str(tmp_path / "photos/*"))
     monkeypatch.chdir(tmp_path / "photos")
     assert classes("*/*.jpg") == by_folder("cat/1.jpg", "dog/3.jpg")
     monkeypatch.chdir("cat")
@@ -304,9 +428,9 @@ def zipped(path: Path) -> None:
         archive.writestr("cat/1.png", picture())
 
 
-@pytest.mark.parametrize("name", ["dog/photos.zip", "dog/old/photos.ZIP", "dog/photos.tar", "dog/photos.tar.gz"])
+@pytest.mark.parametrize("name", ["dog/photos.zip", "dog/old/photos.ZIP", "dog/photos.tar", "fox/photos.tar.gz"])
 def test_archive_in_a_class_folder_is_refused_with_the_remedy(tmp_path: Path, name: str):
-    fill(tmp_path, "cat/1.jpg", "dog/2.jpg", "dog/old/3.jpg")
+    fill(tmp_path, "cat/1.jpg", "dog/2.jpg", "dog/old/3.jpg", "fox/3.txt")
     zipped(tmp_path / name)
     with pytest.raises(
         ValueError, match="is an archive in a class folder: unpack it there if its images are of this class"
@@ -326,6 +450,40 @@ def test_folder_whose_pictures_are_all_of_a_kind_that_is_not_read_names_the_reme
     fill(tmp_path, "cat/1.jxl", "dog/2.jxl", "dog/2.txt")
     with pytest.raises(ValueError, match=r"holds no image that is read, but 2 .jxl \(convert them to PNG or JPEG\)"):
         open_images(str(tmp_path))
+
+
+EMPTY = {
+    "nothing": ([], "holds no image: pass a folder of images"),
+    "films": (["cat/1.mp4", "dog/2.mov"], "holds no image, but 1 .mp4, 1 .mov: pass a folder of images"),
+    "texts": (["cat/1.txt", "dog/2.txt"], "holds no image, but 2 .txt: pass a folder of images"),
+    "archives of classes": (
+        ["cat/cat.zip", "dog/dog.7z"],
+        "holds no image, but 2 archives such as cat/cat.zip: unpack",
+    ),
+    "one archive": (["photos.tar.gz"], "holds no image, but 1 archive such as photos.tar.gz: unpack"),
+    "images without a suffix": (["cat/IMG"], "holds no image that is read, but 1 without a suffix .they hold images"),
+}
+
+
+@pytest.mark.parametrize("shape", EMPTY)
+def test_folder_without_images_is_refused_with_what_it_holds(tmp_path: Path, shape: str):
+    names, message = EMPTY[shape]
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture() if path.name == "IMG" else b"")
+    with pytest.raises(ValueError, match=message):
+        open_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_blank_name_is_not_the_folder_that_one_is_in(name: str):
+    with pytest.raises(ValueError, match="is blank: name a folder"):
+        open_images(name)
+
+
+def test_folder_has_no_configurations(tmp_path: Path):
+    with pytest.raises(ValueError, match="dataset_config_name='default': the folder .* has no configurations"):
+        open_images(str(fill(tmp_path, "cat/1.jpg")), config_name="default")
 
 
 def test_single_file_that_is_no_data_set_is_refused_with_the_remedy(tmp_path: Path):
@@ -348,27 +506,30 @@ def test_folder_of_another_kind_whose_path_datasets_would_misread_is_refused(tmp
 
 @pytest.mark.parametrize(
     "name",
-    ["photos/pest", "./photo", "photos/pets/", "../nothing/here", "photos/*.parquet", "nothing/at/all", "~/no-such"],
+    ["./photos/pest", "./photo", "photos/pets/", "../nothing/here", "photos/*.parquet", "nothing/at/all", "~/no-such"],
 )
 def test_mistyped_path_is_told_at_once(tmp_path: Path, name: str, monkeypatch):
     fill(tmp_path, "photos/cats/1.jpg", "photos/pest control/2.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for the network"))
-    with pytest.raises(SourceError, match="Couldn't find /") as error:
+    with pytest.raises(SourceError, match="there is no file or folder ") as error:
         open_images(name)
-    assert f"Couldn't find {os.path.abspath(os.path.expanduser(name))}" in str(error.value)
-    if name == "photos/pest":
+    if name == "./photos/pest":
         assert str(error.value).endswith(f"{tmp_path / 'photos'} holds cats, pest control")
     assert "Hub" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["fotos", "fotos/pets"])
+@pytest.mark.parametrize("name", ["fotos", "fotos/pets", "photos/pets"])
 def test_name_that_may_be_on_the_hub_is_looked_for_there_once(tmp_path: Path, name: str, monkeypatch):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for the network"))
-    with pytest.raises(SourceError, match=f"Couldn't find {tmp_path / name}; .*; nor can the Hub be asked for it: "):
+    expected = (
+        f"there is no file or folder {name}: .*; the Hub, which may have a data set of this name, cannot be reached"
+    )
+    with pytest.raises(SourceError, match=expected):
         open_images(name)
 
 

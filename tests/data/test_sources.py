@@ -317,7 +317,7 @@ def test_revision_of_local_files_changes_with_them_and_is_compared(folder: Path,
 
 
 def test_data_set_that_is_not_there_is_one_line(tmp_path: Path):
-    with pytest.raises(SourceError, match="the data set .*nothing cannot be read: FileNotFoundError: Couldn't find"):
+    with pytest.raises(SourceError, match="the data set .*nothing cannot be read: there is no file or folder"):
         open_images(str(tmp_path / "nothing"))
 
 

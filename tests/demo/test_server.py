@@ -1,6 +1,7 @@
 """The server of the demo against what a client may send: numbers, sizes, floods, paths."""
 
 import base64
+import io
 import json
 import tempfile
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from gradio.components.image_editor import EditorDataBlobs
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -19,6 +21,7 @@ from PIL import Image
 from dit_hf import DiTPipeline
 from dit_hf.demo.limits import Limits
 from dit_hf.demo.page import build_page
+from dit_hf.demo.pictures import drop_oldest
 from dit_hf.demo.server import serve
 
 from .conftest import LIMITS, make_pipeline
@@ -228,3 +231,87 @@ def test_error_that_nobody_expected_says_nothing_of_the_server():
     assert "event: error" in answer
     assert "secret" not in answer
     assert "Traceback" not in answer
+
+
+@pytest.mark.parametrize("name", ["run/draw", "api/draw", "run/predict"])
+def test_no_address_skips_the_queue(address: str, name: str):
+    index = next(row["id"] for row in httpx.get(f"{address}config").json()["dependencies"] if row["api_name"] == "draw")
+    body = {"data": [*DRAW, []], "fn_index": index, "session_hash": "a"}
+    answer = httpx.post(f"{address}gradio_api/{name}", json=body, timeout=SECONDS)
+    assert (answer.status_code, answer.text) == (404, "there is nothing here")
+
+
+@pytest.mark.parametrize(
+    "path", ["monitoring", "gradio_api/runs", "gradio_api/proxy=http://127.0.0.1/", "gradio_api/vibe-edit"]
+)
+def test_addresses_of_gradio_that_the_page_does_not_use_are_refused(address: str, path: str):
+    for method in ("GET", "POST"):
+        assert httpx.request(method, f"{address}{path}", timeout=SECONDS).status_code == 404
+
+
+def test_large_request_to_an_address_that_ends_like_that_of_uploads_is_refused(address: str):
+    body = json.dumps({"data": ["x" * 3 * 10**6]})
+    answer = httpx.post(f"{address}gradio_api/call/upload", content=body, timeout=SECONDS)
+    assert (answer.status_code, answer.text) == (413, "the request is too large")
+
+
+def test_many_files_of_one_upload_count_together(address: str):
+    files = [("files", (f"{number}.png", b"\0" * 2**20)) for number in range(LIMITS.max_upload_mb + 1)]
+    assert httpx.post(f"{address}gradio_api/upload", files=files, timeout=SECONDS).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.png", b"no picture"), ("a.svg", b"<svg/>"), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")],
+)
+def test_file_that_is_no_picture_is_answered_with_a_message(client: Client, tmp_path: Path, name: str, content: bytes):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AppError, match="cannot be read as a picture: choose one of PNG"):
+        client.predict(handle_file(tmp_path / name), 0, 0.6, *DRAW[2:], api_name="/change")
+
+
+def test_message_about_a_picture_names_no_path_of_the_server(client: Client, tmp_path: Path):
+    Image.fromarray(np.full((8, 8), 7, dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(AppError, match="the picture: grey values") as caught:
+        client.predict(handle_file(tmp_path / "a.tiff"), 0, 0.6, *DRAW[2:], api_name="/change")
+    assert tempfile.gettempdir() not in str(caught.value)
+
+
+def paint(address: str, content: bytes, **fields: str) -> httpx.Response:
+    """Send a part of a painted picture as the browser's editor does."""
+    components = httpx.get(f"{address}config", timeout=SECONDS).json()["components"]
+    editor = next(row["id"] for row in components if row["type"] == "imageeditor")
+    data = {"session_hash": "a", "component_id": str(editor), "fn_name": "accept_blobs", "id": "q", **fields}
+    files = {"file": ("a.png", content)}
+    return httpx.post(f"{address}gradio_api/component_server", data=data, files=files, timeout=SECONDS)
+
+
+def test_picture_painted_in_a_browser_may_be_as_large_as_an_upload(address: str, picture: Path):
+    content = picture.read_bytes() + b"\0" * 2 * LIMITS.max_request_mb * 2**20  # Pillow reads to the picture's end
+    layer = io.BytesIO()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 255)).save(layer, "PNG")
+    assert paint(address, content, type="background", index="null").status_code == 200
+    assert paint(address, layer.getvalue(), type="layer", index="0").status_code == 200
+    assert "Drawn: cat" in call(address, "inpaint", [{"id": "q"}, 0, 1.0, *DRAW[2:]])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"type": "layer", "index": "10000000"},
+        {"type": "layer", "index": "-1"},
+        {"type": "layer"},
+        {"type": "other", "index": "0"},
+        {"type": "background", "index": "null", "id": "q" * 100},
+    ],
+)
+def test_painted_picture_of_odd_fields_is_refused(address: str, fields: dict[str, str]):
+    assert paint(address, b"", **fields).status_code == 400
+
+
+def test_painted_pictures_that_nobody_drew_from_do_not_fill_the_memory():
+    kept = {
+        str(number): EditorDataBlobs(background=b"x" * 10, layers=[None, b"y"], composite=None) for number in range(5)
+    }
+    drop_oldest(kept, 25)
+    assert [*kept] == ["3", "4"]

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file
+from switches import ALL
 
 from dit_hf import DiTModel, DiTPipeline
-from dit_hf.finetuning import add_lora, carry_classes, save_lora
+from dit_hf.conversion import to_diffusers, to_original
+from dit_hf.finetuning import add_lora, carry_classes, resize_positions, save_lora
 from dit_hf.finetuning.adapters import merged
 
 CLASSES = {"dog": {0: "my dog", 1: "goldfish"}, "style": {0: "goldfish", 1: "my cat", 2: "tench"}}
@@ -34,6 +37,27 @@ def dog(build, tmp_path: Path) -> Path:
 @pytest.fixture
 def style(build, tmp_path: Path) -> Path:
     return write_adapter(build(), tmp_path, "style", 3, 3.0)
+
+
+@pytest.mark.parametrize("switches", [{}, ALL, {**ALL, "position_embedding": "both"}], ids=["paper", "rope", "both"])
+def test_adapter_of_another_size_draws_there_as_it_was_trained_and_loading_it_says_so(build, tmp_path: Path, switches):
+    trained = build(**switches)
+    resize_positions(trained, (12, 16), "interpolate")
+    folder = write_adapter(trained, tmp_path, "dog", 2, 4.0)
+    call = {"guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"}
+    images = []
+    for model, size in ((trained, {}), (build(**switches), {"height": 12, "width": 16})):
+        pipeline = DiTPipeline(model.eval(), None, DDIMScheduler(clip_sample=False))
+        pipeline.set_progress_bar_config(disable=True)
+        if size:
+            with pytest.warns(
+                UserWarning, match=r"on latents of size \[12, 16\], and the model draws 8: call the pipel"
+            ):
+                pipeline.load_lora_weights(folder)
+            size["position_policy"] = "interpolate"
+        images.append(pipeline([1], generator=torch.Generator().manual_seed(0), **call, **size).images)
+    torch.testing.assert_close(*images, rtol=1e-5, atol=1e-5)  # the adapter beside the weights
+    assert images[0].shape[2:] == (12, 16)
 
 
 def delta(folder: Path, factor: float) -> torch.Tensor:
@@ -120,6 +144,31 @@ def test_disabled_adapters_stay_disabled_when_others_are_deleted_or_fused(pipeli
     torch.testing.assert_close(output(model), plain, rtol=0, atol=0)
     pipeline.enable_lora()
     assert (pipeline.get_active_adapters(), pipeline.config.id2label) == (["style"], CLASSES["style"])
+
+
+WRITERS = {
+    "save_pretrained": lambda pipeline, folder: pipeline.save_pretrained(folder),
+    "in diffusers' form": lambda pipeline, folder: pipeline.save_pretrained(folder, format="diffusers"),
+    "of the model": lambda pipeline, folder: pipeline.transformer.save_pretrained(folder),
+    "push_to_hub": lambda pipeline, folder: pipeline.push_to_hub("user/dit"),
+    "push_to_hub of the model": lambda pipeline, folder: pipeline.transformer.push_to_hub("user/dit"),
+    "export": lambda pipeline, folder: pipeline.export(folder, format="torch"),
+    "to_original": lambda pipeline, folder: to_original(pipeline.transformer),
+    "to_diffusers": lambda pipeline, folder: to_diffusers(pipeline.transformer),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_weights_beside_an_adapter_are_written_by_nothing_also_while_it_is_disabled(pipeline, dog, write, tmp_path):
+    """transformers would save the adapter alone, without its classes, into a folder that loads as another model."""
+    pipeline.load_lora_weights(dog, "dog")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"an adapter is loaded \(dog\): call fuse_lora\(\) .* or unload_lora"):
+            write(pipeline, tmp_path / "written")
+        assert not (tmp_path / "written").exists()
+        pipeline.disable_lora()
+    pipeline.unload_lora_weights()
+    pipeline.save_pretrained(tmp_path / "written")
 
 
 def test_fused_adapters_save_and_can_be_taken_out_again(pipeline, dog: Path, style: Path, tmp_path: Path):

@@ -5,14 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from dit_hf import DiTPipeline
 from dit_hf.conversion import to_original
 from dit_hf.conversion.original import HEADS
+from dit_hf.training.assembly import make_objective
 from dit_hf.training.origin import Origin, load_origin, take_over
 from dit_hf.training.settings import TrainSettings, parse_settings
-from dit_hf.training.start import adapt_to_data
+from dit_hf.training.start import adapt_to_data, make_scheduler
 
 NAMES = {0: "tench, Tinca tinca", 1: "crane", 2: "goldfish", 3: "koi"}
 
@@ -61,6 +68,25 @@ def test_a_flow_model_has_no_betas_and_one_of_pixels_no_scaling(build, tmp_path:
     origin = load_origin(str(tmp_path))
     assert origin.trained == {"prediction_type": predicted, "num_train_timesteps": 1000}
     assert (origin.objective, origin.vae) == (objective, None)
+
+
+OF_FLOW = {
+    "Euler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "solver": DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+}
+
+
+@pytest.mark.parametrize("scheduler", OF_FLOW.values(), ids=OF_FLOW)
+def test_a_flow_model_goes_on_with_the_shift_of_its_timesteps(build, tmp_path: Path, scheduler):
+    model = build(learn_sigma=False)
+    DiTPipeline(model, tiny_vae(), scheduler, prediction_type="flow_sample").save_pretrained(tmp_path)
+    origin = load_origin(str(tmp_path))
+    for flags, shift in ((), 3.0), (("--timestep_shift", "6"), 6.0):
+        settings = parse_settings(["--init_from", str(tmp_path), *flags])
+        take_over(settings, origin)
+        objective = make_objective(settings, origin.schedule)
+        assert (settings.objective, settings.timestep_shift, objective.density.shift) == ("flow_sample", shift, shift)
+        assert make_scheduler(objective).config.shift == shift
 
 
 def test_an_original_checkpoint_gives_its_averaged_weights(build, tmp_path: Path, monkeypatch):

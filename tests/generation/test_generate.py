@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from fresh_process import code_of
+from warm_process import run_two, run_warm
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
 from dit_hf.generation import draw_labels, generate_images, generate_with_pipeline, iterate_batches, pipeline_sampler
@@ -321,15 +321,15 @@ def test_file_of_labels_takes_the_null_class_with_a_warning_as_the_pipeline_does
     assert "class 3 is the null class" in caplog.text
 
 
-# A process that has imported everything. For each line "N before" or "N after" it starts the same run in a child, which
-# kills itself before or after it gives the Nth file its name.
+# For each argument "N before" or "N after" this starts the same run in a child, which kills itself before or after it
+# gives the Nth file its name.
 WARM = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from dit_hf import DiTPipeline
 from dit_hf.generation import generate_with_pipeline
-model, output = sys.argv[1:]
+model, output, *ends = sys.argv[1:]
 
 def kill_at(number, when):
     rename = os.replace
@@ -343,8 +343,8 @@ def kill_at(number, when):
             os.kill(os.getpid(), signal.SIGKILL)
     os.replace = replace
 
-for line in sys.stdin:
-    number, when = line.split()
+for end in ends:
+    number, when = end.split()
     child = os.fork()
     if child == 0:
         kill_at(int(number), when)
@@ -363,37 +363,24 @@ def test_run_killed_ten_times_ends_with_the_same_bytes(tmp_path: Path, form: str
     arguments = {"labels": "random", "batch_size": 2, "num_inference_steps": 5}
     generate_with_pipeline(DiTPipeline.from_pretrained(tmp_path / "model"), undisturbed, 40, **arguments)
     place, draw = tmp_path / "killed" / form, random.Random(0)
-    command = [sys.executable, "-c", WARM, str(tmp_path / "model"), str(place)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as warm:
-
-        def run(number: int, when: str) -> int:
-            warm.stdin.write(f"{number} {when}\n")
-            warm.stdin.flush()
-            return int(warm.stdout.readline())
-
-        # Two kills at the settings file, then eight at one of the next two of 20 parts or 40 images.
-        for when in ("before", "after"):
-            assert run(1, when) == -signal.SIGKILL
-        for number in range(8):
-            assert run(draw.choice([1, 2]), ("before", "after")[number % 2]) == -signal.SIGKILL
-        assert run(1000, "after") == 0
-        warm.stdin.close()
+    # Two kills at the settings file, then eight at one of the next two of 20 parts or 40 images.
+    kills = [(1, "before"), (1, "after")]
+    kills += [(draw.choice([1, 2]), ("before", "after")[number % 2]) for number in range(8)]
+    ends = [f"{number} {when}" for number, when in [*kills, (1000, "after")]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    result = run_warm(WARM, str(tmp_path / "model"), str(place), *ends, environment=environment)
+    assert result.stdout.split() == [*[str(-signal.SIGKILL)] * 10, "0"], result.stderr[-3000:]
     assert contents(place) == contents(undisturbed)
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_files_of_one(tmp_path: Path):
     tiny_pipeline(DDPMScheduler(clip_sample=False)).save_pretrained(tmp_path / "model")
-    example = [str(ROOT / "examples" / "sample_dit.py"), "--model", str(tmp_path / "model"), "--num_images", "23"]
+    example = ["--model", str(tmp_path / "model"), "--num_images", "23"]
     few = ["--num_inference_steps", "3", "--batch_size", "2", "--seed", "5"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *example, *few]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    output = ["--output", str(tmp_path / "two" / "images")]
-    result = subprocess.run([*command, *output], env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("wrote") == 1
+    example += ["--output", str(tmp_path / "two" / "images")]
+    results = run_two(code_of(ROOT / "examples" / "sample_dit.py"), *example, *few)
+    assert "".join(result.stdout for result in results).count("wrote") == 1
     arguments = {"labels": "random", "seed": 5, "batch_size": 2, "guidance_scale": 1.5, "num_inference_steps": 3}
     generate_with_pipeline(
         DiTPipeline.from_pretrained(tmp_path / "model"), tmp_path / "one" / "images", 23, **arguments

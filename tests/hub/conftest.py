@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from diffusers import AutoencoderKL, DDPMScheduler
-from huggingface_hub import constants, hf_api
+from huggingface_hub import close_session, constants, hf_api
 from PIL import Image as PILImage
 
 from dit_hf import DiTConfig, DiTModel, DiTPipeline
@@ -34,7 +34,11 @@ LocalHub = load_local_hub().LocalHub
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["LocalHub"]:
-    """A fresh Hub whose user "user" is logged in here, with an empty cache; 0.01 s between tries."""
+    """A fresh Hub whose user "user" is logged in here, with an empty cache; 0.01 s between tries.
+
+    It answers when the machine lets it, so the client waits as long as for a hang. The session of the client ends with
+    the Hub: its connections, and a time-out that a test or a retry has set, would stay for the next one.
+    """
     with LocalHub() as local:
         monkeypatch.setenv("HF_TOKEN", local.add_user("user"))
         monkeypatch.setattr(constants, "ENDPOINT", local.url)
@@ -42,12 +46,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["LocalHub"]
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", local.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", local.STALL_SECONDS)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", local.STALL_SECONDS)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(hf_api.api, "endpoint", local.url)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # its client, made for an older Hub
         sleep = time.sleep
         monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+        close_session()
         yield local
+        close_session()
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +90,7 @@ def hub_environment(hub: "LocalHub", tmp_path: Path) -> dict[str, str]:
     """The environment of a process that knows no Hub but this one."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "HF_"))}
     ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    ours |= {name: str(hub.STALL_SECONDS) for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")}
     return environment | ours | {"HF_TOKEN": os.environ["HF_TOKEN"], "OMP_NUM_THREADS": "1"}
 
 

@@ -1,11 +1,10 @@
 """Model cards: what they say, that the Hub takes them, and that their snippets run as printed."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from fresh_process import run_script
 from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
@@ -143,9 +142,7 @@ def test_snippets_run_as_printed(hub, pipeline, hub_environment, tmp_path):
     forget += "sys.modules['dit_hf'] = None\nimport os; os.rename('sample.png', 'first.png')\n"
     code = tmp_path / "snippets.py"
     code.write_text(with_package + forget + without)
-    result = subprocess.run(
-        [sys.executable, code], cwd=tmp_path, env=hub_environment, capture_output=True, text=True, timeout=600
-    )
+    result = run_script(code, cwd=tmp_path, environment=hub_environment)
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (np.asarray(Image.open(tmp_path / name)) for name in ("first.png", "sample.png"))
     assert first.shape == (16, 16, 3)

@@ -79,7 +79,9 @@ def test_nothing_corrupt_is_left_in_the_cache_by_a_download_that_fails(api, hub)
     assert hub.count("GET", "resolve") == before  # it lies in the cache
 
 
-def test_model_alone_is_pushed_privately_and_loads(hub, pipeline):
+@pytest.mark.parametrize("hub_of_the_process", ["first", "second"])
+def test_model_alone_is_pushed_privately_and_loads(hub, pipeline, hub_of_the_process):
+    """Twice, because transformers keeps a client for the Hub that it met first."""
     pipeline.transformer.push_to_hub("user/net")
     assert hub.repository("user/net").private
     loaded = AutoModel.from_pretrained("user/net", cache_dir=constants.HF_HUB_CACHE)

@@ -10,12 +10,6 @@ from dit_hf import DiTModel
 from dit_hf.hub.push import push_folder
 
 
-@pytest.fixture(autouse=True)
-def forget_hub(monkeypatch):
-    """Make transformers, which keeps its client, look for the Hub of each test."""
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
-
-
 @pytest.mark.parametrize("branch", [None, "new"])
 def test_pushed_model_supersedes_the_weights_of_the_repository(hub, pipeline, branch):
     model = copy.deepcopy(pipeline.transformer)

@@ -240,6 +240,13 @@ def test_no_network_is_said(hub, monkeypatch):
         check_push("user/dit")
 
 
+@pytest.mark.parametrize("repo_id", ["user/dit@main", "a/b/c", "out/dit/", "user/my dit"])
+def test_what_is_no_id_is_said_before_the_hub_is_asked(hub, repo_id):
+    with pytest.raises(HubError, match="this is no repository id: write it as `user/name`"):
+        check_push(repo_id)
+    assert hub.log == []
+
+
 FAULTS = [  # method, path: each request that a push makes
     ("GET", "whoami"), ("POST", "repos/create"), ("GET", "auth-check"), ("GET", "/api/models/user/dit$"),
     ("POST", "preupload"), ("POST", "objects/batch"), ("PUT", "/lfs/"), ("POST", "lfs-verify"), ("POST", "/commit/"),

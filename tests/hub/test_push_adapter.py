@@ -2,18 +2,17 @@
 
 import copy
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from fresh_process import SOURCE, run_script
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file
+from warm_process import run_warm
 
-import dit_hf
 from dit_hf import DiTPipeline
 from dit_hf.finetuning import add_lora, save_lora
 from dit_hf.hub.push import push_folder
@@ -95,9 +94,7 @@ def test_snippet_of_an_adapters_card_runs_as_printed(hub, saved, adapter, hub_en
     push_folder(adapter, "user/my-lora")
     (snippet,) = re.findall(r"```python\n(.*?)```", ModelCard.load("user/my-lora").text, re.DOTALL)
     (tmp_path / "snippet.py").write_text(snippet)
-    environment = hub_environment | {"PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
-    command = [sys.executable, tmp_path / "snippet.py"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    result = run_script(tmp_path / "snippet.py", cwd=tmp_path, environment=hub_environment)
     assert result.returncode == 0, result.stderr[-3000:]
     with Image.open(tmp_path / "sample.png") as image:
         assert image.size == (16, 16)
@@ -127,14 +124,7 @@ print(origin.id2label[1], trained["beta_schedule"], origin.vae["scaling_factor"]
 @pytest.mark.slow
 def test_a_fine_tuning_starts_from_an_id_on_the_hub(hub, saved: Path, hub_environment: dict[str, str]):
     push_folder(saved, "user/dit-tiny")
-    source = Path(dit_hf.__file__).parents[1]
-    result = subprocess.run(
-        [sys.executable, "-c", ORIGIN],
-        env=hub_environment | {"PYTHONPATH": str(source)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    result = run_warm(ORIGIN, environment=hub_environment | {"PYTHONPATH": SOURCE})
     assert result.stdout.split() == ["goldfish", "linear", "0.18215", "4"], result.stderr
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
+from fresh_process import SOURCE, run_script
 from PIL import Image as PILImage
+from warm_process import run_warm
 
 TRAIN = Path(__file__).parents[2] / "examples" / "train_dit.py"
 NUM_CLASSES = 1000
@@ -46,10 +48,6 @@ def shards() -> dict[str, bytes]:
     return files
 
 
-def run(command: list[str], environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-
-
 @pytest.fixture
 def imagenet(hub):
     """The gated data set, which the user "user" may read."""
@@ -73,9 +71,9 @@ def test_imagenet_is_streamed_trained_on_and_pushed_and_the_model_loads_with_and
         "validation_steps": 100, "validation_inference_steps": 2, "validation_labels": 207, "report_to": "none",
         "push_to_hub": True, "hub_model_id": "user/dit-imagenet", "num_threads": 1, "hub_license": "cc-by-nc-4.0",
     }  # fmt: skip
-    command = [sys.executable, str(TRAIN), *(str(word) for name in flags for word in (f"--{name}", flags[name]))]
+    words = [str(word) for name in flags for word in (f"--{name}", flags[name])]
 
-    refused = run(command, {**hub_environment, "HF_TOKEN": ""}, tmp_path)
+    refused = run_script(TRAIN, *words, cwd=tmp_path, environment={**hub_environment, "HF_TOKEN": ""})
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1].startswith("error: user/dit-imagenet at http://127.0.0.1")
     assert "there is no token: log in with `hf auth login`" in refused.stderr.splitlines()[-1]
@@ -83,7 +81,8 @@ def test_imagenet_is_streamed_trained_on_and_pushed_and_the_model_loads_with_and
 
     imagenet.granted.add("user")
     hub.fail("POST", "/commit/", 500, times=8)  # of a checkpoint and of the end; neither ends the training
-    trained = run(command, hub_environment, tmp_path)
+    command = [sys.executable, str(TRAIN), *words]
+    trained = subprocess.run(command, cwd=tmp_path, env=hub_environment, capture_output=True, text=True, timeout=600)
     assert trained.stderr.count("the push failed, the training continues") == 2
     assert trained.returncode == 1
     last = trained.stderr.splitlines()[-1]
@@ -93,7 +92,7 @@ def test_imagenet_is_streamed_trained_on_and_pushed_and_the_model_loads_with_and
     assert "user/dit-imagenet does not have them" in status["reason"]
     assert (tmp_path / "out" / "pipeline" / "README.md").exists()
 
-    again = run(command, hub_environment, tmp_path)
+    again = run_script(TRAIN, *words, cwd=tmp_path, environment=hub_environment)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "nothing to do" in again.stderr
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "finished"
@@ -125,7 +124,7 @@ def test_imagenet_is_streamed_trained_on_and_pushed_and_the_model_loads_with_and
     for way, (block, load) in ways.items():
         file = str(tmp_path / f"{way}.npy")
         code = LOAD.format(block=block, load=load, file=file)
-        result = run([sys.executable, "-c", code], hub_environment, tmp_path)
+        result = run_warm(code, cwd=tmp_path, environment={**hub_environment, "PYTHONPATH": SOURCE})
         assert result.returncode == 0, result.stderr[-3000:]
         images[way], types[way] = np.load(file), json.loads(result.stdout.splitlines()[-1])
     assert types["with"]["type"] == "dit_hf.pipeline_dit.DiTPipeline"

@@ -3,12 +3,12 @@
 import ast
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
+from warm_process import run_warm
 
 from dit_hf.demo.space import push_space, space_texts
 from dit_hf.hub.errors import HubError
@@ -45,16 +45,14 @@ def test_space_runs_from_its_own_files_alone(hub, saved, tmp_path: Path):
     )
     program += "import dit_hf; print(dit_hf.__file__); app.page.close()"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(
-        command, cwd=tmp_path / "space", env=environment, capture_output=True, text=True, check=False, timeout=600
-    )
+    result = run_warm(program, cwd=tmp_path / "space", environment=environment)
     assert result.returncode == 0, result.stderr
     assert "Drawn: goldfish, seed 0." in result.stdout
     assert str(tmp_path / "space" / "dit_hf") in result.stdout
 
 
 def test_model_of_the_hub_is_named_and_not_copied(hub):
+    HfApi().create_repo("user/dit")
     push_space("user/dit", "user/draw", private=False)
     files = hub.repository("user/draw", "spaces").files()
     assert not any(name.startswith("model/") for name in files)
@@ -69,12 +67,14 @@ def test_folder_that_holds_a_secret_is_not_sent(hub, saved):
 
 
 def test_public_space_is_refused_unless_it_may_be_public(hub):
+    HfApi().create_repo("user/dit")
     push_space("user/dit", "user/draw", private=False)
     with pytest.raises(ValueError, match="is public"):
         push_space("user/dit", "user/draw")
 
 
 def test_account_of_somebody_else_is_refused(hub):
+    HfApi().create_repo("user/dit")
     with pytest.raises(HubError):
         push_space("user/dit", "somebody/draw")
 

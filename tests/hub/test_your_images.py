@@ -1,22 +1,18 @@
 """docs/your_images.md, from the folder of photographs to the model on a local Hub, run as printed."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh_process import dit_hf_command
 from PIL import Image
 
-import dit_hf
 from dit_hf import DiTPipeline
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "your_images.md"
-COMMAND = "import sys; sys.argv[0] = 'dit-hf'; from dit_hf.cli import main; main()"
 FEW = ["--max_train_steps", "2", "--ema_decay", "0", "--train_batch_size", "2", "--report_to", "none"]
 
 
@@ -41,7 +37,6 @@ def run_page(folder: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]) ->
     monkeypatch.chdir(folder)
     (folder / "examples").symlink_to(ROOT / "examples")
     take_photographs(folder / "photos")
-    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1])}
     namespace: dict = {}
     for language, text in blocks_until("With a GPU"):
         if language == "python":
@@ -49,8 +44,7 @@ def run_page(folder: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]) ->
             continue
         program, *arguments = shlex.split(text)
         assert program == "dit-hf"
-        command = [sys.executable, "-c", COMMAND, *arguments, *(extra if arguments[0] == "finetune" else [])]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=7200)
+        result = dit_hf_command(*arguments, *(extra if arguments[0] == "finetune" else []))
         assert result.returncode == 0, result.stderr[-3000:]
     return namespace
 

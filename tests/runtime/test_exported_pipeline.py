@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from fresh_process import run_elsewhere
 from sampling_parts import picture, scheduler_by_name, seeded, tiny_model, tiny_pipeline
+from switches import ALL, SWITCHES
 from torch.testing import assert_close
 
 from dit_hf import DiTPipeline
@@ -18,6 +19,8 @@ from dit_hf.finetuning import add_lora
 from dit_hf.generation.from_pipeline import pipeline_settings
 from dit_hf.image_pipelines import DiTImg2ImgPipeline, DiTInpaintPipeline
 from dit_hf.runtime.engines import ENGINES
+
+pytestmark = pytest.mark.slow  # exports for three runtimes
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}  # other kernels, whose rounding the steps carry on
 
@@ -66,17 +69,22 @@ def test_an_export_may_guide_another_model(original, exported):
     assert_close(*(drawn(strong, [5], guide_model=each) for each in weak), **CLOSE)
 
 
+SWITCHED = dict(zip(BLOCKS, (ALL, {**ALL, "position_embedding": "both"}, SWITCHES["rope"], {}), strict=True))
+
+
 @pytest.mark.parametrize("format", ["openvino", "onnx", "torch"])
 @pytest.mark.parametrize("block_type", [*BLOCKS])
-@pytest.mark.slow
-def test_every_block_design_and_unconditional_models_of_pixels_export(block_type, format, tmp_path):
+def test_every_block_design_with_switches_and_unconditional_models_of_pixels_export(block_type, format, tmp_path):
+    """With x_0 predicted under flow matching, which the pipeline has to know, and on another size of images."""
     pytest.importorskip(ENGINES[format].package)
-    fields = {"num_classes": 0, "in_channels": 3, "learn_sigma": False, "patch_size": 4}
-    pipeline = tiny_pipeline(tiny_model(block_type=block_type, **fields), scheduler_by_name("DDPMScheduler"), vae=None)
+    fields = {"num_classes": 0, "in_channels": 3, "learn_sigma": False, "patch_size": 4, **SWITCHED[block_type]}
+    flow = {"scheduler": FlowMatchEulerDiscreteScheduler(shift=2.0), "prediction_type": "flow_sample"}
+    pipeline = tiny_pipeline(tiny_model(block_type=block_type, **fields), vae=None, **flow)
     pipeline.export(tmp_path / "export", format=format)
     exported = DiTPipeline.from_pretrained(tmp_path / "export")
-    arguments = {"num_images": 2, "guidance_scale": 1.0}
-    assert_close(drawn(exported, **arguments), drawn(pipeline, **arguments), **CLOSE)
+    for size in ({}, {"height": 12, "width": 8, "position_policy": "interpolate"}):
+        arguments = {"num_images": 2, "guidance_scale": 1.0, **size}
+        assert_close(drawn(exported, **arguments), drawn(pipeline, **arguments), **CLOSE)
 
 
 def test_folder_says_what_it_is(folder):
@@ -176,7 +184,6 @@ assert received == [signal.SIGUSR1]
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_signal_is_handled_after_an_openvino_export_is_gone(dtype, original, tmp_path):
     """OpenVINO gives the process a stack for signals on a CPU with AMX; a stack that is freed too early is a crash."""
@@ -190,7 +197,9 @@ def test_folder_without_its_runtime_says_what_to_install(folder, monkeypatch):
     if engine.extra is None:
         pytest.skip("torch is always there")
     monkeypatch.setitem(sys.modules, engine.package, None)  # as Python treats a package that is not installed
-    expected = f"{engine.name} needs the package {engine.package}: run `pip install {engine.package}`"
+    expected = (
+        f"{engine.name} needs the package {engine.package}, which is not installed: run `pip install {engine.package}`"
+    )
     with pytest.raises(ImportError, match=expected):
         DiTPipeline.from_pretrained(folder)
 

@@ -16,7 +16,7 @@ from sampling_parts import ID2LABEL, seeded, tiny_model, tiny_pipeline
 from dit_hf import DiTPipeline
 from dit_hf.class_names import names_to_ids
 from dit_hf.conversion.imagenet_names import imagenet_names
-from dit_hf.sampling.class_names import labels_of_text
+from dit_hf.sampling.class_names import class_ids, labels_of_text
 from dit_hf.synonyms import IMAGENET_CHECKSUMS, checksum, lists_synonyms
 
 
@@ -101,6 +101,23 @@ def test_accents_are_one_character_or_two(stored: str, asked: str):
     pipe = named("tea", stored)
     assert pipe.get_label_ids(asked) == [1]
     assert pipe.labels["caf\xe9"] == 1
+
+
+def test_numbers_that_are_names_of_other_classes_are_told(caplog):
+    diffusers.utils.logging.enable_propagation()
+    labels = {0: "0", 1: "1", 2: "10", 3: "2"}
+    config = tiny_model(num_classes=4).config
+    assert class_ids(["10", "2", 0, 1], config, labels) == [2, 3, 0, 1]
+    assert not caplog.text
+    assert class_ids(np.array([2]), config, labels) == [2]
+    assert "the id 2 is the class '10'; for the class named '2', whose id is 3, pass the text '2'" in caplog.text
+    with pytest.raises(ValueError, match="no class is named '3': .* For the id 3, pass a number, not a text"):
+        class_ids("3", config, labels)
+
+
+def test_close_names_are_found_in_any_case():
+    with pytest.raises(ValueError, match="no class is named ' PANDA FACE': did you mean 'Panda face'"):
+        named("Panda face", "fox").get_label_ids(" PANDA FACE")
 
 
 TYPED = {

@@ -8,6 +8,8 @@ from torch._dynamo.testing import CompileCounter
 
 from dit_hf import DiTPipeline
 
+pytestmark = pytest.mark.slow
+
 
 def compile_and_count(pipe: DiTPipeline, how: str) -> CompileCounter:
     """Compile the model or its blocks by a backend that counts graphs and runs them as they are."""

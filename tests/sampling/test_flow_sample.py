@@ -1,5 +1,7 @@
 """A model of flow matching that predicts x_0: the schedulers get the velocity that follows, in every pipeline."""
 
+import inspect
+
 import diffusers
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from diffusers.guiders import AdaptiveProjectedGuidance
 from sampling_parts import exact_model, seeded, tiny_model, tiny_pipeline
 
 from dit_hf import DiTImg2ImgPipeline, DiTInpaintPipeline, DiTPipeline
+from dit_hf.conversion import with_scheduler
 from dit_hf.diffusion import OBJECTIVES
+from dit_hf.sampling.schedulers import SCHEDULERS as SCHEDULERS_BY_NAME
 
 FLOW_SIGMAS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SCHEDULERS = {
@@ -54,6 +58,28 @@ def test_solvers_with_flow_sigmas_sample_as_if_they_read_x_0(name):
         pipe.set_progress_bar_config(disable=True)
         images.append(sample(pipe, num_inference_steps=20))
     torch.testing.assert_close(*images, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("predicted", ["flow", "flow_sample"])
+def test_solver_that_takes_the_place_of_the_scheduler_walks_the_shifted_path_more_exactly(predicted):
+    pipe = exact_pipeline(predicted, FlowMatchEulerDiscreteScheduler(shift=3.0))
+    z = torch.randn(2, 3, 16, 16, generator=seeded(0))
+    errors = {}
+    for name, traits in SCHEDULERS_BY_NAME.items():
+        if not (traits.flow or "use_flow_sigmas" in inspect.signature(getattr(diffusers, name)).parameters):
+            with pytest.raises(ValueError, match=f"'{name}' is no scheduler of diffusers for flow matching: choose "):
+                with_scheduler(pipe, name)
+            continue
+        changed = with_scheduler(pipe, name)
+        changed.set_progress_bar_config(disable=True)
+        found = sample(changed, num_inference_steps=50, latents=z)
+        errors[name] = (found - (0.7 + 0.5 * z)).square().mean().sqrt().item()
+        assert found.mean().item() == pytest.approx(0.7, abs=0.05)
+        assert with_scheduler(changed, "FlowMatchEulerDiscreteScheduler").scheduler.config.shift == 3.0
+    euler = errors.pop("FlowMatchEulerDiscreteScheduler")
+    assert errors.keys() >= {"DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"}
+    better = {"DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"}
+    assert max(errors[name] for name in better) < euler / 2
 
 
 def test_samples_converge_to_the_exact_path():

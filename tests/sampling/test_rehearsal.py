@@ -100,6 +100,7 @@ def pipelines_of(name: str, settings: dict) -> list[tuple[DiffusionPipeline, dic
     return [(make(DiTPipeline, scheduler), {}), (make(DiTImg2ImgPipeline, scheduler), image)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_combination_ends_in_finite_latents_or_is_refused_before_any_work(name: str):
     found = dict.fromkeys(KINDS, 0)

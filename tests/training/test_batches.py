@@ -1,10 +1,11 @@
 """What stands between a data set and the loop: the number of workers that prepare it."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from dit_hf.training.batches import choose_num_workers
+from dit_hf.training.batches import check_output_dir, choose_num_workers
 
 
 @pytest.fixture
@@ -47,3 +48,15 @@ def test_one_worker_reads_what_can_only_be_read_as_a_whole(cores):
 def test_the_number_that_the_user_sets_is_taken(cores, wanted: int):
     cores(1)
     assert choose_num_workers(wanted, 192, 5) == wanted
+
+
+@pytest.mark.parametrize("output", ["photos/out", "photos", "photos/cat/../out", "link/out"])
+def test_output_among_the_images_is_refused(tmp_path: Path, output: str, monkeypatch):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", f"file://{tmp_path}/photos"):
+        with pytest.raises(ValueError, match="the folder of the images, which its previews would join: set another"):
+            check_output_dir(output, name)
+    for elsewhere in ("out", "photos-2", "photos/.out"):
+        check_output_dir(elsewhere, "photos")

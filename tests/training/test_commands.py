@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fresh_process import dit_hf_command
 from PIL import Image
 
 import dit_hf
@@ -17,13 +19,6 @@ from dit_hf.training.settings import OWN_IMAGES, finetune_arguments, parse_setti
 from dit_hf.training.settings.table import TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
-COMMAND = "import sys; sys.argv[0] = 'dit-hf'; from dit_hf.cli import main; main()"
-
-
-def dit_hf_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(dit_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", COMMAND, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=cwd)
 
 
 def own_lines(text: str) -> list[str]:
@@ -140,3 +135,27 @@ def test_an_error_of_the_data_is_one_line_without_a_launcher(tiny: Path, tmp_pat
     assert result.returncode == 1
     assert "has no column 'class'" in own_lines(result.stderr)[-1]
     assert "Traceback" not in result.stderr
+
+
+FAILING = """
+from dit_hf.flags import exit_with_line
+exit_with_line(ValueError("lr_warmup_steps=5 has no effect"), ["lr_warmup_steps"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["--quiet"], ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]])
+def test_launchers_end_with_the_line_of_the_error(tmp_path: Path, launcher: list[str]):
+    """As `main` of a training ends. Accelerate's own process adds nothing to one, and the line to its report of two."""
+    (tmp_path / "train.py").write_text(FAILING)
+    ours = {"PYTHONPATH": str(Path(dit_hf.__file__).parents[1]), "HF_HOME": str(tmp_path)}  # without a configuration
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(tmp_path / "train.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **ours})
+    assert result.returncode == 1
+    if launcher == ["--quiet"]:
+        ours = [line for line in own_lines(result.stderr) if "The following values were not passed" not in line]
+        assert "error: --lr_warmup_steps 5 has no effect" in ours
+        assert "Traceback" not in result.stderr
+    else:
+        assert re.search(r"traceback : error: rank \d: --lr_warmup_steps 5 has no effect", result.stderr)
+        assert "To enable traceback" not in result.stderr

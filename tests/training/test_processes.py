@@ -294,8 +294,8 @@ def test_what_was_never_run_with_deepspeed_is_refused(tiny: Path, tmp_path: Path
 
 
 def launch_lines() -> list[str]:
-    """The commands of docs/training.md that start several processes, without what continues them."""
-    text = (ROOT / "docs" / "training.md").read_text().replace("\\\n", " ")
+    """The commands of docs/launch.md that start several processes, without what continues them."""
+    text = (ROOT / "docs" / "launch.md").read_text().replace("\\\n", " ")
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     return [line for line in lines if line.startswith(("torchrun", "accelerate launch -")) and "examples/" in line]
 

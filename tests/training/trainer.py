@@ -8,19 +8,20 @@ Its journal has a line for each event of the observer. A phase that a test waits
 signal or by `release`, so that no verdict depends on how fast anything is.
 """
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from warm_process import free_port as free_port
 
 from dit_hf.training.observer import Observer
 from dit_hf.training.processes.signals import StopRequest
@@ -222,14 +223,6 @@ def finish(processes: list[Any], journal: Path, code: int = 0) -> None:
     for rank, process in enumerate(processes):
         process.join(HANG_SECONDS)
         assert process.exitcode == code, output(journal, rank)
-
-
-def free_port() -> int:
-    """A port below those that the kernel gives to outgoing connections, so that nothing takes it in the meantime."""
-    while True:
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 30_000)))
-            return listener.getsockname()[1]
 
 
 if __name__ == "__main__":

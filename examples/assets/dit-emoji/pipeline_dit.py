@@ -1,4 +1,4 @@
-# Made of betas.py, synonyms.py, files.py, images.py, saved_code.py, places.py, callbacks.py, guidance.py, vae.py, limits.py, turns.py, class_names.py, weight_files.py, lora_pipeline.py, schedulers.py, latents.py, class_names.py, defaults.py, rehearsal.py, denoising.py, sources.py, pipeline_dit.py, image_pipelines.py.
+# Made of betas.py, synonyms.py, extras.py, files.py, saved_code.py, places.py, callbacks.py, guidance.py, vae.py, limits.py, turns.py, class_names.py, images.py, weight_files.py, lora_pipeline.py, schedulers.py, latents.py, class_names.py, defaults.py, rehearsal.py, denoising.py, sources.py, pipeline_dit.py, image_pipelines.py.
 
 import base64
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory
 import threading
 from typing import Any, Literal, NamedTuple
 import unicodedata
+import warnings
 from weakref import WeakKeyDictionary
 import zlib
 
@@ -112,6 +113,53 @@ def _in_threes(joined: bytes) -> frozenset[bytes]:
 
 
 IMAGENET_CHECKSUMS = _in_threes(base64.b64decode(IMAGENET))
+
+# --- extras.py ---
+# Packages that only some purposes need: whether they are installed, and the sentence that says how to install them.
+#
+# The command names the packages, not an extra of this package: `pip install peft` is right in a checkout and for an
+# installed package alike; `pip install "dit-hf[lora]"` is wrong in the one, and `pip install ".[lora]"` in the other.
+#
+# This file travels to the Hub as a part of `pipeline_dit.py`.
+
+# Module -> its package on PyPI. setup.py declares them as extras.
+PACKAGES = {
+    "deepspeed": "deepspeed", "gradio": "gradio", "onnx": "onnx", "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript", "openvino": "openvino", "peft": "peft", "pillow_heif": "pillow-heif",
+}  # fmt: skip
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module can be imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def how_to_install(*packages: str) -> str:
+    """Return what to do about missing packages: "run `pip install onnx onnxscript`".
+
+    Args:
+        *packages: Names on PyPI, with a version if one is needed: "openvino>=2025.4".
+    """
+    names = [f"'{package}'" if set(package) & set("<>=![") else package for package in packages]
+    return f"run `pip install {' '.join(names)}`"
+
+
+def require(purpose: str, *modules: str) -> None:
+    """Refuse to go on without modules of `PACKAGES`.
+
+    Args:
+        purpose: What needs them, as the message begins: "the demo".
+        *modules: Modules, all of which are needed.
+
+    Raises:
+        ImportError: If one is missing; the message says how to install those that are.
+    """
+    missing = [PACKAGES[module] for module in modules if not is_installed(module)]
+    if missing:
+        what = (
+            f"package {missing[0]}, which is" if len(missing) == 1 else f"packages {' and '.join(missing)}, which are"
+        )
+        raise ImportError(f"{purpose} needs the {what} not installed: {how_to_install(*missing)}")
 
 # --- files.py ---
 # Files and folders that are either whole or not there: written under a hidden name, flushed to the disk, then renamed.
@@ -278,253 +326,6 @@ def _remove_hidden(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
 
-# --- images.py ---
-# One picture, one set of pixels: from encoded bytes, a file or an opened image to an upright RGB image.
-#
-# Training, evaluation and the image-to-image pipelines all read their images here:
-#
-# - of an animation, the first picture counts;
-# - the EXIF orientation is applied;
-# - transparency is composited on white, whether it is an alpha channel, a palette entry or a transparent colour;
-# - grey of 16 bits or in floating point is scaled to 8 bits, of colour in 16 bits Pillow reads the high byte (at most one
-#   level from the rounded value), and CMYK is converted;
-# - colour profiles are not applied.
-#
-# This file travels to the Hub as a part of `pipeline_dit.py`.
-
-# Format of Pillow -> suffixes of its files. None of these formats can run a program.
-FORMATS: dict[str, tuple[str, ...]] = {
-    "PNG": (".png", ".apng"),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp", ".dib"),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
-    "AVIF": (".avif", ".avifs"),
-}
-HEIC_PLUGIN, HEIC_SUFFIXES = "pillow_heif", (".heic", ".heif", ".hif")
-HEIC_REMEDY = "run `pip install pillow-heif`, or convert them to JPEG"
-MAX_PIXELS = 89_478_485  # Pillow warns beyond it: 256 MiB as RGB
-MIN_SIDE = 2  # pixels
-MAX_ASPECT = 100  # long side / short side, because the short side is resized to the training resolution
-DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # grey of more than 8 bits
-# What Pillow's decoders have been seen to raise on damaged bytes.
-DECODER_ERRORS = (
-    OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, EOFError, ArithmeticError, RuntimeError,
-    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-ORIENTATION = 0x0112  # tag of EXIF
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # tag of TIFF, and its value for a negative
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_NOTES = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}  # texts and profiles, which change no pixel here
-
-
-class BadImage(ValueError):
-    """Data that cannot be made an image to train on or to measure; the message says why."""
-
-
-@functools.cache
-def readable_formats() -> tuple[str, ...]:
-    """Return the formats of Pillow that are read; HEIC is one of them if pillow-heif is installed."""
-    if importlib.util.find_spec(HEIC_PLUGIN) is None:
-        return tuple(FORMATS)
-    importlib.import_module(HEIC_PLUGIN).register_heif_opener()
-    return (*FORMATS, "HEIF")
-
-
-def readable_suffixes() -> frozenset[str]:
-    """Return the suffixes of the files that are taken for images, in lower case."""
-    heic = HEIC_SUFFIXES if "HEIF" in readable_formats() else ()
-    return frozenset((*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *heic))
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Decode an image file to an upright RGB image.
-
-    Raises:
-        BadImage: As `decode_image`; the message names the file.
-        OSError: If the file cannot be read.
-    """
-    try:
-        return decode_image(Path(path).read_bytes())
-    except BadImage as error:
-        raise BadImage(f"{path}: {error}") from error
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decode the bytes of an image file to an upright RGB image.
-
-    Raises:
-        BadImage: If the bytes are damaged, of no known format, or as in `open_checked` and `to_rgb`.
-    """
-    try:
-        return _decode(data)
-    except BadImage:
-        # Pillow refuses a PNG whose texts or colour profile take much memory; the picture is whole without them.
-        bare = _without_notes(data)
-        if len(bare) == len(data):
-            raise
-        return _decode(bare)
-
-
-def open_checked(data: bytes) -> Image.Image:
-    """Open an image, and judge by its header whether decoding it would take too much memory.
-
-    Raises:
-        BadImage: If the data are no image of a known format, or its sides are outside the limits.
-    """
-    try:
-        file = Image.open(io.BytesIO(data), formats=readable_formats())
-    except DECODER_ERRORS as error:
-        raise BadImage(_reason(error, data)) from error
-    short, long = sorted(file.size)
-    if short * long > MAX_PIXELS or short < MIN_SIDE or long > MAX_ASPECT * short:
-        raise BadImage(
-            f"{file.width}x{file.height} pixels: at most {MAX_PIXELS} are decoded, of at least {MIN_SIDE} a side, the "
-            f"long one at most {MAX_ASPECT} times the short one"
-        )
-    return file
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an opened image upright and convert it to RGB.
-
-    Args:
-        image: Image of any mode, decoded or not yet.
-
-    Raises:
-        BadImage: If the image cannot be decoded, or if its grey values have no known white. The message names the file
-            that the image was opened from, if there is one.
-    """
-    try:
-        return _to_rgb(image)
-    except DECODER_ERRORS as error:
-        reason = str(error) if isinstance(error, BadImage) else _in_one_line(error)
-        name = getattr(image, "filename", "")
-        raise BadImage(f"{name}: {reason}" if name else reason) from error
-
-
-def _decode(data: bytes) -> Image.Image:
-    with open_checked(data) as file:
-        try:
-            return _to_rgb(file)
-        except BadImage:
-            raise
-        except DECODER_ERRORS as error:
-            raise BadImage(_reason(error, data)) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    levels = _levels_of_a_sample(image)  # before the image is decoded: afterwards Pillow has forgotten it
-    image.load()  # before the orientation: Pillow reports a damaged stream only once, and a PNG's EXIF reads it
-    turn = TURNS.get(read_orientation(image))
-    transparent = image.info.get("transparency")
-    is_negative = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-    # Pillow takes every CMYK file in JPEG for one of Adobe's, whose inks are stored inverted.
-    is_plain_cmyk = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.mode in DEEP_MODES:
-        image = _to_8_bit(image, is_negative, transparent)
-    elif isinstance(transparent, int) and image.mode == "L" and levels > 1:
-        image = _with_transparent(image, transparent * levels)
-    elif isinstance(transparent, tuple) and max(transparent) > 255:  # a colour of 16 bits in an image read as 8 bits
-        image = _with_transparent(image, tuple(value >> 8 for value in transparent))
-    if is_plain_cmyk:
-        image = ImageChops.invert(image)
-    if image.mode == "La":  # Pillow has no way from premultiplied grey to RGBA
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image)
-        image = canvas
-    rgb = image.convert("RGB")
-    rgb.info = {}  # the orientation is applied: whoever reads the image again must not find it
-    return rgb
-
-
-def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, which is 1 (upright) if there is none or if the EXIF block is broken."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except (ValueError, TypeError, SyntaxError, AttributeError, KeyError, OSError, struct.error):
-        return 1
-
-
-def _levels_of_a_sample(image: Image.Image) -> int:
-    """Return the grey levels of 8 bits per level of the file: 85 for grey of 2 bits, 17 for 4 bits, 1 for 8 bits."""
-    tile: Any = getattr(image, "tile", None)
-    arguments = tile[0][3] if tile else ""
-    rawmode = arguments if isinstance(arguments, str) else next(iter(arguments or ("",)), "")
-    return {"L;2": 85, "L;4": 17}.get(rawmode, 1)
-
-
-def _with_transparent(image: Image.Image, value: int | tuple[int, ...]) -> Image.Image:
-    image = image.copy()
-    image.info["transparency"] = value
-    return image
-
-
-def _to_8_bit(image: Image.Image, is_negative: bool, transparent: Any) -> Image.Image:
-    """Scale grey of 16 bits, or of floating-point numbers between 0 and 1, to 8 bits; Pillow would clip it at 255.
-
-    Args:
-        image: Image of one of `DEEP_MODES`.
-        is_negative: Whether 0 is white.
-        transparent: Value that is transparent; None for none.
-    """
-    values = np.asarray(image, dtype=np.float64)  # (H, W)
-    white = 1.0 if image.mode == "F" else 65535.0
-    if not (values.min() >= 0 and values.max() <= white):  # also if a value is NaN
-        raise BadImage(f"grey values of mode {image.mode} outside 0..{white:g} have no known white")
-    shown = white - values if is_negative else values
-    grey = np.rint(shown * (255 / white)).astype(np.uint8)
-    if not isinstance(transparent, int):
-        return Image.fromarray(grey)
-    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-    return Image.fromarray(np.stack([grey, alpha], axis=-1), "LA")
-
-
-def _without_notes(data: bytes) -> bytes:
-    """Return the bytes of a PNG without its texts and its colour profile; other bytes as they are."""
-    if not data.startswith(PNG_SIGNATURE):
-        return data
-    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
-    while start < len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4])  # length, kind, content, checksum
-        if data[start + 4 : start + 8] not in PNG_NOTES:
-            kept.append(data[start:end])
-        start = end
-    return b"".join(kept)
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"no whole image: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _reason(error: Exception, data: bytes) -> str:
-    if not data:
-        return "no bytes"
-    if not isinstance(error, UnidentifiedImageError):
-        return f"{len(data)} bytes that are {_in_one_line(error)}"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
-        return f"HEIC cannot be read: {HEIC_REMEDY}"
-    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        return "JPEG XL cannot be read: convert it to PNG or JPEG"
-    return f"{len(data)} bytes of no known image format"
-
 # --- saved_code.py ---
 # The code that a saved pipeline carries, and what that code can do only if the package is installed.
 #
@@ -596,19 +397,27 @@ def _flat_source(file: Path) -> str:
 # Where a model lies: a local folder or file, or a repository on the Hub; and what a wrong name most likely means.
 #
 # Libraries take every name that is no folder for a repository on the Hub, and answer a mistyped path with errors of the
-# network. Here a name that can only be a path is refused at once, and a folder of another kind is answered with what to
-# pass instead. Example: `out/photos` is the folder of a training, whose pipeline is `out/photos/pipeline`.
+# network. Here one rule holds for pipelines, models, autoencoders, adapters and data sets:
 #
-# This file travels to the Hub as a part of `modeling_dit.py` and `pipeline_dit.py`, and needs the standard library only.
+# 1. What lies on the disk is meant, whatever the Hub holds.
+# 2. A name that no repository can have (`./photos`, `a/b/c`, `model.pt`) is a path: without such a file it is an error.
+# 3. Any other name is a repository, in the cache or on the Hub. If there is none, the error names both places. If there
+#    is one, and a folder here is called like its first half (`out` for `out/photos`), a warning says what was taken.
+#
+# A folder of another kind is answered with what to pass instead. Example: `out/photos` is the folder of a training, whose
+# pipeline is `out/photos/pipeline`.
+#
+# This file travels to the Hub as a part of `modeling_dit.py` and `pipeline_dit.py`.
 
 REPOSITORY = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*/\w[\w.-]*(?<!\.git)")  # "user/name" on the Hub
 FILES = re.compile(r"\.(pt|pth|ckpt|bin|safetensors|npz|json|yaml|yml|csv|zip|tar)$", re.IGNORECASE)
 CHECKPOINTS = (".pt", ".pth", ".ckpt")  # of the original code, wherever they lie
 NAMES_LISTED = 5
+SECONDS_TO_REACH_THE_HUB = 10.0
 
 
 def is_path(name: str, *, may_be_one_word: bool = False) -> bool:
-    """Return whether a name can only be meant as a local path, whether there is something or not.
+    """Return whether a name is a local path: there is something, or no repository can be called so.
 
     Args:
         name: Name that a user gave.
@@ -618,7 +427,67 @@ def is_path(name: str, *, may_be_one_word: bool = False) -> bool:
         return True
     if "/" not in name and may_be_one_word:
         return REPOSITORY.fullmatch(f"user/{name}") is None
-    return REPOSITORY.fullmatch(name) is None or os.path.isdir(os.path.dirname(name))
+    return REPOSITORY.fullmatch(name) is None
+
+
+def places_to_look(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `check_repository` among those of a library's `from_pretrained`."""
+    names = ("cache_dir", "local_files_only", "token")
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def begins_with_folder(name: str) -> bool:
+    """Return whether the first half of a name such as `out/photos` is a local folder: it may be a mistyped path."""
+    return os.path.isdir(os.path.dirname(name))
+
+
+def check_repository(
+    name: str,
+    repo_type: str = "model",
+    *,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> None:
+    """Refuse the id of a repository that is neither in the cache nor on the Hub, which is asked once.
+
+    Args:
+        name: Name without a local file or folder, such as "facebook/DiT-XL-2-256".
+        repo_type: "model" or "dataset".
+        cache_dir: Folder of the cache; None for that of huggingface_hub.
+        local_files_only: Whether to look into the cache only.
+        token: Token for a private repository.
+
+    Raises:
+        ValueError: If there is no such repository or the token may not see it, or if the Hub cannot be asked. The
+            message also names what the nearest local folder holds.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.file_download import repo_folder_name
+
+    what = {"model": "model", "dataset": "data set"}[repo_type]
+    cached = Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type), "snapshots")
+    if not cached.is_dir():
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            why = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE is set"
+            missing = f"the cache has no {what} of this name either, and the Hub is not asked, as {why}"
+            raise ValueError(f"{describe_missing(name)}; {missing}")
+        try:
+            HfApi(token=token).repo_info(name, repo_type=repo_type, timeout=SECONDS_TO_REACH_THE_HUB)
+        except GatedRepoError:
+            pass  # it is there: whoever loads it names what is missing
+        except RepositoryNotFoundError as error:
+            missing = f"the Hub has no {what} of this name either, or the token may not see it"
+            raise ValueError(f"{describe_missing(name)}; {missing}") from error
+        except HfHubHTTPError:
+            return  # whoever loads it tries again
+        except (HTTPError, OSError) as error:
+            unknown = f"the Hub, which may have a {what} of this name, cannot be reached ({type(error).__name__})"
+            raise ValueError(f"{describe_missing(name)}; {unknown}") from error
+    if begins_with_folder(name):
+        folder = os.path.dirname(name)
+        warnings.warn(f"{name} is taken from the Hub: the folder {folder} here does not hold it", stacklevel=2)
 
 
 def describe_missing(name: str) -> str:
@@ -677,29 +546,57 @@ def describe_file(file: Path) -> str | None:
     return None
 
 
-def check_pipeline_source(source: str | Path) -> None:
+def check_pipeline_source(source: str | Path, **hub: Any) -> None:
     """Refuse what can only be a mistake in place of a pipeline: its folder, its id on the Hub, or a checkpoint's file.
 
+    Args:
+        source: Folder, file, or id on the Hub.
+        **hub: Arguments of `check_repository`.
+
     Raises:
-        ValueError: If the source is a path and there is nothing, or a file or folder of another kind; the message says
-            what to pass instead.
+        ValueError: If there is nothing, or a file or folder of another kind; the message says what to pass instead.
+            Only an id whose first half is a local folder is looked for on the Hub.
     """
     _check(source, "model_index.json")
+    if not os.path.exists(source) and begins_with_folder(str(source)):
+        check_repository(str(source), **hub)
 
 
-def check_model_source(source: str | Path, subfolder: str | None = None) -> None:
+def check_model_source(source: str | Path, subfolder: str | None = None, **hub: Any) -> None:
     """Refuse what can only be a mistake in place of the folder of one model, such as an autoencoder, or its id.
 
     Args:
         source: Folder, or id on the Hub.
         subfolder: Folder of the model in it.
+        **hub: Arguments of `check_repository`.
 
     Raises:
-        ValueError: As in `check_pipeline_source`; also if the source is a checkpoint's file.
+        ValueError: As in `check_pipeline_source`; also if the source is a checkpoint's file, or if an id is that of no
+            repository.
     """
     if Path(source).is_file():
         raise ValueError(describe_file(Path(source)) or f"{source} is a file: pass the folder of a model")
     _check(source, os.path.join(subfolder or "", "config.json"))
+    if not os.path.exists(source):
+        check_repository(str(source), **hub)
+
+
+def check_adapter_source(source: str | Path, **hub: Any) -> None:
+    """Refuse what is neither the folder of an adapter nor an id on the Hub.
+
+    Args:
+        source: Folder, or id on the Hub.
+        **hub: Arguments of `check_repository`.
+
+    Raises:
+        ValueError: If there is nothing, or a file; or if the id is that of no repository.
+    """
+    if Path(source).is_file():
+        raise ValueError(f"{source} is a file: pass the folder of an adapter")
+    if is_path(str(source)) and not os.path.exists(source):
+        raise ValueError(describe_missing(str(source)))
+    if not os.path.exists(source):
+        check_repository(str(source), **hub)
 
 
 def _check(source: str | Path, needed: str) -> None:
@@ -1090,6 +987,267 @@ def names_to_ids(id2label: Mapping[int, str]) -> dict[str, list[int]]:
     """
     return synonyms_to_ids(id2label) | labels_to_ids(id2label)
 
+# --- images.py ---
+# One picture, one set of pixels: from encoded bytes, a file or an opened image to an upright RGB image.
+#
+# Training, evaluation and the image-to-image pipelines all read their images here:
+#
+# - of an animation, the first picture counts;
+# - the EXIF orientation is applied;
+# - transparency is composited on white, whether it is an alpha channel, a palette entry or a transparent colour;
+# - grey of 16 bits or in floating point is scaled to 8 bits, of colour in 16 bits Pillow reads the high byte (at most one
+#   level from the rounded value), and CMYK is converted;
+# - colour profiles are not applied.
+#
+# This file travels to the Hub as a part of `pipeline_dit.py`.
+
+# Format of Pillow -> suffixes of its files. None of these formats can run a program.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "AVIF": (".avif", ".avifs"),
+}
+HEIC_PLUGIN, HEIC_SUFFIXES = "pillow_heif", (".heic", ".heif", ".hif")
+HEIC_REMEDY = f"{how_to_install(PACKAGES[HEIC_PLUGIN])}, or convert them to JPEG"
+MAX_PIXELS = 89_478_485  # Pillow warns beyond it: 256 MiB as RGB
+MIN_SIDE = 2  # pixels
+MAX_ASPECT = 100  # long side / short side, because the short side is resized to the training resolution
+DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # grey of more than 8 bits
+# What Pillow's decoders have been seen to raise on damaged bytes.
+DECODER_ERRORS = (
+    OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, EOFError, ArithmeticError, RuntimeError,
+    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+ORIENTATION = 0x0112  # tag of EXIF
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # tag of TIFF, and its value for a negative
+BITS, COMPRESSION, CHANNELS, PLANES = 258, 259, 277, 284  # tags of TIFF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_NOTES = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}  # texts and profiles, which change no pixel here
+
+
+class BadImage(ValueError):
+    """Data that cannot be made an image to train on or to measure; the message says why."""
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Return the formats of Pillow that are read; HEIC is one of them if pillow-heif is installed."""
+    if not is_installed(HEIC_PLUGIN):
+        return tuple(FORMATS)
+    importlib.import_module(HEIC_PLUGIN).register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def readable_suffixes() -> frozenset[str]:
+    """Return the suffixes of the files that are taken for images, in lower case."""
+    heic = HEIC_SUFFIXES if "HEIF" in readable_formats() else ()
+    return frozenset((*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *heic))
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Decode an image file to an upright RGB image.
+
+    Raises:
+        BadImage: As `decode_image`; the message names the file.
+        OSError: If the file cannot be read.
+    """
+    try:
+        return decode_image(Path(path).read_bytes())
+    except BadImage as error:
+        raise BadImage(f"{path}: {error}") from error
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode the bytes of an image file to an upright RGB image.
+
+    Raises:
+        BadImage: If the bytes are damaged, of no known format, or as in `open_checked` and `to_rgb`.
+    """
+    try:
+        return _decode(data)
+    except BadImage:
+        # Pillow refuses a PNG whose texts or colour profile take much memory; the picture is whole without them.
+        bare = _without_notes(data)
+        if len(bare) == len(data):
+            raise
+        return _decode(bare)
+
+
+def open_checked(data: bytes) -> Image.Image:
+    """Open an image, and judge by its header whether decoding it would take too much memory.
+
+    Raises:
+        BadImage: If the data are no image of a known format, or its sides are outside the limits.
+    """
+    try:
+        file = Image.open(io.BytesIO(data), formats=readable_formats())
+    except DECODER_ERRORS as error:
+        raise BadImage(_reason(error, data)) from error
+    short, long = sorted(file.size)
+    if short * long > MAX_PIXELS or short < MIN_SIDE or long > MAX_ASPECT * short:
+        raise BadImage(
+            f"{file.width}x{file.height} pixels: at most {MAX_PIXELS} are decoded, of at least {MIN_SIDE} a side, the "
+            f"long one at most {MAX_ASPECT} times the short one"
+        )
+    return file
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an opened image upright and convert it to RGB.
+
+    Args:
+        image: Image of any mode, decoded or not yet.
+
+    Raises:
+        BadImage: If the image cannot be decoded, or if its grey values have no known white. The message names the file
+            that the image was opened from, if there is one.
+    """
+    try:
+        return _to_rgb(image)
+    except DECODER_ERRORS as error:
+        reason = str(error) if isinstance(error, BadImage) else _in_one_line(error)
+        name = getattr(image, "filename", "")
+        raise BadImage(f"{name}: {reason}" if name else reason) from error
+
+
+def _decode(data: bytes) -> Image.Image:
+    with open_checked(data) as file:
+        try:
+            return _to_rgb(file)
+        except BadImage:
+            raise
+        except DECODER_ERRORS as error:
+            raise BadImage(_reason(error, data)) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    _refuse_planes(image)
+    levels = _levels_of_a_sample(image)  # before the image is decoded: afterwards Pillow has forgotten it
+    image.load()  # before the orientation: Pillow reports a damaged stream only once, and a PNG's EXIF reads it
+    turn = TURNS.get(read_orientation(image))
+    transparent = image.info.get("transparency")
+    is_negative = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    # Pillow takes every CMYK file in JPEG for one of Adobe's, whose inks are stored inverted.
+    is_plain_cmyk = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode in DEEP_MODES:
+        image = _to_8_bit(image, is_negative, transparent)
+    elif isinstance(transparent, int) and image.mode == "L" and levels > 1:
+        image = _with_transparent(image, transparent * levels)
+    elif isinstance(transparent, tuple) and max(transparent) > 255:  # a colour of 16 bits in an image read as 8 bits
+        image = _with_transparent(image, tuple(value >> 8 for value in transparent))
+    if is_plain_cmyk:
+        image = ImageChops.invert(image)
+    if image.mode == "La":  # Pillow has no way from premultiplied grey to RGBA
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image)
+        image = canvas
+    rgb = image.convert("RGB")
+    rgb.info = {}  # the orientation is applied: whoever reads the image again must not find it
+    return rgb
+
+
+def _refuse_planes(image: Image.Image) -> None:
+    """Refuse a TIFF that stores its channels one after another, in the forms that Pillow 12 reads wrongly."""
+    tags = getattr(image, "tag_v2", {})
+    bits, compression = tags.get(BITS, (1,)), tags.get(COMPRESSION, 1)
+    is_misread = tags.get(CHANNELS, 1) == 2 or (max(bits) > 8 and compression == 1)
+    if tags.get(PLANES, 1) == 2 and tags.get(CHANNELS, 1) > 1 and is_misread:
+        raise BadImage(
+            "this TIFF stores its channels one after another, which is misread: save it with interleaved channels, or "
+            "convert it to PNG"
+        )
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, which is 1 (upright) if there is none or if the EXIF block is broken."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except (ValueError, TypeError, SyntaxError, AttributeError, KeyError, OSError, struct.error):
+        return 1
+
+
+def _levels_of_a_sample(image: Image.Image) -> int:
+    """Return the grey levels of 8 bits per level of the file: 85 for grey of 2 bits, 17 for 4 bits, 1 for 8 bits."""
+    tile: Any = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else ""
+    rawmode = arguments if isinstance(arguments, str) else next(iter(arguments or ("",)), "")
+    return {"L;2": 85, "L;4": 17}.get(rawmode, 1)
+
+
+def _with_transparent(image: Image.Image, value: int | tuple[int, ...]) -> Image.Image:
+    image = image.copy()
+    image.info["transparency"] = value
+    return image
+
+
+def _to_8_bit(image: Image.Image, is_negative: bool, transparent: Any) -> Image.Image:
+    """Scale grey of 16 bits, or of floating-point numbers between 0 and 1, to 8 bits; Pillow would clip it at 255.
+
+    Args:
+        image: Image of one of `DEEP_MODES`.
+        is_negative: Whether 0 is white.
+        transparent: Value that is transparent; None for none.
+    """
+    values = np.asarray(image, dtype=np.float64)  # (H, W)
+    white = 1.0 if image.mode == "F" else 65535.0
+    if not (values.min() >= 0 and values.max() <= white):  # also if a value is NaN
+        raise BadImage(f"grey values of mode {image.mode} outside 0..{white:g} have no known white")
+    shown = white - values if is_negative else values
+    grey = np.rint(shown * (255 / white)).astype(np.uint8)
+    if not isinstance(transparent, int):
+        return Image.fromarray(grey)
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.stack([grey, alpha], axis=-1), "LA")
+
+
+def _without_notes(data: bytes) -> bytes:
+    """Return the bytes of a PNG without its texts and its colour profile; other bytes as they are."""
+    if not data.startswith(PNG_SIGNATURE):
+        return data
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4])  # length, kind, content, checksum
+        if data[start + 4 : start + 8] not in PNG_NOTES:
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"no whole image: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    if not data:
+        return "no bytes"
+    if not isinstance(error, UnidentifiedImageError):
+        return f"{len(data)} bytes that are {_in_one_line(error)}"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+        return f"HEIC cannot be read: {HEIC_REMEDY}"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "JPEG XL cannot be read: convert it to PNG or JPEG"
+    return f"{len(data)} bytes of no known image format"
+
 # --- weight_files.py ---
 # Files of weights in a folder: saved as a whole, and never in two forms of which one is outdated.
 #
@@ -1122,6 +1280,23 @@ class WeightFile(NamedTuple):
 def strip_wrappers(key: str) -> str:
     """Take the names of wrappers out of a weight's key: "blocks.0._orig_mod.attn.qkv.bias" has one in the middle."""
     return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def refuse_adapters(model: Any, what: str) -> None:
+    """Refuse a model with LoRA adapters, in use or disabled, where its weights alone are wanted.
+
+    Args:
+        model: Model, possibly with layers of PEFT.
+        what: What is about to happen, for the message: "saving".
+
+    Raises:
+        ValueError: If there is an adapter.
+    """
+    if names := getattr(model, "peft_config", None):
+        raise ValueError(
+            f"an adapter is loaded ({', '.join(names)}): call fuse_lora() to add it to the weights, or "
+            f"unload_lora_weights() to leave it out, before {what}"
+        )
 
 
 def read_name(file: PurePath) -> WeightFile | None:
@@ -1838,8 +2013,11 @@ def _id_of_name(name: str, known: Mapping[str, list[int]], id2label: Mapping[int
     if not known:
         raise ValueError(f"class {name!r}: this pipeline has no id2label, pass ids instead of names")
     if not ids:
-        close = " or ".join(map(repr, difflib.get_close_matches(normal_name(name), known, n=3, cutoff=0.4)))
-        raise ValueError(f"no class is named {name!r}: did you mean {close or 'one of pipe.labels'}?")
+        spelled = {each.casefold(): each for each in known}
+        near = difflib.get_close_matches(normal_name(name).strip().casefold(), spelled, n=3, cutoff=0.4)
+        close = " or ".join(repr(spelled[each]) for each in near)
+        number = f" For the id {name.strip()}, pass a number, not a text." if name.strip().isdecimal() else ""
+        raise ValueError(f"no class is named {name!r}: did you mean {close or 'one of pipe.labels'}?{number}")
     return ids[0]
 
 
@@ -1881,7 +2059,26 @@ def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> li
         raise ValueError("class_labels is empty: pass at least one id or name")
     ids = [_class_id(position, label, config, id2label) for position, label in enumerate(labels)]
     warn_of_null_class(ids, config.num_classes)
+    _warn_of_names(
+        [class_id for label, class_id in zip(labels, ids, strict=True) if not isinstance(label, str)], id2label
+    )
     return ids
+
+
+def _warn_of_names(ids: Sequence[int], id2label: Mapping[int, str]) -> None:
+    """Warn of ids that are the names of other classes: the classes "1", "10" and "2" have the ids 0, 1 and 2."""
+    names = {name: class_id for class_id, label in id2label.items() if (name := label.strip()).isdecimal()}
+    for class_id in dict.fromkeys(ids) if names else ():
+        if (named := names.get(str(class_id), class_id)) != class_id:
+            _warn_once(
+                f"the id {class_id} is the class {id2label.get(class_id)!r}; for the class named '{class_id}', whose "
+                f"id is {named}, pass the text '{class_id}'"
+            )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.get_logger(__name__).warning(message)
 
 
 def warn_of_null_class(ids: Collection[int], num_classes: int) -> None:
@@ -2543,7 +2740,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         source, load = pretrained_model_name_or_path, super().from_pretrained
         if not IN_PACKAGE:
             return load(source, **kwargs)
-        check_pipeline_source(source)
+        check_pipeline_source(source, **places_to_look(kwargs))
         load_pipeline = import_for("from_pretrained", "dit_hf.conversion").load_pipeline
         if Path(source).exists():
             for folder in Path(source).glob("*/"):
@@ -2574,10 +2771,7 @@ class DiTPipeline(Watched, DiTLoraLoaderMixin, DiffusionPipeline):
         """
         if format not in ("dit_hf", "diffusers"):
             raise ValueError(f"format={format!r}: choose from dit_hf, diffusers")
-        if getattr(self.transformer, "peft_config", None):
-            raise ValueError(
-                "an adapter is loaded: call fuse_lora() or unload_lora_weights() before saving the pipeline"
-            )
+        refuse_adapters(self.transformer, "saving")
         if kwargs.pop("push_to_hub", False):
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
         with replaced_whole(Path(save_directory)) as folder:

@@ -1,10 +1,10 @@
 """`dit-hf demo`: a page in the browser that draws with a pipeline."""
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
+from ..extras import require
 from .entry import Command, DtypeName, app
 from .local_files import check_source
 
@@ -22,16 +22,6 @@ MaxWaiting = Annotated[int, typer.Option(min=1, help="Number of calls that may w
 Dtype = Annotated[DtypeName, typer.Option(help="Precision of the model's computations.")]
 
 
-def check_gradio() -> None:
-    """Refuse to go on without Gradio.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    if find_spec("gradio") is None:
-        raise ImportError("the demo needs gradio, which is not installed: run `pip install gradio`")
-
-
 @app.command(cls=Command, epilog="Example: dit-hf demo examples/assets/dit-emoji")
 def demo(
     model: Model,
@@ -45,7 +35,7 @@ def demo(
 
     The page also shows the code of each picture. Stop the command with Ctrl-C.
     """
-    check_gradio()
+    require("the demo", "gradio")
     import torch
 
     from ..demo.limits import Limits
@@ -55,7 +45,7 @@ def demo(
 
     limits = Limits(max_seconds=max_seconds, max_waiting=max_waiting)
     pipeline = DiTPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
-    pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
+    pipeline = pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     serve(build_page(pipeline, model, limits), limits, server_name=host, server_port=port)
 
 
@@ -71,7 +61,7 @@ def push_space(
 
     The Space holds a copy of this package and, if MODEL is a local folder, of the model.
     """
-    check_gradio()
+    require("the demo", "gradio")
     from ..demo.space import push_space as push
 
     push(model, space, private=not public)

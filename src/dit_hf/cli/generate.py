@@ -255,7 +255,7 @@ def generate(
     else:
         arguments["class_labels"] = parse_labels(class_labels, names_to_ids(pipeline.config.id2label or {}))
         arguments["num_images_per_label"] = num_images_per_label or 1
-    pipeline = pipeline.to(torch.accelerator.current_accelerator() or "cpu")
+    pipeline = pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images
     assert output is not None
     _save_grid(images, num_images_per_label or 1, output)

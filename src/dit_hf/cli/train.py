@@ -49,6 +49,11 @@ def train(ctx: typer.Context, num_processes: NumProcesses = None, settings: List
     from ..training.processes.launcher import launch
     from ..training.settings import parse_settings
 
+    if not ctx.args and not settings:  # the settings' own default is ImageNet, which is seldom what is meant
+        raise ValueError(
+            "nothing says what to train on: name a file of settings, such as examples/configs/emoji_10.yaml of a "
+            "checkout, or a data set with --dataset_name; --settings lists all settings"
+        )
     parse_settings(["--help"] if settings else ctx.args)  # a wrong setting is one line, on any number of processes
     sys.exit(launch(ctx.args, num_processes))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from ..places import check_repository, describe_missing, is_path, places_to_look
 from ..weight_files import refuse_two_forms
 from .safe_load import read_checkpoint
 from .stored import CheckpointError, StoredTensor, readable
@@ -38,6 +39,9 @@ def model_folder(
     inner = [subfolder] if subfolder is not None else ["transformer", ""]
     root = Path(source)
     if not root.is_dir():
+        if is_path(str(source)):
+            raise CheckpointError(describe_missing(str(source)))
+        check_repository(str(source), **places_to_look(dict(hub)))
         suffixes = ["bin"] if use_safetensors is False else ["safetensors"]
         root = _download(str(source), inner, suffixes, hub)
         if use_safetensors is None and not any(weight_files(root / part, variant, None) for part in inner):

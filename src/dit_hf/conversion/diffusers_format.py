@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..configuration_dit import DiTConfig
 from ..modeling_dit import DiTModel, position_embedding
+from ..weight_files import refuse_adapters
 from .assemble import assemble, empty_model, unwrap, unwrap_dit, weights_of
 from .designs import check_design
 from .deviation import deviation_of
@@ -108,9 +109,10 @@ def to_diffusers(model: DiTModel) -> DiTTransformer2DModel:
         model: Model with adaLN-Zero blocks, a square `sample_size`, `mlp_ratio` 4, classes and a null class.
 
     Raises:
-        ValueError: If diffusers cannot express the model; the message names the field.
+        ValueError: If diffusers cannot express the model; the message names the field. Also if an adapter is loaded.
     """
     model = unwrap_dit(model)
+    refuse_adapters(model, "converting")
     config = model.config
     _check_expressible(config)
     with init_empty_weights():  # its position embedding is a buffer, and is computed

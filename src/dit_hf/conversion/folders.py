@@ -18,14 +18,14 @@ from ..cards.metadata import check_license
 from ..cards.page import CARD
 from ..cards.stamp import digest_of_weights, stamped
 from ..configuration_dit import DiTConfig
-from ..places import check_pipeline_source
+from ..places import check_pipeline_source, places_to_look
 from ..sampling.defaults import PIPELINE_SETTINGS
 from .diffusers_files import HUB_ARGUMENTS
 from .flow_weights import training_of
 from .objective import has_untrained_variance
 from .original import to_original
 from .pipelines import library_of_transformer
-from .schedulers import make_flow_scheduler, make_scheduler
+from .schedulers import replacement
 
 logger = logging.get_logger(__name__)
 
@@ -59,7 +59,7 @@ def convert(
     """
     destination = Path(destination)
     _check_request(destination, to, scheduler, license)
-    check_pipeline_source(source)
+    check_pipeline_source(source, asks_for_each=True, **places_to_look(arguments))
     if to == "original" and os.path.isfile(source):
         arguments.setdefault("vae", None)  # only the transformer is wanted
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
@@ -103,10 +103,7 @@ def _check_request(destination: Path, to: str, scheduler: str | None, license: s
 
 def _with_scheduler(cls: type[DiffusionPipeline], pipeline: DiffusionPipeline, name: str) -> DiffusionPipeline:
     """Return a pipeline with another scheduler; its constructor checks that the parts fit."""
-    if pipeline.config.prediction_type.startswith("flow_") and name.startswith("FlowMatch"):
-        scheduler = make_flow_scheduler(name, pipeline.scheduler.config.num_train_timesteps)
-    else:
-        scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
+    scheduler = replacement(pipeline, name)
     kept = {field: pipeline.config[field] for field in PIPELINE_SETTINGS}
     return cls(**{**pipeline.components, "scheduler": scheduler}, **kept)
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..configuration_dit import PAPER_SIZES, DiTConfig
 from ..modeling_dit import DiTModel
+from ..weight_files import refuse_adapters
 from .assemble import assemble, empty_model, unwrap_dit, weights_of
 from .checkpoints import check_left_over, choose_weights, leave_out
 from .designs import check_design
@@ -102,9 +103,10 @@ def to_original(model: DiTModel) -> dict[str, Tensor]:
         model: Model with adaLN-Zero blocks. The model or its layers may be compiled or wrapped otherwise.
 
     Raises:
-        ValueError: If the original has no such blocks; the message names the field.
+        ValueError: If the original has no such blocks; the message names the field. Also if an adapter is loaded.
     """
     model = unwrap_dit(model)
+    refuse_adapters(model, "converting")
     check_design(model.config, "the original")
     deviation = deviation_of(model, timestep_freq_shift=0.0, mlp_norm_eps=1e-6)
     if deviation:

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from transformers.utils import logging
 
 from ..configuration_dit import DiTConfig
-from ..places import check_model_source
+from ..places import check_model_source, places_to_look
 from ..sampling.defaults import PIPELINE_SETTINGS
 from ..vae import vae_subfolder
 from .diffusers_files import HUB_ARGUMENTS, read_json
@@ -86,7 +86,7 @@ def _load_vae(arguments: dict[str, Any], hub: dict[str, Any]) -> Any:
     placing |= {name: arguments[name] for name in ("device_map",) if name in arguments}
     hub = {name: value for name, value in hub.items() if name != "revision"}  # a revision of the source, not of the VAE
     name = str(arguments["vae"])
-    check_model_source(name, vae_subfolder(name))
+    check_model_source(name, vae_subfolder(name), **places_to_look(hub))
     return AutoencoderKL.from_pretrained(name, subfolder=vae_subfolder(name), **hub, **placing)
 
 

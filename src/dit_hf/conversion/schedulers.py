@@ -1,6 +1,7 @@
 """diffusers' schedulers as a DiT needs them, by name."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -17,19 +18,32 @@ NEEDED: dict[str, dict[str, Any]] = {
 TRAINED_WITH = (*BETA_FIELDS, "num_train_timesteps", "prediction_type")
 
 
-def make_flow_scheduler(name: str, num_train_timesteps: int) -> Any:
-    """Make a scheduler of flow matching.
+def make_flow_scheduler(name: str, num_train_timesteps: int, shift: float = 1.0) -> Any:
+    """Make a scheduler of flow matching: one that is made for it, or a solver that can walk its sigmas.
+
+    Args:
+        name: Name of diffusers' class.
+        num_train_timesteps: Timestep of pure noise.
+        shift: Shift s of the noise levels, to s t / (1 + (s - 1) t).
 
     Raises:
-        ValueError: If diffusers has no such scheduler.
+        ValueError: If diffusers has no such scheduler, or it has no sigmas of flow matching.
     """
-    cls = getattr(diffusers, name, None) if name.startswith("FlowMatch") else None
-    if cls is None:
+    cls = getattr(diffusers, name, None) if name in SCHEDULERS else None
+    if cls is not None and SCHEDULERS[name].flow:
+        return cls(num_train_timesteps=num_train_timesteps, shift=shift)
+    if cls is None or "use_flow_sigmas" not in inspect.signature(cls).parameters:
         raise ValueError(
-            f"{name!r} is no scheduler of diffusers for flow matching: choose FlowMatchEulerDiscreteScheduler or "
-            "FlowMatchHeunDiscreteScheduler"
+            f"{name!r} is no scheduler of diffusers for flow matching: choose FlowMatchEulerDiscreteScheduler, "
+            "FlowMatchHeunDiscreteScheduler or DPMSolverMultistepScheduler"
         )
-    return cls(num_train_timesteps=num_train_timesteps)
+    of_flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    return cls(num_train_timesteps=num_train_timesteps, **of_flow)
+
+
+def flow_shift(config: Mapping[str, Any]) -> float:
+    """Return the shift of a scheduler's noise levels under flow matching, which diffusers keeps under two names."""
+    return float(config.get("shift", config.get("flow_shift", 1.0)))
 
 
 def make_scheduler(name: str, learn_sigma: bool, template: Any = None) -> Any:
@@ -61,6 +75,18 @@ def make_scheduler(name: str, learn_sigma: bool, template: Any = None) -> Any:
     return cls(**{**PAPER_BETAS, **needed, **kept})
 
 
+def replacement(pipeline: Any, name: str) -> Any:
+    """Make another scheduler for a pipeline, which keeps what the model was trained with.
+
+    Raises:
+        ValueError: As in `make_flow_scheduler` or `make_scheduler`.
+    """
+    config = pipeline.scheduler.config
+    if pipeline.config.prediction_type.startswith("flow_"):
+        return make_flow_scheduler(name, config.num_train_timesteps, flow_shift(config))
+    return make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
+
+
 def with_scheduler(pipeline: Any, name: str) -> Any:
     """Return a pipeline with the same parts and another scheduler, which keeps what the model was trained with.
 
@@ -73,8 +99,4 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
     """
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler={name}: choose from {', '.join(SCHEDULERS)}")
-    if SCHEDULERS[name].flow:
-        scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
-    else:
-        scheduler = make_scheduler(name, pipeline.transformer.config.learn_sigma, template=pipeline.scheduler)
-    return type(pipeline).from_pipe(pipeline, scheduler=scheduler)
+    return type(pipeline).from_pipe(pipeline, scheduler=replacement(pipeline, name))

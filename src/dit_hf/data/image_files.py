@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..image_folder import ImageFolder, describe_classes
-from .labels import Classes
+from .labels import Classes, warn_of_empty_classes
 from .revision import find_revision, short_names
 from .rows import FileRows, Rows
 
@@ -38,6 +38,7 @@ class FilesSource:
         self.paths, labels = [path for path, _ in rows], [label for _, label in rows]
         if not rows:
             raise ValueError(f"the data set has no row of the {len(classes.names)} classes asked for")
+        warn_of_empty_classes(set(labels), classes.names)
         self.description = description or describe_classes(labels, classes.names)
         values = [{"bytes": None, "path": path} for path in self.paths]
         numbers = [(k, 0) for k in range(len(rows))]

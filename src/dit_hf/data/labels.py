@@ -5,8 +5,11 @@ A name of a data set is compared as a whole, so that "frog, green" and "frog, re
 
 import difflib
 import json
+import logging
+import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,12 @@ from typing import Any
 from datasets import ClassLabel, Value
 
 from ..class_names import clean_name
+from ..image_folder import list_names
+from ..places import describe_missing
+
+logger = logging.getLogger(__name__)
+
+WHOLE_NUMBER = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,28 @@ class Classes:
         return self.numbers.get(clean_name(label) if isinstance(label, str) else label)
 
 
+def describe_left_out(labels: Mapping[Any, int]) -> str:
+    """Say how many rows are left out because their labels are none of the classes; nothing if there are none.
+
+    Args:
+        labels: Number of the rows of each such label.
+    """
+    frequent = sorted(labels, key=lambda label: (-labels[label], str(label)))
+    shown = list_names([f"{label} {labels[label]}" for label in frequent])
+    return f"\nleft out, as rows of other labels: {sum(labels.values())} ({shown})" if labels else ""
+
+
+def warn_of_empty_classes(labels: Collection[int], class_names: Sequence[str]) -> None:
+    """Warn of classes that no image has.
+
+    Args:
+        labels: Classes of the images.
+        class_names: Names of the classes.
+    """
+    if empty := [name for label, name in enumerate(class_names) if label not in labels]:
+        logger.warning(f"the data set has no image of {list_names(empty)}: check the spelling of their names")
+
+
 def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int]:
     """Map the labels of the chosen class names to 0, 1, 2 ... in the order of `chosen`.
 
@@ -66,8 +97,8 @@ def select_classes(names: Sequence[str], chosen: Sequence[str]) -> dict[int, int
         [clean_name(name) for name in chosen],
         {clean_name(name): label for label, name in enumerate(names)},
     )
-    if twice := [name for name, count in Counter(wanted).items() if count > 1]:
-        raise ValueError(f"class {twice[0]!r} is chosen twice: leave one of them out")
+    if twice := _twice(wanted):
+        raise ValueError(f"class {twice!r} is chosen twice: leave one of them out")
     if unknown := sorted(set(wanted) - set(labels)):
         near = difflib.get_close_matches(unknown[0], labels, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -98,10 +129,14 @@ def resolve_classes(
     is_text = kind in ("string", "large_string")
     chosen = [clean_name(name) for name in chosen] if chosen else None
     if mapping:
+        if twice := _twice([clean_name(name) for name in mapping]):
+            raise ValueError(f"the label map has {twice!r} twice: leave one of them out")
         mapping = {clean_name(name): clean_name(to) for name, to in mapping.items()}
         return _mapped(feature, mapping, chosen, is_text)
     if isinstance(feature, ClassLabel):
         names = chosen or [clean_name(name) for name in feature.names]
+        if not chosen and (twice := _twice(names)):
+            raise ValueError(f"column {column!r} has two classes that read {twice!r}: merge them with --label_map_file")
         known: list[int | str] = [*select_classes(feature.names, names)]
         return Classes(names, {label: k for k, label in enumerate(known)}, complete=not chosen)
     if not chosen:
@@ -120,10 +155,12 @@ def _mapped(feature: Any, mapping: Mapping[str, str], chosen: Sequence[str] | No
         raise ValueError(f"the label map leads to {unknown[0]!r}, which is not among the classes chosen: {names[:5]}")
     if isinstance(feature, ClassLabel):
         keys: list[int | str] = list(select_classes(feature.names, list(mapping)))
-    elif not is_text and (wrong := [name for name in mapping if not name.lstrip("-").isdecimal()]):
+    elif not is_text and (wrong := [name for name in mapping if not WHOLE_NUMBER.fullmatch(name)]):
         raise ValueError(f"the label map has {wrong[0]!r}, and the column holds whole numbers: write their digits")
     else:
         keys = [name if is_text else int(name) for name in mapping]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"the label map has a number twice, in two spellings: {list(mapping)[:5]}")
     return Classes(names, {key: names.index(to) for key, to in zip(keys, mapping.values(), strict=True)}, False)
 
 
@@ -131,14 +168,18 @@ def read_names(path: str | None) -> list[str] | None:
     """Read class names from a file, one on each line; None without a file. Blank lines are not counted.
 
     Raises:
-        ValueError: If the file is not in UTF-8, or names nothing.
+        ValueError: If the file is not in UTF-8, names nothing, or holds a comment or a name twice.
     """
     if not path:
         return None
-    names = [clean_name(line) for line in read_utf8(path).split("\n")]
-    if not any(names):
+    names = [name for line in read_utf8(path).split("\n") if (name := clean_name(line))]
+    if not names:
         raise ValueError(f"{path} holds no names: write one on each line")
-    return [name for name in names if name]
+    if comments := [name for name in names if name.startswith("# ")]:
+        raise ValueError(f"{path} holds the line {comments[0]!r}, and each line is a name: remove comments")
+    if twice := _twice(names):
+        raise ValueError(f"{path} holds {twice!r} twice: leave one of them out")
+    return names
 
 
 def read_map(path: str | None) -> dict[str, str] | None:
@@ -150,20 +191,34 @@ def read_map(path: str | None) -> dict[str, str] | None:
     if not path:
         return None
     try:
-        mapping = json.loads(read_utf8(path))
+        mapping = json.loads(read_utf8(path), object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    if not (isinstance(mapping, dict) and mapping and all(isinstance(name, str) for name in mapping.values())):
+    if not (isinstance(mapping, _Pairs) and mapping and all(isinstance(to, str) and to.strip() for _, to in mapping)):
         raise ValueError(f'{path} is no label map: write {{"name in the data set": "name of the class", ...}}')
-    return mapping
+    if twice := _twice([clean_name(name) for name, _ in mapping]):
+        raise ValueError(f"{path} maps {twice!r} twice: leave one of them out")
+    return dict(mapping)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The names and values of a JSON object, of which a dictionary would keep the last of two with the same name."""
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """Return a name that comes twice; None if there is none."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def read_utf8(path: str) -> str:
     """Read a text file in UTF-8, with a byte order mark or without; lines end as in Python, whatever system wrote it.
 
     Raises:
-        ValueError: If the file is in another encoding.
+        ValueError: If there is no such file, or if it is in another encoding.
     """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is a folder: pass a text file" if os.path.isdir(path) else describe_missing(path))
     content = Path(path).read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
         raise ValueError(f"{path} is in UTF-16 or UTF-32, or is no text: save it in UTF-8")

@@ -3,19 +3,15 @@
 A mistyped path raises an error at once, with the names that its folder holds.
 """
 
-import difflib
 import glob
 import os
-from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from datasets import DatasetBuilder, load_dataset_builder
 from datasets import config as datasets_config
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from ..image_folder import ARCHIVE, suffix_of
-from ..network import reason_of
+from ..places import check_repository, describe_missing, is_path
 from .retries import SourceError, retried
 from .revision import LOCAL_PREFIX
 
@@ -24,16 +20,30 @@ READERS = {
     ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json", ".tar": "webdataset",
     ".tgz": "webdataset", ".tar.gz": "webdataset",
 }  # fmt: skip
-SECONDS_TO_REACH_THE_HUB = 10.0
 
 
-def find_builder(name: str, config_name: str | None = None, revision: str | None = None) -> DatasetBuilder:
+def local_path(name: str) -> str:
+    """Return the name of a data set with the path of a `file://` address, and of the home folder in place of "~".
+
+    Raises:
+        ValueError: If the name is blank, as the value of a variable that is not set.
+    """
+    if not name.strip():
+        raise ValueError(f"dataset_name={name!r} is blank: name a folder, a file, or an id on the Hub")
+    address = urlsplit(name) if name.lower().startswith("file://") else None
+    return os.path.expanduser(unquote(address.path) if address and address.netloc in ("", "localhost") else name)
+
+
+def find_builder(
+    name: str, config_name: str | None = None, revision: str | None = None, *, is_one_split: bool = False
+) -> DatasetBuilder:
     """Find the reader of `datasets` for a data set.
 
     Args:
         name: Folder, file, pattern of files, or id on the Hub.
         config_name: Configuration of a data set that has several.
         revision: Branch, tag or commit on the Hub; of local files it is passed over.
+        is_one_split: Whether all images of a local folder are one split, "train", whatever their names are.
 
     Raises:
         ValueError: If `datasets` cannot read the file or the folder.
@@ -50,6 +60,9 @@ def find_builder(name: str, config_name: str | None = None, revision: str | None
     if os.path.exists(name):
         path = os.path.abspath(name)  # a folder that is called "csv" is not the reader of this name
         _check_path(path)
+        if is_one_split:
+            options = {"data_dir": path, "data_files": {"train": "**"}}
+            return retried(lambda: load_dataset_builder("imagefolder", config_name, **options), f"the data set {name}")
     else:
         _check_name(name, is_known=commit is not None)
     return retried(lambda: load_dataset_builder(path, config_name, revision=commit), f"the data set {name}")
@@ -82,35 +95,16 @@ def _check_name(name: str, *, is_known: bool) -> None:
     Raises:
         SourceError: If the name is a path, or if the Hub does not have it or cannot be asked for it.
     """
-    try:
-        validate_repo_id(name)
-        is_path = name.startswith(".") or os.path.isdir(os.path.dirname(name) or os.devnull)
-    except HFValidationError:
-        is_path = True
-    if is_path:
+    if is_path(name, may_be_one_word=True):
         raise _not_there(name)
-    if is_known or os.path.isdir(os.path.join(datasets_config.HF_DATASETS_CACHE, name.replace("/", "___"))):
+    is_prepared = os.path.isdir(os.path.join(datasets_config.HF_DATASETS_CACHE, name.replace("/", "___")))
+    if is_known or is_prepared:
         return
     try:
-        HfApi(endpoint=datasets_config.HF_ENDPOINT).dataset_info(name, timeout=SECONDS_TO_REACH_THE_HUB)
-    except GatedRepoError:
-        return  # it is there: `datasets` asks again, and names what is wrong
-    except RepositoryNotFoundError as error:
-        raise SourceError(f"{_not_there(name)}; on the Hub it doesn't exist either, or is not yours to read") from error
-    except HfHubHTTPError:
-        return
-    except (HTTPError, OSError) as error:
-        raise SourceError(f"{_not_there(name)}; nor can the Hub be asked for it: {reason_of(error)}") from error
+        check_repository(name, "dataset")
+    except ValueError as error:
+        raise SourceError(f"the data set {name} cannot be read: {error}") from error
 
 
 def _not_there(name: str) -> SourceError:
-    """Return the error for a file or folder that is missing, with what the nearest folder holds instead."""
-    path = Path(os.path.abspath(name))
-    while not path.parent.is_dir():
-        path = path.parent
-    present = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
-    near = difflib.get_close_matches(path.name, present, n=3) or present[:5]
-    hint = f"; {path.parent} holds {', '.join(near)}" if near else ""
-    return SourceError(
-        f"the data set {name} cannot be read: FileNotFoundError: Couldn't find {os.path.abspath(name)}{hint}"
-    )
+    return SourceError(f"the data set {name} cannot be read: {describe_missing(name)}")

@@ -7,6 +7,7 @@ and row group 42, which is a hundredth of the file.
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .labels import Classes
+from .labels import Classes, describe_left_out, warn_of_empty_classes
 from .moments import LatentsInfo
 from .retries import SourceError, retried
 from .revision import HASHED_BYTES, find_revision, local_contents
@@ -63,6 +64,7 @@ class ParquetSource:
             self._bytes(footer, group) for footer in self._footers for group in range(footer.num_row_groups)
         )
         self.latents = self._find_latents()
+        self._label_counts: Counter[Any] = Counter()  # only of a choice of classes, for which the labels are read
         self._groups = self._find_groups()
         sizes = [self._num_rows(group) for group in self._groups]
         self._groups = [group for group, size in zip(self._groups, sizes, strict=True) if size]
@@ -77,6 +79,11 @@ class ParquetSource:
             contents = [f"{content} {whole}" for content, whole in zip(contents, local_contents(files), strict=True)]
         self.revision = find_revision(files, classes.names, contents)
         self.description = f"{self.group_sizes.sum()} images of {len(classes.names)} classes in {len(files)} shards"
+        if self._label_counts:
+            found = {label: classes.get(label) for label in self._label_counts}
+            others = [label for label, known in found.items() if known is None and isinstance(label, str)]
+            self.description += describe_left_out({label: self._label_counts[label] for label in others})
+            warn_of_empty_classes({known for known in found.values() if known is not None}, classes.names)
 
     @property
     def in_memory(self) -> bool:
@@ -187,11 +194,14 @@ class ParquetSource:
             return groups
         logger.info(f"looking for the rows of {len(self.classes.names)} classes in {len(self.files)} shards")
         with ThreadPoolExecutor(FOOTERS_TOGETHER) as pool:
-            labels = [part for parts in pool.map(self._read_labels, range(len(self.files))) for part in parts]
-        return [group._replace(rows=rows) for group, rows in zip(groups, labels, strict=True)]
+            read = list(pool.map(self._read_labels, range(len(self.files))))
+        for _, counts in read:
+            self._label_counts += counts
+        chosen = [part for parts, _ in read for part in parts]
+        return [group._replace(rows=rows) for group, rows in zip(groups, chosen, strict=True)]
 
-    def _read_labels(self, file: int) -> list[np.ndarray]:
-        """Return the chosen rows of each row group of a file."""
+    def _read_labels(self, file: int) -> tuple[list[np.ndarray], Counter[Any]]:
+        """Return the chosen rows of each row group of a file, and how many rows each label has."""
 
         def read() -> list[Any]:
             with self._open(file) as opened:
@@ -204,7 +214,7 @@ class ParquetSource:
         ends = np.cumsum([footer.row_group(k).num_rows for k in range(footer.num_row_groups)])
         chosen = np.array([self.classes.get(label) is not None for label in labels], dtype=bool)
         parts = np.split(chosen, ends[:-1])[: len(ends)]  # none for a file without row groups
-        return [np.flatnonzero(part) for part in parts]
+        return [np.flatnonzero(part) for part in parts], Counter(labels)
 
     def _num_rows(self, group: _Group) -> int:
         whole = self._footers[group.file].row_group(group.row_group).num_rows

@@ -1,17 +1,21 @@
 """Opening a data set of labelled images, or of extracted latents: a local folder, files, or a name on the Hub."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, DatasetBuilder, Image, IterableDataset, Value
 
+from ..image_folder import ARCHIVE
 from ..network import reason_of
 from .image_files import FilesSource
 from .labels import Classes, resolve_classes
-from .local_folders import find_image_folder
+from .local_folders import SPLIT_OF_WORD, find_image_folder
+from .metadata import describe_rows, is_one_split
 from .moments import COLUMNS
-from .names import find_builder
+from .names import find_builder, local_path
 from .parquet import ParquetSource
 from .retries import SourceError, retried
 from .revision import LOCAL_PREFIX
@@ -56,9 +60,10 @@ def open_images(
             a folder cannot be understood, or if local files are not those of `revision`.
         SourceError: If a file is not there or cannot be read.
     """
-    name = os.path.expanduser(name)
-    has_images = config_name is None and image_column == "image"
-    folder = find_image_folder(name, split, label_column) if has_images else None
+    name = local_path(name)
+    folder = find_image_folder(name, split, label_column) if image_column == "image" else None
+    if folder is not None and config_name is not None:
+        raise ValueError(f"dataset_config_name={config_name!r}: the folder {name} has no configurations, leave it out")
     source: ImageSource
     if folder is not None:
         feature = ClassLabel(names=folder.class_names)
@@ -84,7 +89,8 @@ def _open_with_datasets(
     revision: str | None,
     choice: tuple[Sequence[str] | None, Mapping[str, str] | None],
 ) -> ImageSource:
-    builder = find_builder(name, config_name, revision)
+    whole = Path(name) if split == "train" and os.path.isdir(name) and is_one_split(Path(name), SPLIT_OF_WORD) else None
+    builder = find_builder(name, config_name, revision, is_one_split=whole is not None)
     dataset = _open_split(name, builder, split)
     features, (image_column, label_column) = dataset.features, columns
     if latent_columns := [column for column in COLUMNS if column in features]:
@@ -98,7 +104,7 @@ def _open_with_datasets(
     if builder.name == "webdataset" and files:
         dataset = stream_tars(builder, files, features)
     dataset = _two_columns(dataset, image_column, label_column)
-    listed = _list_files(dataset, classes) if builder.name == "imagefolder" else None
+    listed = _list_files(dataset, classes, whole) if builder.name == "imagefolder" else None
     return listed or SequentialSource(dataset, files, classes)
 
 
@@ -119,14 +125,15 @@ def _check_columns(name: str, features: Any, image_column: str, label_column: st
         column: feature.dtype if isinstance(feature, Value) else type(feature).__name__
         for column, feature in features.items()
     }
+    unpack = "; if it holds folders of images, unpack it and pass the folder" if ARCHIVE.search(name) else ""
     image = features.get(image_column)
     is_stored_image = isinstance(image, dict) and set(image) == {"bytes", "path"}  # parquet that others wrote
     if not (isinstance(image, Image) or is_stored_image or types.get(image_column) in BINARY):
         raise ValueError(
-            f"{name} has no column {image_column!r} of type Image; its columns are {types}: set --image_column"
+            f"{name} has no column {image_column!r} of type Image; its columns are {types}: set --image_column{unpack}"
         )
     if label_column not in features:
-        raise ValueError(f"{name} has no column {label_column!r}; its columns are {types}: set --label_column")
+        raise ValueError(f"{name} has no column {label_column!r}; its columns are {types}: set --label_column{unpack}")
 
 
 def _two_columns(dataset: IterableDataset, image_column: str, label_column: str) -> IterableDataset:
@@ -136,9 +143,15 @@ def _two_columns(dataset: IterableDataset, image_column: str, label_column: str)
     return dataset.rename_columns(renamed) if renamed else dataset
 
 
-def _list_files(dataset: IterableDataset, classes: Classes) -> FilesSource | None:
-    """Return the files of a folder of images; None if `datasets` hands over their bytes only."""
-    rows = []
+def _list_files(dataset: IterableDataset, classes: Classes, whole: Path | None) -> FilesSource | None:
+    """Return the files of a folder of images; None if `datasets` hands over their bytes only.
+
+    Args:
+        dataset: Rows of the folder.
+        classes: Classes of the data set.
+        whole: Folder, all of whose images should have rows; None if it has splits.
+    """
+    rows, other_labels = [], Counter[str]()
     for row in dataset:
         path = row["image"]["path"]
         if row["image"]["bytes"] is not None:
@@ -146,4 +159,6 @@ def _list_files(dataset: IterableDataset, classes: Classes) -> FilesSource | Non
         label = classes.find(row["label"], path)
         if label is not None:
             rows.append((path, label))
-    return FilesSource(rows, classes)
+        else:
+            other_labels[str(row["label"])] += 1
+    return FilesSource(rows, classes, description=describe_rows(rows, other_labels, classes.names, whole))

@@ -17,6 +17,7 @@ from ..sampling.defaults import usual_guidance_scale, usual_num_steps
 from ..sampling.schedulers import SCHEDULERS
 from .drawing import Step, draw
 from .limits import MAX_SEED, Call, Limits
+from .pictures import bounded, checked
 from .snippet import write_code
 
 logger = logging.getLogger(__name__)
@@ -102,8 +103,10 @@ class _Page:
                 inputs = [self._class_choice("Class", 0), self._number_of_images()]
                 starts["draw"] = (gr.Button("Draw", variant="primary", elem_id="draw"), self.draw, inputs)
             with gr.Tab("Change"):
-                image = gr.Image(
-                    label="Picture to begin with", type="pil", image_mode=None, sources=["upload", "clipboard"]
+                image = checked(
+                    gr.Image(
+                        label="Picture to begin with", type="pil", image_mode=None, sources=["upload", "clipboard"]
+                    )
                 )
                 inputs = [image, self._class_choice("Change it into", 0), gr.Slider(value=0.6, **strength)]
                 starts["change"] = (gr.Button("Change", variant="primary", elem_id="change"), self.change, inputs)
@@ -113,6 +116,7 @@ class _Page:
                     label="Picture; paint over what is drawn anew", type="pil", brush=brush, layers=False,
                     sources=["upload", "clipboard"], transforms=(),
                 )  # fmt: skip
+                editor = checked(bounded(editor, self.limits))
                 inputs = [editor, self._class_choice("Draw there", 0), gr.Slider(value=1.0, **strength)]
                 starts["inpaint"] = (
                     gr.Button("Draw the part", variant="primary", elem_id="inpaint"),

@@ -1,53 +1,69 @@
 """Serving the page: the bounds that are not of one call, and nothing that helps an attacker in an answer."""
 
+import contextlib
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .limits import Limits
 from .page import FONTS, STYLE
 
-UPLOAD = "/upload"  # the only address that takes files, whose size Gradio checks
+API = "/gradio_api/"
+UPLOADS = ("upload", "component_server")  # addresses that take pictures, the second those that are painted in a browser
+# what the page and `gradio_client` use; Gradio answers at many more addresses, such as one that skips the queue
+ADDRESSES = (*UPLOADS, "upload_progress", "file", "call", "queue", "cancel", "reset", "heartbeat")
+ADDRESSES += ("info", "openapi.json", "app_id", "startup-events", "theme.css")
+REFUSED = ("monitoring", "login")  # addresses of the page that Gradio would answer for its own purposes
+FORM_BYTES = 2**16  # of an upload, beside its files
 
 
-class RequestLimit:
-    """ASGI middleware that refuses a request, other than an upload, whose body is too large.
+class TooLarge(Exception):
+    """The body of a request is larger than it may be."""
+
+
+class Gate:
+    """ASGI middleware that refuses addresses that nobody needs, and requests whose body is too large.
 
     Args:
         app: Application behind it.
-        max_bytes: Size of the body in bytes, at most.
+        limits: Bounds of the server.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith(UPLOAD):
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        body = b""
-        while scope["method"] in ("POST", "PUT", "PATCH"):
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        name = path.removeprefix(API).partition("/")[0].partition("=")[0] if path.startswith(API) else ""
+        if (path.startswith(API) and name not in ADDRESSES) or path.strip("/").partition("/")[0] in REFUSED:
+            return await PlainTextResponse("there is nothing here", 404)(scope, receive, send)
+        megabytes = self.limits.max_upload_mb if name in UPLOADS else self.limits.max_request_mb
+        most, received, has_begun = megabytes * 2**20 + (FORM_BYTES if name in UPLOADS else 0), 0, False
+
+        async def counted() -> Message:
+            nonlocal received
             message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self.max_bytes:
-                await send(
-                    {"type": "http.response.start", "status": 413, "headers": [(b"content-type", b"text/plain")]}
-                )
-                return await send({"type": "http.response.body", "body": b"the request is too large"})
-            if not message.get("more_body"):
-                break
-        is_read = not body and scope["method"] not in ("POST", "PUT", "PATCH")
+            received += len(message.get("body", b""))
+            if received > most:
+                raise TooLarge
+            return message
 
-        async def replay() -> Any:
-            nonlocal is_read
-            if is_read:
-                return await receive()
-            is_read = True
-            return {"type": "http.request", "body": body, "more_body": False}
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            if received <= most:  # FastAPI would answer that it cannot read the body
+                has_begun = True
+                await send(message)
 
-        return await self.app(scope, replay, send)
+        with contextlib.suppress(TooLarge):
+            await self.app(scope, counted, noted)
+        if received > most and not has_begun:
+            await PlainTextResponse("the request is too large", 413)(scope, receive, send)
 
 
 def serve(page: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
@@ -63,11 +79,13 @@ def serve(page: gr.Blocks, limits: Limits | None = None, **options: Any) -> Any:
     """
     limits = limits or Limits()
     Image.MAX_IMAGE_PIXELS = limits.max_side**2  # Pillow refuses to decode twice as many
-    page.queue(max_size=limits.max_waiting)
+    page.queue(max_size=limits.max_waiting, api_open=False)  # otherwise one address skips the queue
     return page.launch(
         show_error=False,  # an unexpected error is logged here, and its text stays here
         max_file_size=f"{limits.max_upload_mb}mb",
-        app_kwargs={"middleware": [Middleware(RequestLimit, max_bytes=limits.max_request_mb * 2**20)]},
+        app_kwargs={"middleware": [Middleware(Gate, limits=limits)]},
+        enable_monitoring=False,
+        run_history=False,
         ssr_mode=False,
         theme=gr.themes.Default(**FONTS),
         css=STYLE,

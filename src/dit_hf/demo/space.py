@@ -15,6 +15,7 @@ from ..hub.errors import one_line_errors
 from ..hub.files import sent_files
 from ..hub.push import check_push
 from ..network import retried
+from ..places import check_pipeline_source
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER_OF_MODEL = "model"  # in the Space, if the model comes from a local folder
@@ -98,8 +99,10 @@ def push_space(model: str, repo_id: str, *, private: bool = True, token: str | N
 
     Raises:
         HubError: If there is no network, no token or no right to write.
-        ValueError: If the folder holds a file that is never pushed, or if the Space is public and must be private.
+        ValueError: If there is no such model, if its folder holds a file that is never pushed, or if the Space must be
+            private and is public.
     """
+    check_pipeline_source(model, asks_for_each=True, token=token)
     folder = Path(model)
     files = {f"{FOLDER_OF_MODEL}/{name}": path for name, path in sent_files(folder).items()} if folder.is_dir() else {}
     files |= {f"dit_hf/{path.relative_to(PACKAGE).as_posix()}": path for path in sorted(PACKAGE.rglob("*.py"))}

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ..data.local_folders import SHARDS, find_splits
+from ..data.local_folders import SHARDS, choose_split, find_splits
 from ..data.names import find_builder
 from ..data.preparation import resize_and_crop
 from ..data.retries import retried
@@ -81,9 +81,7 @@ def _find_images(folder: Path, split: str) -> Path | None:
     if sum(suffix_of(name) in SHARDS for name in listed.other_names) >= len(listed.names):
         return None
     splits = find_splits(listed)
-    if splits and split not in splits:
-        raise ValueError(f"{folder} holds the splits {', '.join(splits)}, and none of them is {split!r}: set --split")
-    return folder / splits[split] if splits else folder
+    return folder / choose_split(listed, splits, split, "--split") if splits else folder
 
 
 def _open_images_alone(source: str, options: SourceOptions) -> Iterable[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,13 @@ def read_adapter(model: DiTModel, folder: Path, source: str) -> Adapter:
         raise ValueError(f"{folder / WEIGHTS} is cut short or no safetensors file: {error}") from error
     rank = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("r")
     _check_fit(model, tensors, classes["num_classes"], rank)
+    trained = classes.get("sample_size", model.config.sample_size)  # earlier versions did not write it
+    if trained != model.config.sample_size:
+        warnings.warn(
+            f"the adapter {source} was trained on latents of size {trained}, and the model draws "
+            f"{model.config.sample_size}: call the pipeline with height, width and the position_policy of the training",
+            stacklevel=4,  # of the caller of `load_lora_weights`
+        )
     config = LoraConfig.from_pretrained(folder)
     config.modules_to_save, config.inference_mode = None, True  # the label table is exchanged as a whole
     table = tensors.pop(TABLE, None)  # (K' + 1, D), or (K', D) without a null class

@@ -19,9 +19,11 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 
+from ..extras import require
 from ..modeling_dit import DiTModel
+from ..places import check_adapter_source, places_to_look
 from .adapter_files import FILES, Adapter, Labels, read_adapter
-from .lora import ADAPTER, has_adapter, require_peft
+from .lora import ADAPTER, has_adapter
 
 
 @dataclass
@@ -70,7 +72,7 @@ def load_lora(
         ValueError: If the name is taken, or if the source is no adapter or was trained for another model. The model is
             then unchanged.
     """
-    require_peft()
+    require("LoRA", "peft")
     state = _state(model)
     name = adapter_name or _free_name(state)
     if name in state.known:
@@ -79,6 +81,7 @@ def load_lora(
         raise ValueError(f"adapter_name={name!r}: use letters, digits, - and _ only")
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     options["local_files_only"] = local_files_only
+    check_adapter_source(source, **places_to_look(options))
     is_folder = Path(source).is_dir()
     folder = Path(source) if is_folder else Path(snapshot_download(str(source), allow_patterns=FILES, **options))
     adapter = read_adapter(model, folder, str(source))

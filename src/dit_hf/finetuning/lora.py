@@ -4,7 +4,7 @@ A Linear W (D_out, D_in) becomes W + (alpha / rank) B A, with B (D_out, rank) st
 The layers of a block state which of their Linears are adapted: see `BlockLayer` in layers.py.
 
 An adapter is a folder that PEFT reads: `adapter_config.json` and `adapter_model.safetensors`, whose weights include the
-whole label table. Beside them, `classes.json` names the classes of that table.
+whole label table. Beside them, `classes.json` names the classes of that table, and the size of latents in training.
 """
 
 import json
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 from torch import nn
-from transformers.utils import is_peft_available
 
 from ..cards.adapter import make_adapter_card
 from ..cards.metadata import hub_id
 from ..cards.page import CARD
 from ..class_names import names_to_ids
+from ..extras import require
 from ..modeling_dit import DiTModel
 from ..weight_files import strip_wrappers
 
@@ -28,12 +28,6 @@ LABELS = "y_embedder"
 CONFIG, WEIGHTS, CLASSES = "adapter_config.json", "adapter_model.safetensors", "classes.json"
 FILES = [CONFIG, WEIGHTS, CLASSES, CARD]
 ADAPTER = "default"  # PEFT's name of the adapter in training
-
-
-def require_peft() -> None:
-    """Raise an ImportError with the remedy if PEFT is not installed."""
-    if not is_peft_available():
-        raise ImportError("LoRA needs PEFT: run `pip install peft`")
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -75,7 +69,7 @@ def add_lora(model: DiTModel, rank: int, alpha: float | None = None) -> None:
         ImportError: If PEFT is not installed.
         ValueError: If the model has an adapter, or the rank is above the model's width.
     """
-    require_peft()
+    require("LoRA", "peft")
     from peft import LoraConfig
 
     if has_adapter(model):
@@ -118,7 +112,8 @@ def save_lora(
     config["base_model_name_or_path"] = base
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     names = {str(class_id): name for class_id, name in (id2label or {}).items()}
-    content = {"num_classes": model.config.num_classes, "id2label": names}
+    size = model.config.sample_size
+    content = {"num_classes": model.config.num_classes, "id2label": names, "sample_size": size}
     (folder / CLASSES).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         num_parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())

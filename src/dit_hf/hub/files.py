@@ -10,7 +10,13 @@ from ..redaction import find_secret
 
 SENT_SUFFIXES = {".safetensors", ".json", ".md", ".png", ".txt"}
 # Code of this project beside the weights. Folders that version 0.1 saved hold configuration_dit.py as well.
-SENT_CODE = {"pipeline_dit.py", "modeling_dit.py", "configuration_dit.py", "transformer/modeling_dit.py"}
+SENT_CODE = {
+    "pipeline_dit.py",
+    "modeling_dit.py",
+    "configuration_dit.py",
+    "modular_dit.py",
+    "transformer/modeling_dit.py",
+}
 
 OLDER_CODE = ("configuration_dit.py", "transformer/configuration_dit.py")  # of version 0.1.0
 
@@ -26,7 +32,7 @@ def sent_files(folder: Path) -> dict[str, Path]:
             secret.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
-    if not files.keys() & {"model_index.json", "adapter_config.json"}:
+    if not files.keys() & {"model_index.json", "modular_model_index.json", "adapter_config.json"}:
         raise ValueError(
             f"{folder} has no model_index.json: pass a folder that DiTPipeline.save_pretrained wrote, or an adapter's"
         )

@@ -11,6 +11,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from ..files import write_text
 from ..network import PASSING, retried, status_of
+from ..places import describe_missing
 from ..weight_files import refuse_two_forms_among
 from .errors import one_line_errors
 
@@ -49,7 +50,7 @@ def load_from_hub(
         ValueError: If the repository holds weights twice, one of which is outdated.
     """
     unreachable = commit = None
-    with one_line_errors(repo_id, hint=". If you meant a folder: there is none of this name here"):
+    with one_line_errors(repo_id, hint=f". If you meant a folder: {describe_missing(repo_id)}"):
         if not (local_files_only or constants.HF_HUB_OFFLINE):
             api = HfApi(token=token)
             try:

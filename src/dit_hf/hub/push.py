@@ -8,11 +8,12 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub.utils import validate_repo_id
 
 from ..cards.metadata import check_license
 from ..cards.page import CARD, with_repository
 from ..network import retried
-from ..weight_files import superseded
+from ..weight_files import refuse_adapters, superseded
 from .card import check_card, choose_card
 from .errors import HubError, one_line_errors
 from .files import OLDER_CODE, sent_files
@@ -31,12 +32,14 @@ def check_push(repo_id: str, *, private: bool = True, token: str | None = None, 
         The complete id, "user/name".
 
     Raises:
-        HubError: If there is no network, no token or no right to write; in one line, with the remedy.
+        HubError: If the id is none, or if there is no network, no token or no right to write; in one line, with the
+            remedy.
         ValueError: If the repository is public and `private` is not False.
     """
     api, kind = HfApi(token=token), "space" if is_space else "model"
     sdk = "gradio" if is_space else None
     with one_line_errors(repo_id):
+        validate_repo_id(repo_id)
         account = retried(api.whoami)
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubError(
@@ -141,6 +144,7 @@ def push_pipeline(
         ValueError: If the licence is none of the Hub's, or as in `push_folder`.
     """
     check_license(license)
+    refuse_adapters(pipeline.transformer, "pushing")
     full_id = check_push(repo_id, private=options.get("private", True), token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "pipeline")

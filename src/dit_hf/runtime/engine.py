@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from ..extras import require
+
 Run = Callable[..., list[Tensor]]  # from the inputs of a graph to its outputs, all of them tensors on the CPU
 
 
@@ -83,15 +85,7 @@ class Engine:
             ImportError: If a package is missing; the message says what to install.
         """
         packages = (self.package, *(self.writes_with if to_write else ()))
-        for package in packages:
-            try:
-                importlib.import_module(package)
-            except ModuleNotFoundError as error:
-                if error.name != package:
-                    raise
-                raise ImportError(
-                    f"{self.name} needs the package {package}: run `pip install {' '.join(packages)}`"
-                ) from None
+        require(self.name, *packages)
 
     def installed_version(self) -> str:
         """Return the version of the runtime's package."""

@@ -20,6 +20,7 @@ from ..cards.licences import Licence, stated_licence
 from ..cards.page import CARD
 from ..files import folder_written_whole
 from ..provenance import weights_sha256
+from ..weight_files import refuse_adapters
 from .engine import Engine
 from .engines import find_engine
 from .graphs import dit_programs, tensors_of, vae_programs
@@ -82,8 +83,7 @@ def _check_request(pipeline: Any, destination: Path, engine: Engine, dtype: str)
         raise ValueError(f"dtype={dtype!r}: {engine.name} computes in {', '.join(engine.loads_as)}")
     if hasattr(pipeline.transformer, "record"):
         raise ValueError("this pipeline is an export already: export the original pipeline")
-    if getattr(pipeline.transformer, "peft_config", None):
-        raise ValueError("an adapter is loaded: call fuse_lora() or unload_lora_weights() before exporting")
+    refuse_adapters(pipeline.transformer, "exporting")
     if getattr(pipeline.transformer, "hf_quantizer", None) is not None:
         raise ValueError("the transformer's weights are quantised: load the pipeline without, and pass dtype='int8'")
 

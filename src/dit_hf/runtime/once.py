@@ -49,7 +49,7 @@ def load_for(cls: Any, source: str, runtime: str | None, dtype: str) -> Any:
             fastest = auto_dtype(record.format, torch.device("cpu"))
             dtype = fastest if fastest in ENGINES[record.format].loads_as[record.dtype] else record.dtype
         return cls.from_pretrained(source, dtype=None if dtype == record.dtype else getattr(torch, dtype))
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     format = runtime or "torch"
     chosen = auto_dtype(format, device if format == "torch" else torch.device("cpu")) if dtype == "auto" else dtype
     if format != "torch":

@@ -13,6 +13,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from .. import __version__
+from ..extras import how_to_install
 from .engine import Run
 from .engines import ENGINES
 
@@ -114,7 +115,8 @@ def load_graphs(folder: Path, record: Record, dtypes: Mapping[str, str]) -> dict
     if Version(installed) < Version(record.runtime_version):
         raise ValueError(
             f"{folder} was exported with {engine.package} {record.runtime_version}, and {installed} is installed: "
-            f"pip install '{engine.package}>={Version(record.runtime_version).public}', or export the pipeline again"
+            f"{how_to_install(f'{engine.package}>={Version(record.runtime_version).public}')}, or export the pipeline "
+            "again"
         )
     graphs: dict[str, Any] = {}
     for name, dtype in dtypes.items():

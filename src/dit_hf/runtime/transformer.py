@@ -22,6 +22,12 @@ from .stays import StaysAsExported, check_placement
 OWN_WEIGHTS = "positions.safetensors"  # the model's weights outside of its layers, of which the positions are made
 
 
+class Skeleton(DiTModel):
+    """A DiT without memory for its layers, which still makes positions: on the CPU, where exported graphs compute."""
+
+    _place = torch.device("meta")  # type: ignore[assignment]  # that of its layers, until `skeleton_of` has used them
+
+
 def skeleton_of(config: DiTConfig, own_weights: dict[str, Tensor]) -> tuple[DiTModel, DiTConditioning]:
     """Build a model without memory for its layers, and the form of its conditionings.
 
@@ -30,8 +36,9 @@ def skeleton_of(config: DiTConfig, own_weights: dict[str, Tensor]) -> tuple[DiTM
         own_weights: Weights of the model outside of its layers.
     """
     with torch.device("meta"):
-        model = DiTModel(config).eval()
+        model = Skeleton(config).eval()
     conditioning = model.condition(*example_condition_inputs(config, "meta"))
+    model._place = torch.device("cpu")  # also of a rotary embedding, which has no weight with a place of its own
     model.load_state_dict(own_weights, strict=False, assign=True)
     return model, conditioning
 

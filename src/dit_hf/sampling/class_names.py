@@ -4,6 +4,7 @@ Which class a name stands for is decided in `class_names.py` of the ground floor
 """
 
 import difflib
+import functools
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -38,8 +39,11 @@ def _id_of_name(name: str, known: Mapping[str, list[int]], id2label: Mapping[int
     if not known:
         raise ValueError(f"class {name!r}: this pipeline has no id2label, pass ids instead of names")
     if not ids:
-        close = " or ".join(map(repr, difflib.get_close_matches(normal_name(name), known, n=3, cutoff=0.4)))
-        raise ValueError(f"no class is named {name!r}: did you mean {close or 'one of pipe.labels'}?")
+        spelled = {each.casefold(): each for each in known}
+        near = difflib.get_close_matches(normal_name(name).strip().casefold(), spelled, n=3, cutoff=0.4)
+        close = " or ".join(repr(spelled[each]) for each in near)
+        number = f" For the id {name.strip()}, pass a number, not a text." if name.strip().isdecimal() else ""
+        raise ValueError(f"no class is named {name!r}: did you mean {close or 'one of pipe.labels'}?{number}")
     return ids[0]
 
 
@@ -81,7 +85,26 @@ def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> li
         raise ValueError("class_labels is empty: pass at least one id or name")
     ids = [_class_id(position, label, config, id2label) for position, label in enumerate(labels)]
     warn_of_null_class(ids, config.num_classes)
+    _warn_of_names(
+        [class_id for label, class_id in zip(labels, ids, strict=True) if not isinstance(label, str)], id2label
+    )
     return ids
+
+
+def _warn_of_names(ids: Sequence[int], id2label: Mapping[int, str]) -> None:
+    """Warn of ids that are names of other classes, if all names are numbers: "1", "10", "2" have the ids 0, 1, 2."""
+    names = {label.strip(): class_id for class_id, label in id2label.items()}
+    for class_id in dict.fromkeys(ids) if all(map(str.isdecimal, names)) else ():
+        if (named := names.get(str(class_id), class_id)) != class_id:
+            _warn_once(
+                f"the id {class_id} is the class {id2label.get(class_id)!r}; for the class named '{class_id}', whose "
+                f"id is {named}, pass the text '{class_id}'"
+            )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.get_logger(__name__).warning(message)
 
 
 def warn_of_null_class(ids: Collection[int], num_classes: int) -> None:

@@ -19,10 +19,12 @@ from diffusers import AutoencoderKL
 from ..data.labels import read_map, read_names
 from ..data.latents import LatentEncoder
 from ..data.moments import check_latents
+from ..data.names import local_path
 from ..data.revision import LOCAL_PREFIX, commit_of, with_choice
 from ..data.sequential import SequentialSource
-from ..data.sources import ImageSource, open_images
+from ..data.sources import FilesSource, ImageSource, open_images
 from ..data.streaming import ImageBatch, ImageStream, Position
+from ..image_folder import is_hidden
 from .batch import LatentBatch
 from .processes.launch import available_cores
 from .processes.signals import shield_worker
@@ -64,11 +66,27 @@ def open_source(settings: TrainSettings) -> ImageSource:
         label_map=read_map(settings.label_map_file),
     )
     logger.info(source.description)
+    if isinstance(source, FilesSource):
+        check_output_dir(settings.output_dir, settings.dataset_name)
     settings.dataset_revision = source.revision
     chooses_classes = settings.class_names_file or settings.label_map_file
     if chooses_classes and before != source.revision:  # recorded by a version that did not compare these files
         settings.dataset_revision = with_choice(source.revision, source.classes.names, source.classes.numbers)
     return source
+
+
+def check_output_dir(output_dir: str, dataset_name: str) -> None:
+    """Refuse to write into the folder of the images: a resumed training would take its own previews for a class.
+
+    Raises:
+        ValueError: If the output would lie among the images, and not in a hidden folder.
+    """
+    root, output = Path(local_path(dataset_name)).resolve(), Path(output_dir).resolve()
+    if root.is_dir() and output.is_relative_to(root) and not any(map(is_hidden, output.relative_to(root).parts)):
+        raise ValueError(
+            f"output_dir={output_dir!r} lies in {root}, the folder of the images, which its previews would join: set "
+            "another --output_dir"
+        )
 
 
 def check_stored_latents(settings: TrainSettings, source: ImageSource, vae: AutoencoderKL) -> None:

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL
 from ..configuration_dit import DiTConfig, PaperSize
 from ..conversion import from_original
 from ..conversion.flow_weights import NUM_TRAIN_TIMESTEPS, training_of
-from ..diffusion import OBJECTIVES, Schedule
+from ..conversion.schedulers import flow_shift
+from ..diffusion import OBJECTIVES, FlowLoss, Schedule
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
 from ..places import check_model_source, check_pipeline_source
@@ -24,6 +25,7 @@ from .settings import TrainSettings, rows
 
 logger = logging.getLogger("dit_hf.finetuning")
 
+FLOW = {each.prediction_type for each in OBJECTIVES.values() if issubclass(each, FlowLoss)}
 LATENT_FIELDS = ("latent_channels", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
@@ -37,6 +39,7 @@ class Origin:
         id2label: Names of its classes; None if they are unknown.
         trained: Prediction type and fields of the noise schedule, by name; empty if they are unknown.
         vae: Configuration of the VAE that made its latents; None if it is unknown.
+        timestep_shift: Shift of the timesteps of flow matching that it was trained and is sampled with.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Origin:
     id2label: dict[int, str] | None
     trained: dict[str, Any]
     vae: dict[str, Any] | None = None
+    timestep_shift: float = 1.0
 
     @property
     def objective(self) -> str | None:
@@ -89,14 +93,16 @@ def load_origin(source: str) -> Origin:
     pipeline = DiTPipeline.from_pretrained(source, vae=None)
     config = pipeline.scheduler.config
     trained = {"prediction_type": pipeline.config.prediction_type or config.get("prediction_type")}
-    has_betas = "beta_schedule" in config
+    is_flow = trained["prediction_type"] in FLOW  # which has no betas, also where a solver has fields for them
+    has_betas = "beta_schedule" in config and not is_flow
     names = Schedule.FIELDS if has_betas else ("num_train_timesteps",)
     trained |= {name: config[name] for name in names if name in config}
     _, vae_class = DiTPipeline.load_config(source)["vae"]
     if vae_class not in (None, "AutoencoderKL"):
         raise ValueError(f"init_from={source!r} has a {vae_class}: a training encodes images by an AutoencoderKL only")
     vae = dict(AutoencoderKL.load_config(source, subfolder="vae")) if vae_class else None
-    return Origin(source, pipeline.transformer.float(), pipeline.config.id2label, trained, vae)
+    shift = flow_shift(config) if is_flow else 1.0
+    return Origin(source, pipeline.transformer.float(), pipeline.config.id2label, trained, vae, shift)
 
 
 def take_over(settings: TrainSettings, origin: Origin) -> None:
@@ -127,6 +133,9 @@ def take_over(settings: TrainSettings, origin: Origin) -> None:
     if not origin.trained:
         logger.warning(f"{origin.name} does not say how it was trained: the paper's noise schedule is taken")
     decided = {"objective": origin.objective, "resolution": own_resolution, "vae_name_or_path": vae_name}
+    decided["timestep_shift"] = (
+        origin.timestep_shift
+    )  # another one is no contradiction: larger latents need a larger one
     settings.fill_in({**origin.schedule, **decided, "model": None})
 
 

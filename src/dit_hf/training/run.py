@@ -12,7 +12,6 @@ import copy
 import functools
 import importlib
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -28,7 +27,7 @@ from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
 from ..files import watched
-from ..flags import in_flags
+from ..flags import exit_with_line
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
@@ -271,9 +270,8 @@ def main(
     except KeyboardInterrupt:
         logger.info("ended at once, without a checkpoint; the same command goes on from the newest one")
         leave(EXIT_CODES[signal.SIGINT])
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        rank = f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        sys.exit(f"error: {rank}{in_flags(' '.join(str(error).split()), all_rows(), '_')}")
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
+        exit_with_line(error, all_rows())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """One pass: the same features however images arrive, from whatever process, and after a kill."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from warm_process import run_two
 
 from dit_hf.evaluation import Features, ImageBatches, array_batches, extract, folder_batches, npz_batches
 from dit_hf.evaluation.features import extract as features
@@ -210,12 +208,8 @@ for number, images in enumerate([array_batches(pictures, labels, 25), iter(np.ar
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(extractor, pictures, whole, tmp_path):
     np.savez(tmp_path / "pictures.npz", pictures)
-    (tmp_path / "pass.py").write_text(TWO_PROCESSES)
     conftest = str(Path(__file__).parents[1] / "conftest.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(tmp_path / "pass.py")]
-    command += [conftest, str(tmp_path / "pictures.npz"), str(tmp_path)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
+    run_two(TWO_PROCESSES, conftest, str(tmp_path / "pictures.npz"), str(tmp_path))
     for number in (0, 1):
         ranks = [dict(np.load(tmp_path / f"{number}-{rank}.npz")) for rank in (0, 1)]
         assert sorted(int(rank["seen"]) for rank in ranks) in ([105, 125], [102, 128])  # each image once

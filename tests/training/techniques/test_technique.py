@@ -15,10 +15,12 @@ from dit_hf.data.extract import extract_latents
 from dit_hf.data.moments import LatentsInfo, hash_vae
 from dit_hf.data.sources import open_images
 from dit_hf.diffusion import OBJECTIVES
+from dit_hf.training.assembly import build_techniques
 from dit_hf.training.batch import Draws, LatentBatch, StepRecord
 from dit_hf.training.observer import Observer
 from dit_hf.training.run import run
 from dit_hf.training.settings import card_names, parse_settings
+from dit_hf.training.start import train_last_blocks
 from dit_hf.training.techniques import TECHNIQUES, ForwardPass, Technique, Techniques
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -226,3 +228,22 @@ def test_fsdp_refuses_a_module_of_a_technique_by_name(tiny: Path, tmp_path: Path
     wrap = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true"}
     output = train_two(tiny, tmp_path / "out", 1, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", **wrap)
     assert "the technique colour has a module of its own, which neither FSDP nor DeepSpeed holds" in output
+
+
+ALIGNMENTS = {
+    "layer_sync_block": ["--layer_sync_weight", "0.2", "--layer_sync_target", "3"],
+    "repa_block": ["--repa_encoder", f"{Path(__file__).parent / 'encoders.py'}:MeanColour"],
+}
+
+
+@pytest.mark.parametrize(("last_blocks", "remedy"), [(1, "set it to 3 or more, or train more"), (0, "leave the align")])
+@pytest.mark.parametrize("name", ALIGNMENTS)
+def test_tokens_that_frozen_blocks_compute_cannot_be_aligned(name: str, last_blocks: int, remedy: str):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "sample_size": 8, "num_classes": 3}
+    model, settings = DiTModel(DiTConfig(**sizes)), parse_settings([*ALIGNMENTS[name], f"--{name}", "2"])
+    assert build_techniques(settings, OBJECTIVES["flow"](), model).active
+    train_last_blocks(model, 2)
+    assert build_techniques(settings, OBJECTIVES["flow"](), model).active
+    train_last_blocks(model, last_blocks)
+    with pytest.raises(ValueError, match=f"^{name}=2 aligns tokens that frozen blocks compute, which .*: {remedy}"):
+        build_techniques(settings, OBJECTIVES["flow"](), model)

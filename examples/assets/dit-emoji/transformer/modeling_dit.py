@@ -18,6 +18,7 @@ import shutil
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
+import warnings
 
 from huggingface_hub import CommitOperationDelete, HfApi
 from safetensors import SafetensorError
@@ -577,19 +578,27 @@ def _remove_hidden(path: Path) -> None:
 # Where a model lies: a local folder or file, or a repository on the Hub; and what a wrong name most likely means.
 #
 # Libraries take every name that is no folder for a repository on the Hub, and answer a mistyped path with errors of the
-# network. Here a name that can only be a path is refused at once, and a folder of another kind is answered with what to
-# pass instead. Example: `out/photos` is the folder of a training, whose pipeline is `out/photos/pipeline`.
+# network. Here one rule holds for pipelines, models, autoencoders, adapters and data sets:
 #
-# This file travels to the Hub as a part of `modeling_dit.py` and `pipeline_dit.py`, and needs the standard library only.
+# 1. What lies on the disk is meant, whatever the Hub holds.
+# 2. A name that no repository can have (`./photos`, `a/b/c`, `model.pt`) is a path: without such a file it is an error.
+# 3. Any other name is a repository, in the cache or on the Hub. If there is none, the error names both places. If there
+#    is one, and a folder here is called like its first half (`out` for `out/photos`), a warning says what was taken.
+#
+# A folder of another kind is answered with what to pass instead. Example: `out/photos` is the folder of a training, whose
+# pipeline is `out/photos/pipeline`.
+#
+# This file travels to the Hub as a part of `modeling_dit.py` and `pipeline_dit.py`.
 
 REPOSITORY = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*/\w[\w.-]*(?<!\.git)")  # "user/name" on the Hub
 FILES = re.compile(r"\.(pt|pth|ckpt|bin|safetensors|npz|json|yaml|yml|csv|zip|tar)$", re.IGNORECASE)
 CHECKPOINTS = (".pt", ".pth", ".ckpt")  # of the original code, wherever they lie
 NAMES_LISTED = 5
+SECONDS_TO_REACH_THE_HUB = 10.0
 
 
 def is_path(name: str, *, may_be_one_word: bool = False) -> bool:
-    """Return whether a name can only be meant as a local path, whether there is something or not.
+    """Return whether a name is a local path: there is something, or no repository can be called so.
 
     Args:
         name: Name that a user gave.
@@ -599,7 +608,67 @@ def is_path(name: str, *, may_be_one_word: bool = False) -> bool:
         return True
     if "/" not in name and may_be_one_word:
         return REPOSITORY.fullmatch(f"user/{name}") is None
-    return REPOSITORY.fullmatch(name) is None or os.path.isdir(os.path.dirname(name))
+    return REPOSITORY.fullmatch(name) is None
+
+
+def places_to_look(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `check_repository` among those of a library's `from_pretrained`."""
+    names = ("cache_dir", "local_files_only", "token")
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def begins_with_folder(name: str) -> bool:
+    """Return whether the first half of a name such as `out/photos` is a local folder: it may be a mistyped path."""
+    return os.path.isdir(os.path.dirname(name))
+
+
+def check_repository(
+    name: str,
+    repo_type: str = "model",
+    *,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> None:
+    """Refuse the id of a repository that is neither in the cache nor on the Hub, which is asked once.
+
+    Args:
+        name: Name without a local file or folder, such as "facebook/DiT-XL-2-256".
+        repo_type: "model" or "dataset".
+        cache_dir: Folder of the cache; None for that of huggingface_hub.
+        local_files_only: Whether to look into the cache only.
+        token: Token for a private repository.
+
+    Raises:
+        ValueError: If there is no such repository or the token may not see it, or if the Hub cannot be asked. The
+            message also names what the nearest local folder holds.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.file_download import repo_folder_name
+
+    what = {"model": "model", "dataset": "data set"}[repo_type]
+    cached = Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type), "snapshots")
+    if not cached.is_dir():
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            why = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE is set"
+            missing = f"the cache has no {what} of this name either, and the Hub is not asked, as {why}"
+            raise ValueError(f"{describe_missing(name)}; {missing}")
+        try:
+            HfApi(token=token).repo_info(name, repo_type=repo_type, timeout=SECONDS_TO_REACH_THE_HUB)
+        except GatedRepoError:
+            pass  # it is there: whoever loads it names what is missing
+        except RepositoryNotFoundError as error:
+            missing = f"the Hub has no {what} of this name either, or the token may not see it"
+            raise ValueError(f"{describe_missing(name)}; {missing}") from error
+        except HfHubHTTPError:
+            return  # whoever loads it tries again
+        except (HTTPError, OSError) as error:
+            unknown = f"the Hub, which may have a {what} of this name, cannot be reached ({type(error).__name__})"
+            raise ValueError(f"{describe_missing(name)}; {unknown}") from error
+    if begins_with_folder(name):
+        folder = os.path.dirname(name)
+        warnings.warn(f"{name} is taken from the Hub: the folder {folder} here does not hold it", stacklevel=2)
 
 
 def describe_missing(name: str) -> str:
@@ -658,29 +727,57 @@ def describe_file(file: Path) -> str | None:
     return None
 
 
-def check_pipeline_source(source: str | Path) -> None:
+def check_pipeline_source(source: str | Path, **hub: Any) -> None:
     """Refuse what can only be a mistake in place of a pipeline: its folder, its id on the Hub, or a checkpoint's file.
 
+    Args:
+        source: Folder, file, or id on the Hub.
+        **hub: Arguments of `check_repository`.
+
     Raises:
-        ValueError: If the source is a path and there is nothing, or a file or folder of another kind; the message says
-            what to pass instead.
+        ValueError: If there is nothing, or a file or folder of another kind; the message says what to pass instead.
+            Only an id whose first half is a local folder is looked for on the Hub.
     """
     _check(source, "model_index.json")
+    if not os.path.exists(source) and begins_with_folder(str(source)):
+        check_repository(str(source), **hub)
 
 
-def check_model_source(source: str | Path, subfolder: str | None = None) -> None:
+def check_model_source(source: str | Path, subfolder: str | None = None, **hub: Any) -> None:
     """Refuse what can only be a mistake in place of the folder of one model, such as an autoencoder, or its id.
 
     Args:
         source: Folder, or id on the Hub.
         subfolder: Folder of the model in it.
+        **hub: Arguments of `check_repository`.
 
     Raises:
-        ValueError: As in `check_pipeline_source`; also if the source is a checkpoint's file.
+        ValueError: As in `check_pipeline_source`; also if the source is a checkpoint's file, or if an id is that of no
+            repository.
     """
     if Path(source).is_file():
         raise ValueError(describe_file(Path(source)) or f"{source} is a file: pass the folder of a model")
     _check(source, os.path.join(subfolder or "", "config.json"))
+    if not os.path.exists(source):
+        check_repository(str(source), **hub)
+
+
+def check_adapter_source(source: str | Path, **hub: Any) -> None:
+    """Refuse what is neither the folder of an adapter nor an id on the Hub.
+
+    Args:
+        source: Folder, or id on the Hub.
+        **hub: Arguments of `check_repository`.
+
+    Raises:
+        ValueError: If there is nothing, or a file; or if the id is that of no repository.
+    """
+    if Path(source).is_file():
+        raise ValueError(f"{source} is a file: pass the folder of an adapter")
+    if is_path(str(source)) and not os.path.exists(source):
+        raise ValueError(describe_missing(str(source)))
+    if not os.path.exists(source):
+        check_repository(str(source), **hub)
 
 
 def _check(source: str | Path, needed: str) -> None:
@@ -969,6 +1066,23 @@ class WeightFile(NamedTuple):
 def strip_wrappers(key: str) -> str:
     """Take the names of wrappers out of a weight's key: "blocks.0._orig_mod.attn.qkv.bias" has one in the middle."""
     return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def refuse_adapters(model: Any, what: str) -> None:
+    """Refuse a model with LoRA adapters, in use or disabled, where its weights alone are wanted.
+
+    Args:
+        model: Model, possibly with layers of PEFT.
+        what: What is about to happen, for the message: "saving".
+
+    Raises:
+        ValueError: If there is an adapter.
+    """
+    if names := getattr(model, "peft_config", None):
+        raise ValueError(
+            f"an adapter is loaded ({', '.join(names)}): call fuse_lora() to add it to the weights, or "
+            f"unload_lora_weights() to leave it out, before {what}"
+        )
 
 
 def read_name(file: PurePath) -> WeightFile | None:
@@ -1559,7 +1673,7 @@ class DiTPreTrainedModel(PreTrainedModel):
         if source and folder.is_dir():
             _check_folder(folder, kwargs)
         elif source:
-            check_model_source(source, kwargs.get("subfolder"))
+            check_model_source(source, kwargs.get("subfolder"), **places_to_look(kwargs))
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["ignore_mismatched_sizes"] = may_differ or strict  # transformers would not name them
         try:
@@ -1623,10 +1737,14 @@ class DiTPreTrainedModel(PreTrainedModel):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: If push_to_hub=True.
+            ValueError: If push_to_hub=True, or if an adapter is loaded.
         """
         if push_to_hub:
             raise ValueError("push_to_hub=True would be public by default: call the method push_to_hub instead")
+        if (
+            "_adapters" in self.__dict__
+        ):  # loaded: transformers would save the adapter without its classes, and no weights
+            refuse_adapters(self, "saving")
         if max_shard_size is not None:
             kwargs["max_shard_size"] = max_shard_size
         if kwargs.get("distributed_checkpoint"):  # every process writes its part to one folder
@@ -1648,7 +1766,12 @@ class DiTPreTrainedModel(PreTrainedModel):
         return commit
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> Any:
-        """Push the model alone as transformers does; a new repository is private by default."""
+        """Push the model alone as transformers does; a new repository is private by default.
+
+        Raises:
+            ValueError: If an adapter is loaded.
+        """
+        refuse_adapters(self, "pushing")
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
 # --- modeling_dit.py ---

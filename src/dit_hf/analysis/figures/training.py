@@ -105,14 +105,17 @@ def training_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         means = [point._replace(x=point.x * factor) for point in points(group, "images_seen")]
         draw_line(axis, means, model, PATCH_COLOURS[patch], MARKERS[size])
         end = (means[-1].x, means[-1].y)
-        offset = (10, 4) if patch == min(PATCHES) else (0, -11)  # of equal compute: S/2 above B/4
-        axis.annotate(model, end, offset, textcoords="offset points", ha="center", fontsize=7)
+        aside = {"L": -6, "XL": 8}.get(size, 0)  # the two are close to each other
+        offset = (10 + aside, 4) if patch == min(PATCHES) else (aside, -11)  # of equal compute: S/2 above B/4
+        colour = PATCH_COLOURS[patch]
+        axis.annotate(model, end, offset, textcoords="offset points", ha="center", fontsize=8, color=colour)
     axis.set(
         title=describe_rows(chosen),
         xscale="log",
         xlabel="training compute: 3 x multiply-adds x images / 10⁹",
         ylabel=DISTANCE,
     )
+    axis.margins(x=0.1)  # room for the name of the last line
     draw_legend(axis, ncols=2)
     start_at_zero(axis)
     draw_floor(axis, rows, chosen[0].num_samples)

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...files import sha256_of_file
+from ...places import check_model_source
 from ...provenance import weights_sha256
 from .inception import NUM_LOGITS, NUM_POOL, NUM_SPATIAL_CHANNELS, Inception
 
@@ -160,6 +161,7 @@ class DINOv2Extractor:
     def __init__(self, name_or_path: str | Path = DINOV2, device: str | torch.device = "cpu") -> None:
         from transformers import Dinov2Model
 
+        check_model_source(name_or_path)
         self.device = torch.device(device)
         self.network = Dinov2Model.from_pretrained(name_or_path, dtype=torch.float32).to(self.device).eval()
         self.name = Path(name_or_path).name

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...image_folder import OUTSIDE, REMEDIES, ImageFolder, list_images
+from ...image_folder import OUTSIDE, ImageFolder, list_images
 from ...images import read_image, readable_suffixes
 from .images import BATCH_SIZE, Batch, ImageBatches, Prepare, stack_images
 from .labels import number_labels
@@ -56,7 +56,7 @@ def folder_batches(folder: str | Path, batch_size: int = BATCH_SIZE, prepare: Pr
 
 def _warn_of_images_left_out(listed: ImageFolder) -> None:
     """Warn of pictures that are not measured: those outside the class folders, and those of unreadable formats."""
-    if any(suffix == OUTSIDE or suffix in REMEDIES for suffix in listed.left_out):
+    if any(suffix == OUTSIDE or suffix in listed.remedies for suffix in listed.left_out):
         warnings.warn(listed.describe(), stacklevel=3)
 
 

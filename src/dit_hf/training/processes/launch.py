@@ -17,6 +17,7 @@ from accelerate.utils import (
     is_deepspeed_available,
 )
 
+from ...extras import how_to_install
 from ..settings import TrainSettings
 from . import deepspeed_zero
 from .sharding import keep_float32_between_blocks, shard_on_cpu, start_zero
@@ -78,14 +79,14 @@ def check_installed(report_to: str) -> None:
     """
     if deepspeed_zero.is_asked_for() and not is_deepspeed_available():
         raise ValueError(
-            "DeepSpeed is not installed: run `pip install deepspeed`, or launch with --config_file "
+            f"DeepSpeed is not installed: {how_to_install('deepspeed')}, or launch with --config_file "
             "examples/accelerate/fsdp2_keep_weights.yaml, which splits what ZeRO-2 does, or fsdp2.yaml, which splits "
             "what ZeRO-3 does"
         )
     available = ["none", *(tracker.value for tracker in get_available_trackers())]
     if report_to not in available:
         known = {tracker.value for tracker in LoggerType} - {"all"}
-        fault = f"not installed: run `pip install {report_to}`, or" if report_to in known else "unknown:"
+        fault = f"not installed: {how_to_install(report_to)}, or" if report_to in known else "unknown:"
         raise ValueError(f"report_to={report_to!r} is {fault} choose one of {', '.join(available)}")
 
 

@@ -8,10 +8,11 @@ import torch
 from accelerate.logging import get_logger
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...synonyms import lists_synonyms
+from .letters import written
 from .tolerance import tolerating
 
 logger = get_logger("dit_hf.training")
@@ -114,8 +115,8 @@ def named(image: Image.Image, name: str) -> Image.Image:
     """Return an image with a name below it, cut where the image ends."""
     canvas = Image.new("RGB", (image.width, image.height + NAME_HEIGHT), "white")
     canvas.paste(image)
-    font = ImageFont.load_default(size=NAME_HEIGHT - 4)
-    ImageDraw.Draw(canvas).text((1, image.height), name, fill="black", font=font)
+    text, font = written(name, NAME_HEIGHT - 4)
+    ImageDraw.Draw(canvas).text((1, image.height), text, fill="black", font=font)
     return canvas
 
 

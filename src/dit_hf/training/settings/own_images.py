@@ -37,7 +37,7 @@ def finetune_arguments(folder: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If the folder is missing, a setting is wrong, or no model to start from is named.
     """
-    if not Path(folder).is_dir():
+    if not Path(folder).expanduser().is_dir():
         raise ValueError(f"{folder} is no folder: pass a folder of images with one folder per class")
     complete = [*arguments, "--dataset_name", folder]
     if not arguments or not arguments[0].endswith((".yaml", ".yml")):

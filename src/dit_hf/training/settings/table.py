@@ -176,6 +176,7 @@ class TrainSettings(ModelFields):
         "Shift s of the timesteps that are drawn, to s t / (1 + (s - 1) t); above 1 towards noise. The scheduler of a "
         "pipeline that is trained by flow matching gets it too.",
         at_least=1e-3,
+        from_origin=True,
         card="shift of timesteps",
     )
 

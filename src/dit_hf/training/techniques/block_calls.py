@@ -66,6 +66,25 @@ def recorded_blocks(model: Any, indices: Iterable[int], tokens: dict[int, Tensor
     return changed_blocks(model, {index: record(index) for index in indices})
 
 
+def check_trained(model: Any, name: str, num_blocks: int) -> None:
+    """Refuse to align tokens that frozen blocks compute, since no block could learn from it.
+
+    Args:
+        model: The `DiTModel`, whose frozen part is frozen already.
+        name: Setting that says after which block the tokens are aligned.
+        num_blocks: Its value, the number of blocks that the tokens have passed.
+
+    Raises:
+        ValueError: If all of these blocks are frozen.
+    """
+    if not any(weight.requires_grad for block in model.blocks[:num_blocks] for weight in block.parameters()):
+        first = next(
+            (k for k, block in enumerate(model.blocks) if any(w.requires_grad for w in block.parameters())), None
+        )
+        remedy = "leave the alignment out" if first is None else f"set it to {first + 1} or more, or train more blocks"
+        raise ValueError(f"{name}={num_blocks} aligns tokens that frozen blocks compute, which cannot learn: {remedy}")
+
+
 def stream(answer: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Return the tokens (B, S, D) of what a block returns, which may be a pair with the first block's values."""
     return answer[0] if isinstance(answer, tuple) else answer

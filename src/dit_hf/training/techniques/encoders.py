@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...places import check_model_source
+
 
 class Encoder(Protocol):
     """A frozen network that turns an image into a grid of features.
@@ -55,6 +57,7 @@ class VisionTransformer(nn.Module):
         from transformers import AutoModel, ImageProcessingMixin
 
         super().__init__()
+        check_model_source(name_or_path)
         try:
             model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
         except OSError as error:

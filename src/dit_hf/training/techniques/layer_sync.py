@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...diffusion import Objective
 from ..setting_row import row
-from .block_calls import recorded_blocks
+from .block_calls import check_trained, recorded_blocks
 from .technique import ForwardPass, Technique
 
 
@@ -79,6 +79,7 @@ class LayerSync(Technique):
                 f"layer_sync_block={block} and layer_sync_target={target} are no two blocks of {depth}, the first "
                 f"before the second: set both to numbers from 1 to {depth}"
             )
+        check_trained(model, "layer_sync_block", block)
         return cls(settings.layer_sync_weight, rows * columns, block, target)
 
     def around(self, model: Any, forward: ForwardPass) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ...diffusion import Objective
 from ..setting_row import row
-from .block_calls import changed_blocks, stream
+from .block_calls import changed_blocks, check_trained, stream
 from .encoders import Encoder, load_encoder
 from .technique import ForwardPass, Technique
 
@@ -152,6 +152,7 @@ class RepresentationAlignment(Technique):
             raise ValueError(
                 f"repa_block={block}: the model has {config.num_hidden_layers} blocks, set it to one of them"
             )
+        check_trained(model, "repa_block", block)
         if width is not None and settings.repa_head == "conv":
             raise ValueError(f"repa_width={width} has no effect with repa_head='conv': leave it out")
         encoder = load_encoder(settings.repa_encoder)
