@@ -106,14 +106,16 @@ def test_shipped_model_draws_what_it_is_asked_for():
 
 
 @pytest.mark.slow
-def test_ten_classes_are_learned_from_scratch(tmp_path: Path):
+def test_three_classes_are_learned_from_scratch(tmp_path: Path):
+    """The first three of the demo's ten classes by its recipe, in a fifth of its steps; the demo has its own test."""
     demo = load_example("demo")
-    demo.train(tmp_path)
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] <= 400
-    pipeline = DiTPipeline.from_pretrained(tmp_path / "pipeline")
+    names = demo.read_classes("classes_10.txt")[:3]
+    (tmp_path / "classes.txt").write_text("\n".join(names) + "\n")
+    few = ["--class_names_file", str(tmp_path / "classes.txt"), "--max_train_steps", "80", "--lr_warmup_steps", "10"]
+    demo.train(tmp_path / "out", *few, "--ema_decay", "0.91", "--num_threads", "1")
+    pipeline = DiTPipeline.from_pretrained(tmp_path / "out" / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
-    score, _ = demo.score(pipeline, demo.read_classes("classes_10.txt"), 100)
-    assert score.recognised >= 95
+    assert demo.score(pipeline, names, 30)[0].recognised >= 27
 
 
 @pytest.mark.slow
@@ -146,8 +148,9 @@ def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
     subprocess.run([sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path)], check=True)
     text = (tmp_path / "README.md").read_text()
     shipped, trained = map(int, re.findall(r"(\d+) of \d+ samples nearest to their own class", text))
-    assert shipped >= 285
+    assert shipped >= 280  # 288 of 300; other processors round otherwise
     assert trained >= 95
+    assert json.loads((tmp_path / "training" / "metrics.jsonl").read_text().splitlines()[-1])["step"] <= 400
     for picture, size in (("shipped.png", (1280, 960)), ("trained.png", (640, 640))):
         assert f"]({picture})" in text
         assert Image.open(tmp_path / picture).size == size

@@ -13,8 +13,7 @@ import yaml
 from fresh_process import dit_hf_command
 from PIL import Image
 
-import dit_hf
-from dit_hf import DiTPipeline
+from dit_hf import DiTPipeline, flags
 from dit_hf.training.settings import OWN_IMAGES, finetune_arguments, parse_settings
 from dit_hf.training.settings.table import TrainSettings
 
@@ -138,8 +137,9 @@ def test_an_error_of_the_data_is_one_line_without_a_launcher(tiny: Path, tmp_pat
 
 
 FAILING = """
-from dit_hf.flags import exit_with_line
-exit_with_line(ValueError("lr_warmup_steps=5 has no effect"), ["lr_warmup_steps"])
+import runpy  # the file alone, because the package imports torch, in each process
+end = runpy.run_path({file!r})["exit_with_line"]
+end(ValueError("lr_warmup_steps=5 has no effect"), ["lr_warmup_steps"])
 """
 
 
@@ -147,8 +147,8 @@ exit_with_line(ValueError("lr_warmup_steps=5 has no effect"), ["lr_warmup_steps"
 @pytest.mark.parametrize("launcher", [["--quiet"], ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]])
 def test_launchers_end_with_the_line_of_the_error(tmp_path: Path, launcher: list[str]):
     """As `main` of a training ends. Accelerate's own process adds nothing to one, and the line to its report of two."""
-    (tmp_path / "train.py").write_text(FAILING)
-    ours = {"PYTHONPATH": str(Path(dit_hf.__file__).parents[1]), "HF_HOME": str(tmp_path)}  # without a configuration
+    (tmp_path / "train.py").write_text(FAILING.format(file=flags.__file__))
+    ours = {"HF_HOME": str(tmp_path)}  # without a configuration of Accelerate
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(tmp_path / "train.py")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **ours})
     assert result.returncode == 1
