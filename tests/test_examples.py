@@ -107,7 +107,7 @@ def test_shipped_model_draws_what_it_is_asked_for():
 
 @pytest.mark.slow
 def test_three_classes_are_learned_from_scratch(tmp_path: Path):
-    """The first of the ten classes of the demo by its recipe, in a fifth of its steps; the demo is a test of its own."""
+    """The first of the ten classes of the demo by its recipe, in a fifth of its steps; a long test runs the demo."""
     demo = load_example("demo")
     names = demo.read_classes("classes_10.txt")[:3]
     (tmp_path / "classes.txt").write_text("\n".join(names) + "\n")
