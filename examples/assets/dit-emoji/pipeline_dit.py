@@ -546,19 +546,20 @@ def describe_file(file: Path) -> str | None:
     return None
 
 
-def check_pipeline_source(source: str | Path, **hub: Any) -> None:
+def check_pipeline_source(source: str | Path, *, asks_for_each: bool = False, **hub: Any) -> None:
     """Refuse what can only be a mistake in place of a pipeline: its folder, its id on the Hub, or a checkpoint's file.
 
     Args:
         source: Folder, file, or id on the Hub.
+        asks_for_each: Whether to look for each id on the Hub. Otherwise only one whose first half is a local folder is
+            looked for, because a pipeline that is loaded next asks for all others.
         **hub: Arguments of `check_repository`.
 
     Raises:
         ValueError: If there is nothing, or a file or folder of another kind; the message says what to pass instead.
-            Only an id whose first half is a local folder is looked for on the Hub.
     """
     _check(source, "model_index.json")
-    if not os.path.exists(source) and begins_with_folder(str(source)):
+    if not os.path.exists(source) and (asks_for_each or begins_with_folder(str(source))):
         check_repository(str(source), **hub)
 
 
@@ -2066,9 +2067,9 @@ def class_ids(class_labels: Any, config: Any, id2label: Mapping[int, str]) -> li
 
 
 def _warn_of_names(ids: Sequence[int], id2label: Mapping[int, str]) -> None:
-    """Warn of ids that are the names of other classes: the classes "1", "10" and "2" have the ids 0, 1 and 2."""
-    names = {name: class_id for class_id, label in id2label.items() if (name := label.strip()).isdecimal()}
-    for class_id in dict.fromkeys(ids) if names else ():
+    """Warn of ids that are names of other classes, if all names are numbers: "1", "10", "2" have the ids 0, 1, 2."""
+    names = {label.strip(): class_id for class_id, label in id2label.items()}
+    for class_id in dict.fromkeys(ids) if all(map(str.isdecimal, names)) else ():
         if (named := names.get(str(class_id), class_id)) != class_id:
             _warn_once(
                 f"the id {class_id} is the class {id2label.get(class_id)!r}; for the class named '{class_id}', whose "

@@ -727,19 +727,20 @@ def describe_file(file: Path) -> str | None:
     return None
 
 
-def check_pipeline_source(source: str | Path, **hub: Any) -> None:
+def check_pipeline_source(source: str | Path, *, asks_for_each: bool = False, **hub: Any) -> None:
     """Refuse what can only be a mistake in place of a pipeline: its folder, its id on the Hub, or a checkpoint's file.
 
     Args:
         source: Folder, file, or id on the Hub.
+        asks_for_each: Whether to look for each id on the Hub. Otherwise only one whose first half is a local folder is
+            looked for, because a pipeline that is loaded next asks for all others.
         **hub: Arguments of `check_repository`.
 
     Raises:
         ValueError: If there is nothing, or a file or folder of another kind; the message says what to pass instead.
-            Only an id whose first half is a local folder is looked for on the Hub.
     """
     _check(source, "model_index.json")
-    if not os.path.exists(source) and begins_with_folder(str(source)):
+    if not os.path.exists(source) and (asks_for_each or begins_with_folder(str(source))):
         check_repository(str(source), **hub)
 
 
