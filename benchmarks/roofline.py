@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/roofline.py                 # S/2 and B/4, float32 and bfloat16
     python benchmarks/roofline.py --sizes DiT-S/2 --dtypes float32 --rounds 3
+    MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647 python benchmarks/roofline.py    # keep memory
 
 Every operator that torch runs in a call of the pipeline is timed by itself, in seconds of the processor, which other
 programs disturb less than those of the clock; of each, the fastest round counts. Its floating-point operations are
@@ -12,6 +13,7 @@ call takes beyond its operators is Python, the scheduler's arithmetic on numbers
 """
 
 import argparse
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,6 +149,13 @@ def watch(pipe: DiTPipeline, batch: int, num_steps: int, rounds: int) -> list[Op
     return operators
 
 
+def page_faults(pipe: DiTPipeline, batch: int, num_steps: int) -> float:
+    """Return the number of page faults of a step that nothing watches."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    call(pipe, list(range(batch)), num_steps, output_type="latent")
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / num_steps
+
+
 def rows(operators: list[Operator], num_steps: int, product: float, memory: dict[float, float]) -> list[str]:
     """Return the lines of a table: milliseconds of a step, their share, and the least at the roofline."""
     whole = sum(operator.seconds + operator.before for operator in operators)
@@ -180,6 +189,7 @@ def main() -> None:
     print("; ".join(f"{name} products {rate / 1e9:.0f} GFLOP/s" for name, rate in products.items()))
     print("sums: " + ", ".join(f"{size / MIB:g} MiB {rate / 1e9:.1f} GB/s" for size, rate in memory.items()) + "\n")
     print("| model | dtype | part | ms a step | share | least, ms | above the least |\n" + "|---" * 7 + "|")
+    faults = []
     for name in arguments.sizes:
         pipe, _ = make_pipelines(name)
         for dtype in arguments.dtypes:
@@ -187,6 +197,9 @@ def main() -> None:
             operators = watch(pipe, arguments.batch, arguments.steps, arguments.rounds)
             for line in rows(operators, arguments.steps, products[dtype], memory):
                 print(f"| {name} | {dtype} | {line} |", flush=True)
+            count = page_faults(pipe, arguments.batch, arguments.steps)
+            faults.append(f"{name}, {dtype}: {count:.0f} page faults a step")
+    print("\n" + "\n".join(faults))
 
 
 if __name__ == "__main__":

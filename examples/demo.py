@@ -129,8 +129,8 @@ def main() -> None:
 
     print("sampling the shipped model")
     shipped = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
-    shipped_score, images = score(shipped, read_classes("classes_100.txt"), 100)
-    save_grid(images, 10, output_dir / "shipped.png")
+    shipped_score, images = score(shipped, read_classes("classes_300.txt"), 300)
+    save_grid(images, 20, output_dir / "shipped.png")
     print(shipped_score)
 
     print("training on ten classes")

@@ -56,14 +56,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("out/evaluate-emoji"), help="For the results.")
     parser.add_argument("--card", type=Path, help="Model card to write the result into.")
     arguments = parser.parse_args()
-    class_names = (EMOJI / "classes_100.txt").read_text().splitlines()
+    class_names = (EMOJI / "classes_300.txt").read_text().splitlines()
     drawings, jittered_again = (
         load_references(str(EMOJI), class_names, resolution=64, num_jitters=arguments.num_jitters, seed=seed)
         for seed in (0, 1)
     )
-    labels = np.arange(100).repeat(drawings.shape[1])
+    labels = np.arange(len(class_names)).repeat(drawings.shape[1])
     extractor = EfficientNetLite0()
-    source = "emoji, 100 classes, mirrored and jittered"
+    source = f"emoji, {len(class_names)} classes, mirrored and jittered"
     reference = make_reference(array_batches(drawings.reshape(-1, 64, 64, 3), labels), extractor, source)
     shuffled = np.random.default_rng(0).permutation(
         jittered_again.reshape(-1, 64, 64, 3)

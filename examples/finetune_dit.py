@@ -80,7 +80,7 @@ def before(new_classes: Sequence[str]) -> DiTPipeline:
 
 
 def main(
-    arguments: Sequence[str] = (), new_classes: Sequence[str] = NEW_CLASSES, num_old: int = 100
+    arguments: Sequence[str] = (), new_classes: Sequence[str] = NEW_CLASSES, num_old: int = 300
 ) -> dict[str, tuple[int, int]]:
     """Train, and count the right samples of the new and of the first `num_old` old classes, before and after."""
     settings = parse_settings([str(CONFIG), *arguments])

@@ -3,7 +3,7 @@
 The folder of the shipped model then loads with and without this package. Its card, README.md, stays as it is.
 
 Example:
-    python examples/ship_dit.py out/emoji-100/pipeline
+    python examples/ship_dit.py out/emoji-300/pipeline
     python examples/ship_dit.py    # renews the code and the settings of the shipped model itself
 """
 

@@ -5,7 +5,7 @@
 """Train a DiT.
 
     accelerate launch examples/train_dit.py                                  # the embedded emoji
-    accelerate launch examples/train_dit.py examples/configs/emoji_100.yaml  # the shipped model
+    accelerate launch examples/train_dit.py examples/configs/emoji_300.yaml  # the shipped model
     accelerate launch examples/train_dit.py --dataset_name user/images --model DiT-B/4   # a data set of your own
     torchrun --nproc_per_node 2 examples/train_dit.py ...                    # two processes, on GPUs or not
     uv run train_dit.py --dataset_name user/images ...                       # this file alone, see docs/jobs.md
@@ -35,7 +35,7 @@ def with_settings(arguments: list[str]) -> list[str]:
         return arguments
     if not CONFIGS.is_dir():
         sys.exit("error: --dataset_name is missing: the embedded emoji come only with a checkout of the repository")
-    config = CONFIGS / ("emoji_100.yaml" if torch.cuda.is_available() else "emoji_10.yaml")
+    config = CONFIGS / ("emoji_300.yaml" if torch.cuda.is_available() else "emoji_10.yaml")
     print(f"no data set is named: training on the embedded emoji with the settings of {config}")
     return [str(config), *arguments]
 

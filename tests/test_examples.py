@@ -99,15 +99,15 @@ def test_shipped_model_draws_what_it_is_asked_for():
     demo = load_example("demo")
     pipeline = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
     pipeline.set_progress_bar_config(disable=True)
-    names = demo.read_classes("classes_100.txt")
-    assert demo.score(pipeline, names, 100)[0].recognised >= 85
+    names = demo.read_classes("classes_300.txt")
+    assert demo.score(pipeline, names, 150)[0].recognised >= 142
     as_called_without_settings = {"guidance_scale": 4.0, "num_inference_steps": 25}
     assert demo.score(pipeline, names, 50, **as_called_without_settings)[0].recognised >= 42
 
 
 @pytest.mark.slow
 def test_three_classes_are_learned_from_scratch(tmp_path: Path):
-    """The first of the ten classes of the demo by its recipe, in a fifth of its steps; the demo is a test of its own."""
+    """The first three of the demo's ten classes by its recipe, in a fifth of its steps; the demo has its own test."""
     demo = load_example("demo")
     names = demo.read_classes("classes_10.txt")[:3]
     (tmp_path / "classes.txt").write_text("\n".join(names) + "\n")
@@ -140,20 +140,20 @@ def test_new_classes_are_learned_and_old_ones_kept_from_a_handful_of_images(tmp_
     assert scores["old"][1] >= scores["old"][0] - 2  # of 8
     assert Image.open(tmp_path / "before_after.png").size == (2 * 64, 5 * 64)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 2e6
-    assert DiTPipeline.from_pretrained(tmp_path / "pipeline").get_label_ids(["frog", "alien"]) == [19, 100]
+    assert DiTPipeline.from_pretrained(tmp_path / "pipeline").get_label_ids(["frog", "alien"]) == [19, 300]
 
 
 @pytest.mark.long
 def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
     subprocess.run([sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path)], check=True)
     text = (tmp_path / "README.md").read_text()
-    shipped, trained = map(int, re.findall(r"(\d+) of 100 samples nearest to their own class", text))
-    assert shipped >= 90
+    shipped, trained = map(int, re.findall(r"(\d+) of \d+ samples nearest to their own class", text))
+    assert shipped >= 280  # 288 of 300; other processors round otherwise
     assert trained >= 95
     assert json.loads((tmp_path / "training" / "metrics.jsonl").read_text().splitlines()[-1])["step"] <= 400
-    for picture in ("shipped.png", "trained.png"):
+    for picture, size in (("shipped.png", (1280, 960)), ("trained.png", (640, 640))):
         assert f"]({picture})" in text
-        assert Image.open(tmp_path / picture).size == (640, 640)
+        assert Image.open(tmp_path / picture).size == size
     assert (tmp_path / "training" / "loss.png").is_file()
 
 

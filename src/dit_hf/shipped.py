@@ -8,7 +8,7 @@ IN_CHECKOUT = Path(__file__).parents[2] / "examples" / "assets" / "dit-emoji"
 
 
 def shipped_model() -> Path:
-    """Return the folder of the shipped model, a DiT of a hundred emoji, for `DiTPipeline.from_pretrained`.
+    """Return the folder of the shipped model, a DiT of three hundred emoji, for `DiTPipeline.from_pretrained`.
 
     Raises:
         FileNotFoundError: If neither the package `dit-hf-emoji` is installed nor this code runs from a checkout.

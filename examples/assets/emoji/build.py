@@ -73,9 +73,9 @@ def main() -> None:
 
     entries = read_emoji(packages["google"])
     names = [class_name(entry) for entry in entries]
-    trained_classes = set((HERE / "classes_100.txt").read_text().splitlines())
+    trained_classes = set((HERE / "classes_300.txt").read_text().splitlines())
     if unknown := trained_classes - set(names):
-        raise ValueError(f"classes_100.txt names emoji that the packages do not have: {sorted(unknown)}")
+        raise ValueError(f"classes_300.txt names emoji that the packages do not have: {sorted(unknown)}")
 
     features = Features({"image": Image(), "label": ClassLabel(names=names), "vendor": Value("string")})
     rows = build_rows(packages, entries)

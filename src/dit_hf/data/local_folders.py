@@ -170,8 +170,8 @@ def choose_split(folder: ImageFolder, splits: Mapping[str, Sequence[str]], split
             f"{folder.root} holds several folders of the split {split!r}: {', '.join(tops)}. Move their images into "
             f"one folder, or pass one of them, such as {folder.root / tops[0]}"
         )
-    tops = {name.split("/")[0] for name in folder.names if "/" in name}
-    if others := sorted(tops.difference(*splits.values())):
+    folders = {name.split("/")[0] for name in folder.names if "/" in name}
+    if others := sorted(folders.difference(*splits.values())):
         logger.warning(f"{folder.root} holds splits, beside which these folders are left out: {list_names(others)}")
     return splits[split][0]
 
