@@ -315,3 +315,11 @@ def test_painted_pictures_that_nobody_drew_from_do_not_fill_the_memory():
     }
     drop_oldest(kept, 25)
     assert [*kept] == ["3", "4"]
+
+
+def test_more_layers_than_a_client_paints_are_refused(address: str, picture: Path):
+    with picture.open("rb") as content:
+        (path,) = httpx.post(f"{address}gradio_api/upload", files={"files": content}, timeout=SECONDS).json()
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    painted = {"background": file, "layers": [file] * 9, "composite": None}
+    assert "9 layers: paint on at most 8" in call(address, "inpaint", [painted, 0, 1.0, *DRAW[2:]])

@@ -31,6 +31,8 @@ def checked(component: AnyComponent) -> AnyComponent:
     read = component.preprocess
 
     def preprocess(payload: Any) -> Any:
+        if (num_layers := len(getattr(payload, "layers", None) or [])) > MAX_LAYERS:
+            raise gr.Error(f"{num_layers} layers: paint on at most {MAX_LAYERS}", print_exception=False)
         try:
             for source in _sources(component, payload):
                 Image.open(source, formats=FORMATS).close()

@@ -15,8 +15,10 @@ from .page import FONTS, STYLE
 API = "/gradio_api/"
 UPLOADS = ("upload", "component_server")  # addresses that take pictures, the second those that are painted in a browser
 # what the page and `gradio_client` use; Gradio answers at many more addresses, such as one that skips the queue
-ADDRESSES = (*UPLOADS, "upload_progress", "file", "call", "queue", "cancel", "reset", "heartbeat")
-ADDRESSES += ("info", "openapi.json", "app_id", "startup-events", "theme.css")
+ADDRESSES = {
+    *UPLOADS, "upload_progress", "file", "call", "queue", "cancel", "reset", "heartbeat", "info", "openapi.json",
+    "app_id", "startup-events", "theme.css",
+}  # fmt: skip
 REFUSED = ("monitoring", "login")  # addresses of the page that Gradio would answer for its own purposes
 FORM_BYTES = 2**16  # of an upload, beside its files
 
