@@ -1,4 +1,4 @@
-"""docs/first_model.md, from the drawings to a model on a local Hub, as printed, but for a tiny model and two steps."""
+"""docs/first_model.md, from the drawings to the model on a local Hub, as printed but for a tiny model of two steps."""
 
 import re
 import shlex
