@@ -44,7 +44,7 @@ def test_page_leads_from_the_drawings_to_a_model_that_is_loaded_by_name(
     assert len(fruit) == 10
     assert Image.open("data.png").size == (10 * 64, 2 * 64)
     assert Image.open("fruit.png").size == (4 * 64, 3 * 64)
-    assert len(re.findall(r"^guidance [124]\.0: \d+ of 50 recognised; ", capsys.readouterr().out, re.MULTILINE)) == 3
+    assert len(re.findall(r"^guidance [12]\.0: \d+ of 50 recognised; ", capsys.readouterr().out, re.MULTILINE)) == 2
     assert hub.repository("user/fruit").private
     assert sorted(namespace["elsewhere"].labels) == sorted(fruit)
     assert Image.open("avocado.png").size == (64, 64)
