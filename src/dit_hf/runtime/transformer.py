@@ -25,7 +25,7 @@ OWN_WEIGHTS = "positions.safetensors"  # the model's weights outside of its laye
 class Skeleton(DiTModel):
     """A DiT without memory for its layers, which still makes positions: on the CPU, where exported graphs compute."""
 
-    _place = torch.device("meta")  # type: ignore[assignment]  # that of its layers, until `skeleton_of` has used them
+    _place = torch.device("meta")  # that of its layers, until `skeleton_of` has used them
 
 
 def skeleton_of(config: DiTConfig, own_weights: dict[str, Tensor]) -> tuple[DiTModel, DiTConditioning]:
