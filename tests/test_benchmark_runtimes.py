@@ -74,11 +74,11 @@ def test_compiled_row_compiles_its_blocks_and_eager_does_not(runtimes):
 
 def test_images_of_each_row_are_compared_with_those_of_eager_float32(runtimes, monkeypatch, capsys):
     monkeypatch.setattr(runtimes, "shipped", lambda: tiny_pipeline(scheduler=DDIMScheduler(clip_sample=False)))
-    monkeypatch.setattr(runtimes, "features", lambda images: images.reshape(len(images), -1)[:, :8].astype(float))
+    monkeypatch.setattr(runtimes, "features", lambda images: images.reshape(len(images), -1).astype(float))
     monkeypatch.setattr(sys, "argv", ["", "--sizes", "--images", "4", "--only", "eager"])
     runtimes.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| eager")]
     assert [row[0] for row in rows] == ["eager float32", "eager bfloat16"]
     assert [float(cell) for cell in rows[0][1:]] == [0, 0]
-    assert 0 < float(rows[1][1]) < 1
+    assert all(float(cell) > 0 for cell in rows[1][1:])
