@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch._inductor.config
 from roofline import Watch
 from runtimes import describe_machine
 from sampling import make_model
@@ -110,9 +111,10 @@ def main() -> None:
     print(describe_machine() + "\n")
     heads = ("model", "dtype", "computed by", "compiling, s", "from the cache, s", "ms a block", "times faster")
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
-    with TemporaryDirectory() as folder:
+    # in this process, so that the time of its C++ compiler is counted
+    one_thread = torch._inductor.config.patch(compile_threads=1)
+    with TemporaryDirectory() as folder, one_thread:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        torch._inductor.config.compile_threads = 1  # in this process, so that its C++ compiler's time is counted
         for name in arguments.sizes:
             for dtype in arguments.dtypes:
                 compare(name, dtype, arguments.rounds)

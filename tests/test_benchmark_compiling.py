@@ -23,7 +23,6 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "make_model", lambda name: tiny_model())
     monkeypatch.setattr(module, "BACKEND", "eager")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # what the script sets ends with the test
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     return module
 
 

@@ -186,7 +186,7 @@ def test_folder_for_diffusers_has_a_card_too_and_comes_back(sources, tmp_path, m
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--weights", "best"], "choose from ema, model"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--scheduler", "Pipeline"], "no scheduler of diffusers"),
         (["SOURCE", "NEW", "--vae", "none", *HEADS, "--to", "diffusers"], "num_classes=10"),
-        (["FLOW", "NEW", "--scheduler", "DDIMScheduler"], "the model was trained with 'flow_prediction'"),
+        (["FLOW", "NEW", "--scheduler", "DDIMScheduler"], "no scheduler of diffusers for flow matching"),
     ],
 )
 def test_error_is_one_line_and_nothing_is_written(

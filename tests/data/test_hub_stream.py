@@ -228,7 +228,9 @@ def test_gate_and_missing_names_are_one_line(hub, images):
     images.granted.clear()
     with pytest.raises(SourceError, match="^the data set ILSVRC/imagenet-1k cannot be read: .* is a gated dataset"):
         open_imagenet()
-    with pytest.raises(SourceError, match="^the data set user/nothing cannot be read: .* doesn't exist"):
+    with pytest.raises(
+        SourceError, match="^the data set user/nothing cannot be read: .* the Hub has no data set of this name"
+    ):
         open_images("user/nothing")
 
 

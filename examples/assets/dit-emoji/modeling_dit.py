@@ -597,6 +597,10 @@ NAMES_LISTED = 5
 SECONDS_TO_REACH_THE_HUB = 10.0
 
 
+class NothingThere(OSError, ValueError):
+    """Nothing lies where a name points: an OSError, as transformers raises, and a ValueError, as for any wrong name."""
+
+
 def is_path(name: str, *, may_be_one_word: bool = False) -> bool:
     """Return whether a name is a local path: there is something, or no repository can be called so.
 
@@ -653,19 +657,19 @@ def check_repository(
         if local_files_only or constants.HF_HUB_OFFLINE:
             why = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE is set"
             missing = f"the cache has no {what} of this name either, and the Hub is not asked, as {why}"
-            raise ValueError(f"{describe_missing(name)}; {missing}")
+            raise NothingThere(f"{describe_missing(name)}; {missing}")
         try:
             HfApi(token=token).repo_info(name, repo_type=repo_type, timeout=SECONDS_TO_REACH_THE_HUB)
         except GatedRepoError:
             pass  # it is there: whoever loads it names what is missing
         except RepositoryNotFoundError as error:
             missing = f"the Hub has no {what} of this name either, or the token may not see it"
-            raise ValueError(f"{describe_missing(name)}; {missing}") from error
+            raise NothingThere(f"{describe_missing(name)}; {missing}") from error
         except HfHubHTTPError:
             return  # whoever loads it tries again
         except (HTTPError, OSError) as error:
             unknown = f"the Hub, which may have a {what} of this name, cannot be reached ({type(error).__name__})"
-            raise ValueError(f"{describe_missing(name)}; {unknown}") from error
+            raise NothingThere(f"{describe_missing(name)}; {unknown}") from error
     if begins_with_folder(name):
         folder = os.path.dirname(name)
         warnings.warn(f"{name} is taken from the Hub: the folder {folder} here does not hold it", stacklevel=2)
@@ -776,7 +780,7 @@ def check_adapter_source(source: str | Path, **hub: Any) -> None:
     if Path(source).is_file():
         raise ValueError(f"{source} is a file: pass the folder of an adapter")
     if is_path(str(source)) and not os.path.exists(source):
-        raise ValueError(describe_missing(str(source)))
+        raise NothingThere(describe_missing(str(source)))
     if not os.path.exists(source):
         check_repository(str(source), **hub)
 
@@ -790,7 +794,7 @@ def _check(source: str | Path, needed: str) -> None:
         if not (path / needed).is_file():
             raise ValueError(describe_folder(path, needed))
     elif is_path(str(source)):
-        raise ValueError(describe_missing(str(source)))
+        raise NothingThere(describe_missing(str(source)))
 
 # --- layers.py ---
 # The layers that blocks are made of: linear maps with their initialisation, norm, feed-forward and attention.

@@ -57,8 +57,8 @@ class VisionTransformer(nn.Module):
         from transformers import AutoModel, ImageProcessingMixin
 
         super().__init__()
-        check_model_source(name_or_path)
         try:
+            check_model_source(name_or_path)
             model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
         except OSError as error:
             raise OSError(f"the encoder {name_or_path} cannot be opened: {error}") from error
