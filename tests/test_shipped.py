@@ -24,6 +24,7 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
 pipeline.set_progress_bar_config(disable=True)
 images = pipeline(["frog", 99], output_type="np", generator=seeded(0)).images
-np.testing.assert_array_equal(images, np.load("expected.npy"))
+# the order of a sum depends on where its numbers lie in memory
+np.testing.assert_allclose(images, np.load("expected.npy"), rtol=0, atol=1e-4)
 """
     run_elsewhere(WITHOUT_PACKAGE + code, SHIPPED, tmp_path)
