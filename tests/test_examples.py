@@ -62,7 +62,7 @@ def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
     decibel = train_vae.psnr(train_vae.reconstruct(vae, validation), validation)
     train = train_vae.load_split(train_vae.VAESettings(), "train")
     linear = train_vae.psnr(train_vae.pca_reconstruction(train, validation, 4, 4), validation)
-    assert decibel >= 27
+    assert decibel >= 29
     assert decibel >= linear + 5
     assert decibel == pytest.approx(31.65, abs=0.05)  # what its card says
 
@@ -102,7 +102,7 @@ def test_shipped_model_draws_what_it_is_asked_for():
     names = demo.read_classes("classes_300.txt")
     assert demo.score(pipeline, names, 150)[0].recognised >= 142
     as_called_without_settings = {"guidance_scale": 4.0, "num_inference_steps": 25}
-    assert demo.score(pipeline, names, 50, **as_called_without_settings)[0].recognised >= 42
+    assert demo.score(pipeline, names, 50, **as_called_without_settings)[0].recognised >= 43
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_three_classes_are_learned_from_scratch(tmp_path: Path):
     demo.train(tmp_path / "out", *few, "--ema_decay", "0.91", "--num_threads", "1")
     pipeline = DiTPipeline.from_pretrained(tmp_path / "out" / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
-    assert demo.score(pipeline, names, 30)[0].recognised >= 27
+    assert demo.score(pipeline, names, 30)[0].recognised >= 29
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
     subprocess.run([sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path)], check=True)
     text = (tmp_path / "README.md").read_text()
     shipped, trained = map(int, re.findall(r"(\d+) of \d+ samples nearest to their own class", text))
-    assert shipped >= 280  # 288 of 300; other processors round otherwise
+    assert shipped >= 285
     assert trained >= 95
     assert json.loads((tmp_path / "training" / "metrics.jsonl").read_text().splitlines()[-1])["step"] <= 400
     for picture, size in (("shipped.png", (1280, 960)), ("trained.png", (640, 640))):
