@@ -30,6 +30,7 @@ EXTRAS = {
     "lora": ["peft>=0.18"],
     "openvino": ["openvino>=2026.0"],  # runtimes of exported pipelines
     "onnx": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+    "torchao": ["torchao>=0.16"],  # AdamW with moments of 8 bits, quantised weights
     "heic": ["pillow-heif>=1.0"],  # photographs of phones
     "demo": ["gradio>=6.0"],  # the page of `dit-hf demo`
     "docs": ["furo>=2025.12", "myst-parser>=5.0", "sphinx>=9.0"],  # the site

@@ -12,6 +12,7 @@ import importlib.util
 PACKAGES = {
     "deepspeed": "deepspeed", "gradio": "gradio", "onnx": "onnx", "onnxruntime": "onnxruntime",
     "onnxscript": "onnxscript", "openvino": "openvino", "peft": "peft", "pillow_heif": "pillow-heif",
+    "torchao": "torchao",
 }  # fmt: skip
 
 

@@ -168,7 +168,10 @@ def test_warm_up_scales_both_rates():
 
 @pytest.mark.parametrize(
     ("name", "frozen", "message"),
-    [("lion", False, "optimizer='lion' is unknown: choose adamw or muon"), ("muon", True, "all blocks are frozen")],
+    [
+        ("lion", False, "optimizer='lion' is unknown: choose adamw, adamw_8bit or muon"),
+        ("muon", True, "all blocks are frozen"),
+    ],
 )
 def test_optimizer_that_cannot_be_made_is_refused(name: str, frozen: bool, message: str):
     model = tiny_model()
@@ -191,7 +194,7 @@ def test_deepspeed_which_splits_matrices_as_lists_of_numbers_is_refused():
     ("settings", "message"),
     [
         ({"muon_learning_rate": 0.01}, "muon_learning_rate=0.01 has no effect with optimizer='adamw'"),
-        ({"optimizer": "lion"}, "optimizer='lion' is not possible: set it to one of adamw, muon"),
+        ({"optimizer": "lion"}, "optimizer='lion' is not possible: set it to one of adamw, adamw_8bit, muon"),
         ({"optimizer": "muon", "init_from": "x", "lora_rank": 2}, "which lora_rank freezes"),
     ],
 )

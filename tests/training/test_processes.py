@@ -337,3 +337,18 @@ def test_muon_on_two_processes_trains_like_on_one_and_goes_on_as_one(tiny: Path,
     for key, momenta in moments(alone, 8).items():
         for kind, one in momenta.items():
             assert (moments(out, 8)[key][kind] - one).norm() <= 0.02 * one.norm(), (key, kind)
+
+
+@pytest.mark.slow
+def test_moments_of_8_bits_go_on_from_one_process_to_two_and_back(tiny: Path, tmp_path: Path):
+    flags = ("--optimizer", "adamw_8bit", "--adam_weight_decay", "0.1")
+    alone = train_one(tiny, tmp_path / "alone", *flags)
+    (tmp_path / "two").mkdir()
+    train_one(tiny, tmp_path / "two", *flags, "--max_train_steps", "3")
+    train_two(tiny, tmp_path / "two", *flags, "--max_train_steps", "6")
+    out = train_one(tiny, tmp_path / "two", *flags)
+    np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-4)
+    for name in ("model", "ema"):
+        two, one = weights(out, 8, name), weights(alone, 8, name)
+        for key in one:  # gradients summed in another order may fall to the other side between two levels
+            assert (two[key] - one[key]).norm() <= 0.001 * one[key].norm(), key

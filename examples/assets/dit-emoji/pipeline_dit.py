@@ -126,6 +126,7 @@ IMAGENET_CHECKSUMS = _in_threes(base64.b64decode(IMAGENET))
 PACKAGES = {
     "deepspeed": "deepspeed", "gradio": "gradio", "onnx": "onnx", "onnxruntime": "onnxruntime",
     "onnxscript": "onnxscript", "openvino": "openvino", "peft": "peft", "pillow_heif": "pillow-heif",
+    "torchao": "torchao",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
 from ..diffusion import OBJECTIVES, Objective
+from .adamw_8bit import make_adamw_8bit
 from .ema import EMA
 from .muon import Muon, block_matrices
 from .processes import deepspeed_zero
@@ -114,8 +115,8 @@ def assemble(
         accelerator: Accelerator that says where and how the model is trained.
         model: A `DiTModel`, which is moved to the device and set to train mode. Its frozen parameters stay frozen.
         learning_rate: Learning rate of AdamW after the warm-up.
-        optimizer: Optimiser: "adamw" for all parameters, or "muon" for the matrices of attention and feed-forward in
-            the blocks, beside AdamW for everything else.
+        optimizer: Optimiser: "adamw" for all parameters; "adamw_8bit" for the same with moments of 8 bits; or "muon"
+            for the matrices of attention and feed-forward in the blocks, beside AdamW for everything else.
         muon_learning_rate: Learning rate of Muon after the warm-up.
         ema_decays: Decays of the averages, the pipeline's first.
         lr_scheduler: Name of a schedule of diffusers' `get_scheduler`.
@@ -130,6 +131,11 @@ def assemble(
         ValueError: If a technique has a module, and FSDP2 or DeepSpeed would have to split it; if DeepSpeed would have
             to split matrices for Muon, or call blocks that a technique changes; or as in `make_optimizer`.
     """
+    if optimizer == "adamw_8bit" and (deepspeed_zero.uses_zero(accelerator) or splits_weights(accelerator)):
+        raise ValueError(
+            "optimizer='adamw_8bit' was never tried with FSDP or DeepSpeed, which split its moments: launch without "
+            "them, or set optimizer to adamw"
+        )
     if optimizer == "muon" and deepspeed_zero.uses_zero(accelerator):
         raise ValueError(
             "optimizer='muon' needs whole matrices, and DeepSpeed splits them as flat lists of numbers: launch with "
@@ -185,7 +191,7 @@ def make_optimizer(
     """Make the optimiser of all parameters of a model that are not frozen.
 
     Args:
-        name: Name of the optimiser: "adamw" or "muon".
+        name: Name of the optimiser: "adamw", "adamw_8bit" or "muon".
         model: A `DiTModel`.
         more: Further parameters, which AdamW trains.
         learning_rate: Learning rate of AdamW.
@@ -194,14 +200,17 @@ def make_optimizer(
         weight_decay: Weight decay of both.
 
     Raises:
+        ImportError: If torchao is needed and not installed.
         ValueError: If the name is unknown, or Muon is asked for a model whose matrices are all frozen.
     """
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    everything = [*trained.values(), *more]
+    if name == "adamw_8bit":
+        return make_adamw_8bit(everything, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
     if name == "adamw":
-        everything = [*trained.values(), *more]
         return torch.optim.AdamW(everything, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
     if name != "muon":
-        raise ValueError(f"optimizer={name!r} is unknown: choose adamw or muon")
+        raise ValueError(f"optimizer={name!r} is unknown: choose adamw, adamw_8bit or muon")
     stacked = block_matrices(model)
     if not stacked:
         raise ValueError("optimizer='muon' finds no matrix to train, all blocks are frozen: set optimizer to adamw")

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from ..adamw_8bit import from_plain, quantizes, to_plain
 from ..ema import EMA
 from ..muon import Muon
 from ..processes import deepspeed_zero
@@ -89,10 +90,13 @@ class TrainingState:
             weights[file] = self.ema.gather(decay, self.model)
         for name, file in self.module_files.items():
             weights[file] = get_model_state_dict(self.modules[name], options=options)
-        optimizer = {
-            "optimizer": deepspeed_zero.gather_optimizer(self.engine)
+        held: dict[str, Any] = (
+            deepspeed_zero.gather_optimizer(self.engine)
             if self.engine
-            else get_optimizer_state_dict(self.trained, self.optimizer, options=options),
+            else get_optimizer_state_dict(self.trained, self.optimizer, options=options)
+        )
+        optimizer = {
+            "optimizer": {**held, "state": {name: to_plain(each) for name, each in held.get("state", {}).items()}},
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
@@ -150,16 +154,26 @@ class TrainingState:
             )
 
     def _restore_optimizer(self, saved: dict[str, Any], options: StateDictOptions) -> None:
-        held = self._share(sorted({key for state in saved.get("state", {}).values() for key in state}))
-        if ("momentum_buffer" in held) != isinstance(self.optimizer, Muon):
+        tensors = {
+            f"{name}/{key}": value for name, state in saved.get("state", {}).items() for key, value in state.items()
+        }
+        keys = self._share(sorted({key.rpartition("/")[2] for key in tensors}))
+        is_of_muon, has_8_bits = "momentum_buffer" in keys, any(key.endswith(".codes") for key in keys)
+        if (is_of_muon, has_8_bits) != (isinstance(self.optimizer, Muon), quantizes(self.optimizer)):
             raise ValueError(
                 "the checkpoint is of another optimizer: a training is continued by the optimizer that it began with. "
                 "Set it back, or start anew from the pipeline with --init_from"
             )
         if self.engine:
-            states = saved.get("state", {}).items()
-            tensors = {f"{name}/{key}": tensor for name, state in states for key, tensor in state.items()}
             return deepspeed_zero.set_optimizer(self.engine, self._share_tensors(tensors))
+        if quantizes(self.optimizer):  # torch cannot send its moments from one process to another
+            state: dict[str, Any] = {}
+            for path, value in self._share_tensors(tensors).items():
+                name, _, key = path.rpartition("/")
+                state.setdefault(name, {})[key] = value
+            groups = self._share(saved.get("param_groups"))
+            saved = {"state": {name: from_plain(each) for name, each in state.items()}, "param_groups": groups}
+            options = StateDictOptions(full_state_dict=True)
         of_settings = {"betas", "weight_decay", "initial_lr"}
         before = [{name: group[name] for name in of_settings & group.keys()} for group in self.optimizer.param_groups]
         set_optimizer_state_dict(self.trained, self.optimizer, saved, options=options)
@@ -173,7 +187,10 @@ class TrainingState:
         rates = [base * factor(step) for base, factor in zip(base_lrs, self.lr_scheduler.lr_lambdas, strict=True)]
         self.lr_scheduler._last_lr = rates
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):  # a compiled step reads this tensor
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _share(self, value: Any) -> Any:
         return broadcast_object_list([value])[0] if self.accelerator.num_processes > 1 else value

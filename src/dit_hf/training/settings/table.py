@@ -204,10 +204,10 @@ class TrainSettings(ModelFields):
     max_train_minutes: float | None = row(
         None, "Minutes after which the training ends, counted from each start.", at_least=0.001, may_change="always"
     )
-    optimizer: Literal["adamw", "muon"] = row(
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = row(
         "adamw",
-        "Optimiser: adamw, the paper's; or muon, which trains the matrices of attention and feed-forward in the "
-        "blocks by Muon, and everything else by AdamW.",
+        "Optimiser: adamw, the paper's; adamw_8bit, whose moments take a quarter of the memory (needs torchao); or "
+        "muon: the matrices of attention and feed-forward in the blocks by Muon, everything else by AdamW.",
         card="optimiser",
     )
     learning_rate: float = row(1e-4, "Learning rate of AdamW.", at_least=0.0, card="learning rate")
@@ -216,7 +216,7 @@ class TrainSettings(ModelFields):
         "Learning rate of Muon. A step is as large as one of AdamW at this rate.",
         at_least=0.0,
         needs="optimizer",
-        idle=("adamw",),
+        idle=("adamw", "adamw_8bit"),
         card="learning rate of Muon",
     )
     lr_scheduler: str = row("constant", f"Schedule of the rate: {', '.join(LR_SCHEDULERS)}.", card="schedule of rates")
