@@ -62,6 +62,7 @@ def test_shipped_vae_rebuilds_drawings_it_has_not_seen():
     decibel = train_vae.psnr(train_vae.reconstruct(vae, validation), validation)
     train = train_vae.load_split(train_vae.VAESettings(), "train")
     linear = train_vae.psnr(train_vae.pca_reconstruction(train, validation, 4, 4), validation)
+    assert linear == pytest.approx(23.41, abs=0.01)
     assert decibel >= 29
     assert decibel >= linear + 5
     assert decibel == pytest.approx(31.65, abs=0.05)  # what its card says
@@ -100,9 +101,9 @@ def test_shipped_model_draws_what_it_is_asked_for():
     pipeline = DiTPipeline.from_pretrained(ASSETS / "dit-emoji")
     pipeline.set_progress_bar_config(disable=True)
     names = demo.read_classes("classes_300.txt")
-    assert demo.score(pipeline, names, 150)[0].recognised >= 142
+    assert demo.score(pipeline, names, 60)[0].recognised >= 57  # the demo's own test samples all 300 classes
     as_called_without_settings = {"guidance_scale": 4.0, "num_inference_steps": 25}
-    assert demo.score(pipeline, names, 50, **as_called_without_settings)[0].recognised >= 43
+    assert demo.score(pipeline, names, 30, **as_called_without_settings)[0].recognised >= 26
 
 
 @pytest.mark.slow
@@ -159,13 +160,17 @@ def test_demo_shows_both_models_and_what_was_measured(tmp_path: Path):
 
 @pytest.mark.slow
 def test_train_vae_saves_a_vae_with_its_report(tmp_path: Path):
-    steps = ["--max_train_steps", "2", "--validation_steps", "2"]
-    run_script(EXAMPLES / "train_vae.py", "--output_dir", str(tmp_path), *steps).check_returncode()
+    few = ["--max_train_steps", "2", "--validation_steps", "2", "--resolution", "32"]
+    run_script(EXAMPLES / "train_vae.py", "--output_dir", str(tmp_path), *few).check_returncode()
     report = json.loads((tmp_path / "report.json").read_text())
     vae = AutoencoderKL.from_pretrained(tmp_path)
     assert vae.config.scaling_factor == pytest.approx(report["scaling_factor"])
-    assert report["psnr_patch_pca_db"] == pytest.approx(23.41, abs=0.01)
-    assert Image.open(tmp_path / "reconstructions.png").size == (640, 512)
+    train_vae = load_example("train_vae")
+    settings = train_vae.VAESettings(resolution=32)
+    train, validation = (train_vae.load_split(settings, split) for split in ("train", "validation"))
+    linear = train_vae.psnr(train_vae.pca_reconstruction(train, validation, 4, 4), validation)
+    assert report["psnr_patch_pca_db"] == pytest.approx(linear, abs=0.01)
+    assert Image.open(tmp_path / "reconstructions.png").size == (320, 256)
 
 
 @pytest.mark.slow

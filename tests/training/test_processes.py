@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from warm_process import SOURCE, start
 
 sys.path.insert(0, str(Path(__file__).parent))  # the forked processes find the module by its name
 
@@ -241,9 +242,10 @@ def test_two_machines_meet_and_train_as_one(tiny: Path, tmp_path: Path, alone: P
     meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "1"]
     end = ["--rdzv_endpoint", f"127.0.0.1:{port}", str(ROOT / "examples" / "train_dit.py")]
     flags = arguments(tiny, tmp_path / "out", "--train_batch_size", "3", "--extra_ema_decays", "0.2")
-    command = [sys.executable, "-m", "torch.distributed.run", *meeting, *end, *flags]
-    machines = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in "ab"]
-    outputs = [machine.communicate(timeout=trainer.HANG_SECONDS)[0] for machine in machines]
+    code = "import runpy; runpy.run_module('torch.distributed.run', run_name='__main__')"
+    environments = 2 * [{**os.environ, "PYTHONPATH": SOURCE}]
+    machines = start().run(code, [*meeting, *end, *flags], ROOT, environments, trainer.HANG_SECONDS)
+    outputs = [machine.stdout + machine.stderr for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert any("2 processes on cpu" in output for output in outputs)
     np.testing.assert_allclose(losses(tmp_path / "out"), losses(alone), rtol=1e-4)
