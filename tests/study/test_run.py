@@ -115,6 +115,7 @@ def test_folder_of_another_recipe_or_of_a_longer_training_is_refused(recipe, tmp
         Training(other, variant, study.train, study.latents, folder, study.accelerator)
 
 
+@pytest.mark.slow
 def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only(recipe, tmp_path):
     study, variant = Study(recipe, tmp_path), Variant("S/8", "adaln_zero", 0)
     assert study._training(variant).advance(32, lambda: False)
@@ -137,6 +138,7 @@ def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only
         training(replace(recipe, additions={"timestep_shift": 3.0}))
 
 
+@pytest.mark.slow
 def test_a_technique_that_needs_images_gets_those_that_the_latents_were_made_of(recipe, tmp_path):
     encoder = Path(__file__).parents[1] / "training" / "techniques" / "encoders.py"
     additions = {"repa_encoder": f"{encoder}:MeanColour", "repa_block": 1, "repa_width": 8}
@@ -194,6 +196,7 @@ def test_second_distance_is_measured_beside_the_first_and_added_where_it_lacks(r
         Study(second, tmp_path / "both")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [
@@ -210,6 +213,7 @@ def test_every_objective_is_sampled_by_its_own_kind_of_scheduler(recipe, tmp_pat
     assert (row.sampler, row.recipe) == (sampler, recipe.summary)
 
 
+@pytest.mark.slow
 def test_additions_reach_the_model_the_objective_the_optimiser_and_the_techniques(recipe, tmp_path):
     additions = {
         "mlp": "swiglu", "timestep_density": "logit_normal", "logit_normal_mean": 0.8, "optimizer": "muon",
