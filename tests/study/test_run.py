@@ -20,6 +20,7 @@ import dit_hf.study.train as train_module
 from dit_hf import cli
 from dit_hf.analysis import read_rows
 from dit_hf.analysis.results import REAL
+from dit_hf.analysis.selection import MODELS
 from dit_hf.study.recipe import Recipe, Variant, measurements
 from dit_hf.study.run import Study, missing
 from dit_hf.study.train import Training
@@ -40,8 +41,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
-def test_study_measures_everything_once(recipe, tmp_path):
+@pytest.mark.parametrize(
+    "models",
+    [
+        pytest.param(("S/8", "B/2", "XL/4"), marks=pytest.mark.slow, id="three sizes"),
+        pytest.param(MODELS, marks=pytest.mark.long, id="all sizes"),
+    ],
+)
+def test_study_measures_everything_once(recipe, tmp_path, models):
+    recipe = replace(recipe, models=tuple(models))
     study = Study(recipe, tmp_path)
     assert "in all" in study.plan()
     study.run()
