@@ -99,6 +99,7 @@ def test_order_is_that_of_the_same_files_on_the_disk(hub, images, files, tmp_pat
     assert numbers == read(open_images(str(tmp_path / "local")), 15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arrange",
     [
