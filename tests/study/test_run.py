@@ -239,6 +239,7 @@ def test_additions_reach_the_model_the_objective_the_optimiser_and_the_technique
     assert training.max_grad_norm == 2.0
 
 
+@pytest.mark.slow
 def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, tmp_path):
     study = Study(recipe, tmp_path)
     study._measure(measurements(recipe)[0], float("inf"))

@@ -26,6 +26,7 @@ from dit_hf.training.settings import parse_settings
 TRAIN = Path(__file__).parents[2] / "examples" / "train_dit.py"
 
 
+@pytest.mark.slow
 def test_preview_is_drawn_from_the_averaged_weights(finished: Path):
     pipeline = DiTPipeline.from_pretrained(finished / "pipeline")
     pipeline.transformer.load_state_dict(load_file(finished / "checkpoints" / "step-00000008" / "ema.safetensors"))

@@ -148,6 +148,7 @@ def test_last_step_is_saved_when_the_data_end_with_any_error(
     assert metrics(tmp_path)[-1]["step"] == 8
 
 
+@pytest.mark.slow
 def test_losses_of_the_quarters_of_the_timesteps_make_the_loss(tiny: Path, tmp_path: Path):
     train(tiny, tmp_path, "--max_train_steps", "1", "--train_batch_size", "1", "--ema_decay", "0.01")
     (row,) = metrics(tmp_path)
