@@ -311,6 +311,7 @@ def test_onnx_runtime_gives_the_same_numbers(tiny_model, tiny_inputs, tmp_path, 
         assert_close(torch.from_numpy(sample), model(*tiny_inputs(batch)).sample, atol=1e-5, rtol=1e-4)  # other kernels
 
 
+@pytest.mark.slow
 @each_switch
 @pytest.mark.parametrize("block_type", ["adaln_zero", "cross_attention"])
 @pytest.mark.parametrize("cache", ["FirstBlock", "Mag", "TaylorSeer", "Broadcast", "Sea"])
