@@ -6,6 +6,7 @@ Writes pictures and a README with what was measured to the output folder.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -68,6 +69,11 @@ def sample(
     ]
 
 
+@functools.cache
+def read_references(class_names: tuple[str, ...], resolution: int) -> np.ndarray:
+    return load_references(str(EMOJI), class_names, resolution=resolution)
+
+
 def score(
     pipeline: DiTPipeline,
     class_names: list[str],
@@ -80,7 +86,7 @@ def score(
     start = time.perf_counter()
     images = sample(pipeline, labels, guidance_scale, num_inference_steps)
     seconds = time.perf_counter() - start
-    references = load_references(str(EMOJI), class_names, resolution=images[0].width)
+    references = read_references(tuple(class_names), images[0].width)
     nearest = nearest_class(np.stack([np.array(image) for image in images]), references)
     return Score(int((nearest == np.array(labels)).sum()), num_samples, seconds), images
 

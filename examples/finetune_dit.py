@@ -65,11 +65,10 @@ def sample(pipeline: DiTPipeline, labels: Sequence[str], seed: int = 0) -> list[
     return pipeline(class_labels=list(labels), generator=generators, **options).images
 
 
-def recognised(images: Sequence[Image.Image], labels: Sequence[str], names: list[str]) -> int:
-    """Count the images that are clean and nearest to a drawing of their own class, among all classes in `names`."""
-    references = load_references(str(EMOJI), names, resolution=64)
+def recognised(images: Sequence[Image.Image], label_ids: Sequence[int], references: np.ndarray) -> int:
+    """Count the images that are clean and nearest to a drawing of their own class, among those of all classes."""
     nearest = nearest_class(np.stack([np.array(image) for image in images]), references)
-    return int((nearest == [names.index(label) for label in labels]).sum())
+    return int((nearest == label_ids).sum())
 
 
 def before(new_classes: Sequence[str]) -> DiTPipeline:
@@ -101,9 +100,11 @@ def main(
     new_images = [sample(pipeline, new_labels) for pipeline in pipelines]
     old_images = [sample(pipeline, old_classes) for pipeline in pipelines]
     names = [*known.config.id2label.values(), *new_classes]
+    references = load_references(str(EMOJI), names, resolution=64)
     scores = {}
     for what, images, labels in (("new", new_images, new_labels), ("old", old_images, old_classes)):
-        scores[what] = tuple(recognised(each, labels, names) for each in images)
+        label_ids = [names.index(label) for label in labels]
+        scores[what] = tuple(recognised(each, label_ids, references) for each in images)
         print(f"{what} classes: {scores[what][0]} of {len(labels)} samples right before, {scores[what][1]} after")
     columns = len(new_classes)
     rows = [*new_images[0][:columns], *new_images[1][: 2 * columns], *old_images[0][:columns], *old_images[1][:columns]]

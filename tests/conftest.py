@@ -70,7 +70,7 @@ def tiny_inputs() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 # Files that take minutes. A worker runs a file whole, so that one of them begun last would keep the other worker idle.
-LONGEST_FILES = ("test_examples.py", "test_kill.py", "test_processes.py", "test_signals.py")
+LONGEST_FILES = ("test_examples.py", "test_kill.py", "test_notebooks.py", "test_processes.py", "test_signals.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

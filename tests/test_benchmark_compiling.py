@@ -26,6 +26,7 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_each_way_has_a_row_and_is_compiled_twice(compiling, monkeypatch, capsys):
     compiled = []
     compile_block = torch.compile

@@ -159,6 +159,7 @@ def test_mlp_norm_eps_is_that_of_the_second_norm_alone(tiny_config):
     assert (block.norm1.eps, block.norm2.eps) == (1e-6, 1e-5)
 
 
+@pytest.mark.slow
 @each_block
 def test_block_overfits_one_batch(tiny_config, block_type):
     torch.manual_seed(0)

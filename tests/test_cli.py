@@ -80,6 +80,7 @@ def modules_after(code: str, *arguments: str) -> set[str]:
     return {name for name in line.split()[1:] if "." not in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], [], ["no-such-command"], ["generate", "--help"], ["generate", "model", "--sed", "1"]],

@@ -226,6 +226,7 @@ def test_file_may_name_an_attention_of_transformers(tmp_path):
     assert DiTConfig.from_pretrained(tmp_path)._attn_implementation in ("eager", None)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_any_configuration_survives_its_file_or_is_refused(data):
     """Valid fields come back as they were; with anything else in a field there is one kind of error."""

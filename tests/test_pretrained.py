@@ -204,6 +204,7 @@ def test_wrapped_layers_leave_no_trace_in_a_saved_model(options, tiny_model, tmp
     assert_close(DiTModel.from_pretrained(tmp_path).state_dict(), expected, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_model_with_compiled_and_checkpointed_blocks_gives_the_same_output(tiny_model, tiny_inputs):
     expected = tiny_model()(*tiny_inputs()).sample
@@ -258,6 +259,7 @@ def test_second_save_into_a_folder_is_what_loads(order, variant, tiny_model, tmp
     assert_close(loaded.state_dict(), second.state_dict(), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_second_save_of_a_pipeline_is_what_loads_its_vae_included(order, tiny_model, tmp_path):
     pipelines = [make_pipeline(tiny_model(seed=seed)) for seed in (0, 1)]

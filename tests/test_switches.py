@@ -31,6 +31,18 @@ from dit_hf.layers import NORMS, HeadNorm, Mlp, SwiGlu, rotate
 
 each_block = pytest.mark.parametrize("block_type", BLOCKS)
 each_switch = pytest.mark.parametrize("switches", [*SWITCHES.values(), ALL], ids=[*SWITCHES, "all"])
+
+
+def sweep(block_type: str, name: str, switches: dict) -> object:
+    """A case of a test that takes a second: one is fast, each design and each switch is slow, all pairs are long."""
+    marks = [[pytest.mark.long], [pytest.mark.slow], []][(block_type == "adaln_zero") + (name == "all")]
+    return pytest.param(block_type, switches, id=f"{name}-{block_type}", marks=marks)
+
+
+each_combination = pytest.mark.parametrize(
+    ("block_type", "switches"),
+    [sweep(block, name, switches) for name, switches in (SWITCHES | {"all": ALL}).items() for block in BLOCKS],
+)
 pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 
 
@@ -139,8 +151,7 @@ def test_switches_leave_the_random_stream_of_the_other_weights_alone(tiny_config
         assert torch.equal(switched[name], weight), name
 
 
-@each_block
-@each_switch
+@each_combination
 def test_every_way_to_run_the_model_gives_the_same_numbers(tiny_model, tiny_inputs, block_type, switches):
     model, (x, t, y) = tiny_model(block_type=block_type, num_hidden_layers=3, **switches), tiny_inputs()
     with torch.no_grad():
@@ -272,8 +283,7 @@ def alone(tmp_path_factory):
     return module
 
 
-@each_block
-@each_switch
+@each_combination
 @torch.no_grad()
 def test_exported_program_takes_any_batch(tiny_model, tiny_inputs, block_type, switches):
     model, arguments = tiny_model(block_type=block_type, **switches), tiny_inputs()
@@ -301,6 +311,7 @@ def test_onnx_runtime_gives_the_same_numbers(tiny_model, tiny_inputs, tmp_path, 
         assert_close(torch.from_numpy(sample), model(*tiny_inputs(batch)).sample, atol=1e-5, rtol=1e-4)  # other kernels
 
 
+@pytest.mark.slow
 @each_switch
 @pytest.mark.parametrize("block_type", ["adaln_zero", "cross_attention"])
 @pytest.mark.parametrize("cache", ["FirstBlock", "Mag", "TaylorSeer", "Broadcast", "Sea"])

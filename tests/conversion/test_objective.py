@@ -92,6 +92,7 @@ def test_neither_pipeline_nor_command_takes_other_weights_for_noise(state, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_weights_like_those_of_sit_never_get_the_licence_of_dit(monkeypatch, make_model, tmp_path):
     """In diffusers' form, where no arguments lie beside the weights; of the size that DiT's authors published."""
     monkeypatch.setattr("dit_hf.conversion.folders._has_published_size", lambda config: True)

@@ -214,6 +214,7 @@ def make_stream(folder: Path, **options) -> ImageStream:
     return ImageStream(open_images(str(folder)), **{"batch_size": 8, "resolution": 8, "max_bad_images": 1.0, **options})
 
 
+@pytest.mark.slow
 def test_stream_skips_what_is_bad_and_workers_processes_and_restarts_skip_the_same(corpus: Path):
     alone = list(islice(make_stream(corpus), 16))  # two epochs of 64
     skipped = {skip.key for batch in alone for skip in batch.skipped}

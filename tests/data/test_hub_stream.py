@@ -99,6 +99,7 @@ def test_order_is_that_of_the_same_files_on_the_disk(hub, images, files, tmp_pat
     assert numbers == read(open_images(str(tmp_path / "local")), 15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arrange",
     [
@@ -172,6 +173,7 @@ def test_run_notices_that_its_file_of_class_names_or_its_label_map_has_changed(
     assert version(label_map_file="map.json") == fourth  # a resumed run, which takes the recorded commit
 
 
+@pytest.mark.slow
 def test_version_is_pinned_while_the_hub_has_a_newer_one(hub, images):
     source = open_imagenet()
     first = source.revision
@@ -234,6 +236,7 @@ def test_gate_and_missing_names_are_one_line(hub, images):
         open_images("user/nothing")
 
 
+@pytest.mark.slow
 def test_latents_are_extracted_from_the_hub_and_pushed_there_privately(hub, images, tmp_path: Path, monkeypatch):
     """The example, end to end; the latents train under their name on the Hub."""
     torch.manual_seed(0)

@@ -47,6 +47,7 @@ def test_draw_depends_on_seed_and_position_alone(vae):
     assert not torch.allclose(latents[0], latents[1])
 
 
+@pytest.mark.slow
 def test_cache_changes_no_latent_and_saves_the_encoder_s_work(vae, colours, monkeypatch):
     def batches():
         return islice(ImageStream(open_images(str(colours)), batch_size=5, resolution=8, num_jitters=2), 40)

@@ -71,6 +71,7 @@ def test_grouping_has_no_influence_where_all_rows_are_shuffled_together():
     assert sorted(rows([60])) == list(range(60))
 
 
+@pytest.mark.slow
 def test_shuffle_is_even():
     """Over seeds, every row is in the first half as often as in the second, within 5 standard errors."""
     first, sizes = Counter(), np.full(12, 5)

@@ -79,6 +79,7 @@ def extract(folder: Path, output_dir: Path, **changes) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 def test_training_on_latents_has_the_losses_of_training_on_images(folder: Path, tmp_path: Path):
     extract(folder, tmp_path / "latents")
     card = (tmp_path / "latents" / "README.md").read_text()
@@ -115,6 +116,7 @@ def status(output_dir: Path) -> list[int]:
     return [json.loads(line)["epoch"] for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_version_of_the_data_is_recorded_and_a_change_is_refused(folder: Path, tmp_path: Path):
     data = tmp_path / "data"
     data.mkdir()
@@ -129,6 +131,7 @@ def test_version_of_the_data_is_recorded_and_a_change_is_refused(folder: Path, t
         train(folder, tmp_path / "out", "--dataset_name", str(data))
 
 
+@pytest.mark.slow
 def test_run_goes_on_with_changed_photographs_if_that_is_allowed_but_not_with_other_classes(
     folder: Path, tmp_path: Path, caplog
 ):

@@ -180,6 +180,7 @@ def test_spread_is_the_jackknife_over_groups(fid, pictures):
     assert result.settings["spread"] == "jackknife standard error over 6 groups"
 
 
+@pytest.mark.slow
 def test_spread_tells_how_far_fresh_samples_vary(make_extractor):
     rng = np.random.default_rng(0)
 

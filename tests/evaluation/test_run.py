@@ -269,6 +269,7 @@ except SystemExit as stop:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "complaint"), EARLY, ids=[options[-1] for options, _ in EARLY])
 def test_names_and_missing_files_are_errors_before_any_work(options, complaint, files, monkeypatch):
     monkeypatch.chdir(files)

@@ -116,6 +116,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "fault", "message"), FAULTS.values(), ids=FAULTS)
 def test_fault_ends_well_or_in_one_line(what, fault, message, hub, saved, request, monkeypatch):
     if what is stream:

@@ -128,6 +128,7 @@ def test_a_fine_tuning_starts_from_an_id_on_the_hub(hub, saved: Path, hub_enviro
     assert result.stdout.split() == ["goldfish", "linear", "0.18215", "4"], result.stderr
 
 
+@pytest.mark.slow
 def test_a_training_pushes_its_adapter_at_checkpoints_and_at_the_end(hub, pipeline: DiTPipeline, tmp_path: Path):
     for parameter in pipeline.transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # a final layer of zeros would give no gradient

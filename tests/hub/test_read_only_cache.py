@@ -72,6 +72,7 @@ def test_complete_cache_on_a_read_only_mount_loads(hub, cache, hub_environment, 
     assert state_of(cache) == before
 
 
+@pytest.mark.slow
 def test_reference_is_written_only_if_the_branch_has_moved_and_never_half(hub, cache, saved):
     reference = cache / "models--user--dit" / "refs" / "main"
     repository = hub.repository("user/dit")

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +79,7 @@ def test_imagenet_is_streamed_trained_on_and_pushed_and_the_model_loads_with_and
 
     imagenet.granted.add("user")
     hub.fail("POST", "/commit/", 500, times=8)  # of a checkpoint and of the end; neither ends the training
-    command = [sys.executable, str(TRAIN), *words]
-    trained = subprocess.run(command, cwd=tmp_path, env=hub_environment, capture_output=True, text=True, timeout=600)
+    trained = run_script(TRAIN, *words, cwd=tmp_path, environment=hub_environment)
     assert trained.stderr.count("the push failed, the training continues") == 2
     assert trained.returncode == 1
     last = trained.stderr.splitlines()[-1]

@@ -48,6 +48,7 @@ class Products(nn.Module):
         return (self.linear(x) @ self.linear(x).transpose(-1, -2),)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_weights_in_int8_are_rounded_by_output_and_the_rest_is_not(tmp_path):
     """The matrices of the file, multiplied by their scales, are the weights within half a step."""

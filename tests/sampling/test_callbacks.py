@@ -150,6 +150,7 @@ def interleaved(calls: list) -> list[torch.Tensor]:
         return [future.result() for future in [pool.submit(run, call) for call in calls]]
 
 
+@pytest.mark.slow
 def test_eight_threads_of_mixed_settings_draw_what_each_draws_alone():
     calls = jobs(ddim_pipeline())
     alone = [call().images for call in calls]

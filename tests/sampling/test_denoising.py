@@ -29,6 +29,7 @@ def plain_loop(pipe, labels, latents, steps, scale) -> torch.Tensor:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_type", ["adaln_zero", "adaln", "cross_attention", "in_context"])
 @pytest.mark.parametrize("labels", [[3], [3, 3, 1]])
 def test_precomputed_conditionings_change_nothing(block_type, labels):

@@ -20,6 +20,7 @@ import dit_hf.study.train as train_module
 from dit_hf import cli
 from dit_hf.analysis import read_rows
 from dit_hf.analysis.results import REAL
+from dit_hf.analysis.selection import MODELS
 from dit_hf.study.recipe import Recipe, Variant, measurements
 from dit_hf.study.run import Study, missing
 from dit_hf.study.train import Training
@@ -40,8 +41,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
-def test_study_measures_everything_once(recipe, tmp_path):
+@pytest.mark.parametrize(
+    "models",
+    [
+        pytest.param(("S/8", "B/2", "XL/4"), marks=pytest.mark.slow, id="three sizes"),
+        pytest.param(MODELS, marks=pytest.mark.long, id="all sizes"),
+    ],
+)
+def test_study_measures_everything_once(recipe, tmp_path, models):
+    recipe = replace(recipe, models=tuple(models))
     study = Study(recipe, tmp_path)
     assert "in all" in study.plan()
     study.run()
@@ -115,6 +123,7 @@ def test_folder_of_another_recipe_or_of_a_longer_training_is_refused(recipe, tmp
         Training(other, variant, study.train, study.latents, folder, study.accelerator)
 
 
+@pytest.mark.slow
 def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only(recipe, tmp_path):
     study, variant = Study(recipe, tmp_path), Variant("S/8", "adaln_zero", 0)
     assert study._training(variant).advance(32, lambda: False)
@@ -137,6 +146,7 @@ def test_checkpoint_without_additions_is_continued_by_a_recipe_without_them_only
         training(replace(recipe, additions={"timestep_shift": 3.0}))
 
 
+@pytest.mark.slow
 def test_a_technique_that_needs_images_gets_those_that_the_latents_were_made_of(recipe, tmp_path):
     encoder = Path(__file__).parents[1] / "training" / "techniques" / "encoders.py"
     additions = {"repa_encoder": f"{encoder}:MeanColour", "repa_block": 1, "repa_width": 8}
@@ -194,6 +204,7 @@ def test_second_distance_is_measured_beside_the_first_and_added_where_it_lacks(r
         Study(second, tmp_path / "both")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "sampler"),
     [
@@ -210,6 +221,7 @@ def test_every_objective_is_sampled_by_its_own_kind_of_scheduler(recipe, tmp_pat
     assert (row.sampler, row.recipe) == (sampler, recipe.summary)
 
 
+@pytest.mark.slow
 def test_additions_reach_the_model_the_objective_the_optimiser_and_the_techniques(recipe, tmp_path):
     additions = {
         "mlp": "swiglu", "timestep_density": "logit_normal", "logit_normal_mean": 0.8, "optimizer": "muon",
@@ -227,6 +239,7 @@ def test_additions_reach_the_model_the_objective_the_optimiser_and_the_technique
     assert training.max_grad_norm == 2.0
 
 
+@pytest.mark.slow
 def test_rows_of_another_recipe_or_without_their_classifier_are_refused(recipe, tmp_path):
     study = Study(recipe, tmp_path)
     study._measure(measurements(recipe)[0], float("inf"))

@@ -53,6 +53,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_training_with_every_switch_goes_on_bit_for_bit_and_its_pipeline_says_what_it_is(tiny: Path, tmp_path: Path):
     pipeline = train_whole_and_killed(tiny, tmp_path, EVERYTHING)
     steps = [tmp_path / name / "checkpoints" / "step-00000008" for name in ("whole", "killed")]
@@ -75,6 +76,7 @@ def test_training_with_every_switch_goes_on_bit_for_bit_and_its_pipeline_says_wh
     torch.testing.assert_close(model.state_dict(), load_file(steps[0] / "ema.safetensors"), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_density_and_muon_go_on_with_the_same_images_in_smaller_batches(tiny: Path, tmp_path: Path):
     flags = ["--objective=flow", "--timestep_density=logit_normal", "--logit_normal_mean=0.8", "--timestep_shift=2"]
     flags += ["--optimizer=muon", "--max_grad_norm=0.1", "--position_embedding=rope"]

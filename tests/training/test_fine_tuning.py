@@ -59,6 +59,7 @@ def overrides(**fields: object) -> tuple[str, str]:
     return "--model_overrides", json.dumps({**small, **fields})
 
 
+@pytest.mark.slow
 def test_classes_of_the_data_are_placed_among_those_that_stay(tiny: Path, tmp_path: Path, base: Path):
     start = ("--init_from", str(base), "--max_train_steps", "1", "--ema_decay", "0", "--learning_rate", "0")
     kept = load(train(tiny, tmp_path / "kept", *start, "--keep_classes"))
@@ -71,6 +72,7 @@ def test_classes_of_the_data_are_placed_among_those_that_stay(tiny: Path, tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # the same images with the same rows of the table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--lora_rank", "2"), ("--last_blocks", "1")], ids=lambda flags: flags[0])
 def test_a_part_is_trained_averaged_and_goes_on_bit_for_bit(
     tiny: Path, tmp_path: Path, base: Path, flags: tuple[str, ...]
@@ -116,6 +118,7 @@ def test_an_adapter_is_trained_by_two_processes_as_by_one(tiny: Path, tmp_path: 
     torch.testing.assert_close(once, twice, rtol=1e-3, atol=1e-4)  # sums in another order
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_in_the_training_of_an_adapter(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--lora_rank", "2", "--max_train_steps", "4", "--ema_decay", "0.1")
     train(tiny, tmp_path / "plain", *flags)
@@ -148,6 +151,7 @@ def test_an_adapter_is_written_loads_and_gives_what_the_merged_pipeline_gives(ti
     torch.testing.assert_close(*images, rtol=1e-3, atol=1e-3)  # sums in another order
 
 
+@pytest.mark.slow
 def test_pictures_before_and_after_show_the_classes_of_the_data(tiny: Path, tmp_path: Path, base: Path):
     """With the classes c, d and x kept, those of the data are a, b, c and d: the model's 3, 4, 0 and 1."""
     flags = ("--init_from", str(base), "--keep_classes", "--max_train_steps", "2", "--ema_decay", "0")
@@ -169,6 +173,7 @@ def test_pictures_before_and_after_show_the_classes_of_the_data(tiny: Path, tmp_
     assert not np.array_equal(*rows)
 
 
+@pytest.mark.slow
 def test_a_pipeline_goes_on_at_twice_its_resolution(tiny: Path, tmp_path: Path, base: Path):
     flags = ("--init_from", str(base), "--resolution", "32", "--max_train_steps", "2", "--ema_decay", "0.01")
     pipeline = load(train(tiny, tmp_path, *flags, "--resize_position_embedding", "interpolate"))
@@ -178,6 +183,7 @@ def test_a_pipeline_goes_on_at_twice_its_resolution(tiny: Path, tmp_path: Path, 
     assert pipeline("a", num_inference_steps=2).images[0].size == (32, 32)
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_needs_no_more_than_a_model_and_images(tiny: Path, tmp_path: Path, base: Path):
     """VAE, objective, schedule, size and resolution are the model's; the defaults are a VAE of the Hub at 256 px."""
     short = ["--max_train_steps", "2", "--train_batch_size", "6", "--ema_decay", "0", "--report_to", "none"]

@@ -131,6 +131,7 @@ def test_draws_of_a_sample_do_not_depend_on_its_batch(name):
     assert not torch.allclose(other_seed.noise, whole.noise)
 
 
+@pytest.mark.slow
 def test_draws_have_the_distributions_of_the_paper():
     draws = KeyedDraws(0, HybridLoss(), 0.1)(batches(20_000, 1)[0])
     assert draws.timestep.min() >= 0

@@ -26,6 +26,7 @@ from dit_hf.training.settings import parse_settings
 TRAIN = Path(__file__).parents[2] / "examples" / "train_dit.py"
 
 
+@pytest.mark.slow
 def test_preview_is_drawn_from_the_averaged_weights(finished: Path):
     pipeline = DiTPipeline.from_pretrained(finished / "pipeline")
     pipeline.transformer.load_state_dict(load_file(finished / "checkpoints" / "step-00000008" / "ema.safetensors"))
@@ -157,11 +158,13 @@ def test_wrong_settings_are_refused_before_the_first_step(tiny: Path, tmp_path: 
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_too_slow_an_average_is_warned_of(tiny: Path, tmp_path: Path):
     with pytest.warns(UserWarning, match=r"ema_decay=0.9999 keeps 100.0% of the fresh weights after 1 steps"):
         train(tiny, tmp_path, "--ema_decay", "0.9999", "--max_train_steps", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "scheduler"),
     [
@@ -178,6 +181,7 @@ def test_each_objective_saves_the_scheduler_that_samples_it(tiny: Path, tmp_path
     assert not pipeline.transformer.config.learn_sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -209,6 +213,7 @@ def test_compiled_blocks_change_no_loss_and_no_name_of_a_weight(tiny: Path, tmp_
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_bf16_trains_like_float32(tiny: Path, tmp_path: Path, finished: Path):
     train(tiny, tmp_path, "--mixed_precision", "bf16")
     losses = [[row["loss"] for row in metrics(folder)] for folder in (tmp_path, finished)]
@@ -218,6 +223,7 @@ def test_bf16_trains_like_float32(tiny: Path, tmp_path: Path, finished: Path):
     assert {weight.dtype for weight in weights.values()} == {torch.float32}  # master weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{"num_classes": 0}, {"class_dropout_prob": 0.0}])
 def test_models_without_a_null_class_train_too(tiny: Path, tmp_path: Path, overrides: dict):
     overrides = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, **overrides}

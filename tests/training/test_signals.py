@@ -133,6 +133,7 @@ def test_hangup_that_a_terminal_sends_twice_is_one(monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_run_in_a_thread_warns_trains_and_stops_when_its_request_says_so(tiny: Path, tmp_path: Path):
     settings = parse_settings(arguments(tiny, tmp_path, "--dataloader_num_workers", "0"))
     stop, ends, warned = StopRequest(), [], []

@@ -41,6 +41,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int], value: float) ->
     monkeypatch.setattr(HybridLoss, "__call__", spoiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_step_that_is_not_finite_changes_nothing_and_is_counted(tiny: Path, tmp_path: Path, monkeypatch, value, caplog):
     flags = ("--checkpointing_steps", "1", "--checkpoints_total_limit", "8")
@@ -59,6 +60,7 @@ def test_step_that_is_not_finite_changes_nothing_and_is_counted(tiny: Path, tmp_
         assert all(weight.isfinite().all() for weight in later.values())
 
 
+@pytest.mark.slow
 def test_images_that_were_skipped_are_counted_once_and_across_a_restart(tiny: Path, three_bad: Path, tmp_path: Path):
     flags = ("--dataset_name", str(three_bad), "--max_bad_images", "0.15", "--ema_decay", "0.01")
     flags += ("--validation_steps", "100", "--checkpointing_steps", "2")
@@ -79,6 +81,7 @@ def test_images_that_were_skipped_are_counted_once_and_across_a_restart(tiny: Pa
     assert metrics(tmp_path / "stopped")[-1]["images_skipped"] == 0  # of other data
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_end_the_run_with_step_rank_samples_and_checkpoint(tiny: Path, tmp_path: Path, monkeypatch):
     spoil(monkeypatch, {5, 6, 7}, float("nan"))
     message = (
@@ -92,6 +95,7 @@ def test_too_many_bad_steps_end_the_run_with_step_rank_samples_and_checkpoint(ti
     assert metrics(tmp_path)[-1]["step"] == 8
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_the_step_and_what_to_change(tiny: Path, tmp_path: Path, monkeypatch):
     forward = HybridLoss.__call__
 
@@ -106,6 +110,7 @@ def test_out_of_memory_names_the_step_and_what_to_change(tiny: Path, tmp_path: P
         train(tiny, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
@@ -143,6 +148,7 @@ def test_last_step_is_saved_when_the_data_end_with_any_error(
     assert metrics(tmp_path)[-1]["step"] == 8
 
 
+@pytest.mark.slow
 def test_losses_of_the_quarters_of_the_timesteps_make_the_loss(tiny: Path, tmp_path: Path):
     train(tiny, tmp_path, "--max_train_steps", "1", "--train_batch_size", "1", "--ema_decay", "0.01")
     (row,) = metrics(tmp_path)
@@ -150,6 +156,7 @@ def test_losses_of_the_quarters_of_the_timesteps_make_the_loss(tiny: Path, tmp_p
     assert [quarter for quarter in quarters if quarter is not None] == [pytest.approx(row["loss"], rel=1e-5)]
 
 
+@pytest.mark.slow
 def test_best_samples_keep_their_checkpoint(tiny: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "measure.py").write_text(
         "values = iter([5.0, 2.0, 3.0, 4.0])\n"
@@ -168,6 +175,7 @@ def test_best_samples_keep_their_checkpoint(tiny: Path, tmp_path: Path, monkeypa
     assert [(row["step"], row["distance"]) for row in rows] == [(2, 5.0), (4, 2.0), (6, 3.0), (8, 4.0)]
 
 
+@pytest.mark.slow
 def test_distance_that_fails_is_told_and_left_out(tiny: Path, tmp_path: Path, monkeypatch, caplog):
     (tmp_path / "measure.py").write_text(
         "values = iter([float('nan'), 1 / 4])\ndef distance(images):\n    return next(values)\n"
@@ -199,6 +207,7 @@ def test_distance_that_cannot_be_imported_is_refused(tiny: Path, tmp_path: Path)
         train(tiny, tmp_path, "--validation_distance", "no_module:f")
 
 
+@pytest.mark.slow
 def test_pictures_and_numbers_reach_tensorboard(tiny: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -208,6 +217,7 @@ def test_pictures_and_numbers_reach_tensorboard(tiny: Path, tmp_path: Path):
     assert "preview" in events.Tags()["images"][0]
 
 
+@pytest.mark.slow
 def test_tensorboard_has_each_step_once_after_a_run_went_back(tiny: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -9,6 +9,7 @@ signal or by `release`, so that no verdict depends on how fast anything is.
 """
 
 import ctypes
+import functools
 import multiprocessing
 import os
 import signal
@@ -16,8 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -27,7 +30,7 @@ from dit_hf.training.observer import Observer
 from dit_hf.training.processes.signals import StopRequest
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["dit_hf.training.run", "tensorboard"])
+FORKED.set_forkserver_preload(["dit_hf.training.run", "tensorboard", "trainer_warm_up"])
 
 HANG_SECONDS = 600  # after which a test gives up; nothing that works takes nearly as long
 
@@ -163,6 +166,14 @@ def train(
     run.main(arguments, observer=Journal(journal, hold, stop, **events), stop=stop)
 
 
+@functools.cache
+def start_server() -> None:
+    """Start the process that trainers are forked from, which finds `trainer_warm_up` by its environment only."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with mock.patch.dict(os.environ, PYTHONPATH=path):
+        forkserver.ensure_running()
+
+
 def start(
     journal: Path,
     arguments: list[str],
@@ -177,6 +188,7 @@ def start(
     if port is not None:
         world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), **world}
+    start_server()
     process = FORKED.Process(target=train, args=(str(journal), hold, arguments, environment), kwargs=events or {})
     process.start()
     return process

@@ -8,6 +8,7 @@ then the code of the configuration, then the code of the model.
 
 import ast
 import builtins
+import functools
 import re
 import symtable
 import sys
@@ -54,11 +55,15 @@ class Part(NamedTuple):
     body: str  # the text of the rest, comments included
 
 
+@functools.cache
 def flatten(file: Path) -> str:
     """Return the source of a module together with the modules that it imports by relative imports.
 
     Every relative import must stand at the top level of its file and have the form `from .module import names`,
     `from ..module import names` or `from .folder.module import names`, without `as` and without `*`.
+
+    A process makes the source of a file once: code that somebody edits while a training runs is not what the training
+    runs, so all that it saves carries the same code.
 
     Args:
         file: File of the module. The code of what it imports comes before its own.

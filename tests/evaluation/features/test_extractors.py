@@ -34,6 +34,7 @@ def test_weights_that_cannot_be_downloaded_are_told_where_to_put(tmp_path, monke
         fid_weights()
 
 
+@pytest.mark.slow
 def test_file_with_the_right_hash_is_loaded_strictly_and_called_fid(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = Inception()

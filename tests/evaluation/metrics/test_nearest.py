@@ -22,11 +22,13 @@ def references(class_names) -> np.ndarray:
     return load_references(str(EMOJI), class_names, resolution=64)
 
 
+@pytest.mark.slow
 def test_references_are_two_drawings_mirrored_and_jittered(references):
     assert references.shape == (100, 2 * 2 * 9, 64, 64, 3)
     np.testing.assert_array_equal(references[0, 0], references[0, 9][:, ::-1])
 
 
+@pytest.mark.slow
 def test_other_jitters_of_real_drawings_are_recognised(class_names, references):
     images = load_references(str(EMOJI), class_names, resolution=64, num_jitters=1, seed=1)[:, 1::2]  # the jittered
     labels = np.repeat(np.arange(100), images.shape[1])
@@ -36,6 +38,7 @@ def test_other_jitters_of_real_drawings_are_recognised(class_names, references):
     assert (nearest == shuffled).mean() <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0, 1, 2])
 def test_blurred_class_means_are_not(references, radius):
     means = [Image.fromarray(each.mean(0).astype(np.uint8)) for each in references]
@@ -43,6 +46,7 @@ def test_blurred_class_means_are_not(references, radius):
     assert (nearest_class(blurred, references) == np.arange(100)).mean() <= 0.05
 
 
+@pytest.mark.slow
 def test_noisy_drawings_are_not(references):
     noise = np.random.default_rng(0).normal(0, 80, (100, 64, 64, 3))
     noisy = (references[:, 0] + noise).clip(0, 255).astype(np.uint8)

@@ -44,6 +44,7 @@ def copied(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copied"))
 
 
+@pytest.mark.slow
 def test_step_that_is_asked_for_is_gone_back_to_and_what_came_after_is_kept_aside(tiny: Path, copied: Path):
     before = losses(copied)
     with pytest.warns(UserWarning, match="step-00000003 is after step 2 and was moved"):
@@ -70,6 +71,7 @@ def test_step_that_is_asked_for_is_never_replaced_by_another(tiny: Path, copied:
     assert steps(copied) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_run_begins_a_new_folder_but_hides_no_checkpoint(
     tiny: Path, trained: Path, tmp_path: Path
 ):
@@ -81,6 +83,7 @@ def test_checkpoint_of_another_run_begins_a_new_folder_but_hides_no_checkpoint(
         train(tiny, tmp_path / "branch", *flags)
 
 
+@pytest.mark.slow
 def test_change_that_is_allowed_takes_effect(tiny: Path, copied: Path):
     changed = ("--learning_rate", "0.05", "--adam_beta1", "0.5", "--max_train_steps", "5")
     with pytest.raises(ValueError, match=r"learning_rate was 0.001 and is 0.05; adam_beta1 was 0.9 and is 0.5"):
@@ -93,6 +96,7 @@ def test_change_that_is_allowed_takes_effect(tiny: Path, copied: Path):
     assert moved > 0.03
 
 
+@pytest.mark.slow
 def test_average_of_another_decay_is_refused_unless_a_change_is_allowed(tiny: Path, copied: Path):
     more = ("--extra_ema_decays", "0.05", "--max_train_steps", "5")
     with pytest.raises(ValueError, match=r"extra_ema_decays was None and is \[0.05\]"):
@@ -102,6 +106,7 @@ def test_average_of_another_decay_is_refused_unless_a_change_is_allowed(tiny: Pa
     assert (copied / "checkpoints" / "step-00000005" / "ema_0.05.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_images_of_a_step_may_be_divided_otherwise(tiny: Path, copied: Path, trained: Path):
     shutil.rmtree(copied / "checkpoints" / "step-00000004")
     shutil.rmtree(copied / "checkpoints" / "step-00000003")
@@ -126,6 +131,7 @@ def test_run_that_is_done_has_nothing_to_do(tiny: Path, copied: Path, caplog):
     assert steps(copied) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_longer_run_goes_on_from_the_end_of_an_epoch(tiny: Path, tmp_path: Path):
     flags = ("--train_batch_size", "10", "--ema_decay", "0.01")  # two steps an epoch of 20
     train(tiny, tmp_path / "whole", *flags)
@@ -148,6 +154,7 @@ def test_precision_of_the_launcher_is_compared(tiny: Path, tmp_path: Path):
     assert len(losses(tmp_path / "out")) == 6
 
 
+@pytest.mark.slow
 def test_checkpoint_without_a_recorded_precision_goes_on(tiny: Path, copied: Path):
     file = copied / "checkpoints" / "step-00000004" / "progress.json"
     content = json.loads(file.read_text())

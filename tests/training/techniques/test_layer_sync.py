@@ -146,6 +146,7 @@ def train(tiny: Path, folder: Path, *flags: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_training_reports_the_term_and_may_accumulate_batches(tiny: Path, tmp_path: Path):
     flags = ("--layer_sync_weight", "0.2", "--layer_sync_block", "1", "--layer_sync_target", "2")
     flags = (*flags, "--max_train_steps", "4", "--learning_rate", "0.01")

@@ -255,6 +255,7 @@ def saved(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / f"step-{step:08d}" / name)
 
 
+@pytest.mark.slow
 def test_a_training_is_aligned_and_goes_on_bit_for_bit_without_the_encoder_in_its_files(tiny: Path, tmp_path: Path):
     class Killed(Exception):
         pass
@@ -285,6 +286,7 @@ def test_a_training_is_aligned_and_goes_on_bit_for_bit_without_the_encoder_in_it
     assert "weight of the alignment | 0.5" in (whole / "pipeline" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [("--gradient_checkpointing",), ("--train_batch_size", "3", "--gradient_accumulation_steps", "2")],
@@ -299,6 +301,7 @@ def test_alignment_takes_part_in_what_saves_memory(tiny: Path, tmp_path: Path, f
     torch.testing.assert_close(*[saved(tmp_path / name, 3, FILE) for name in ("plain", "saving")], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_encoder_computes_as_the_model_does_and_losses_stay_near(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -350,6 +353,7 @@ def test_the_encoder_of_the_example_gives_what_the_library_computes():
     torch.testing.assert_close(features, seen[0], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_model_of_emoji_learns_to_foretell_the_features_of_a_real_network(tmp_path: Path):
     pytest.importorskip("efficientnet_lite_pytorch")
     flags = ["--repa_encoder", f"{EXAMPLES / 'efficientnet_lite.py'}:EfficientNetLite0Grid", "--repa_block", "3"]

@@ -50,6 +50,7 @@ def saved(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / f"step-{step:08d}" / name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("colour")
 def test_a_technique_is_trained_saved_resumed_and_left_out_of_the_pipeline(tiny: Path, tmp_path: Path):
     class Killed(Exception):
@@ -90,6 +91,7 @@ def test_a_technique_is_trained_saved_resumed_and_left_out_of_the_pipeline(tiny:
         run(parse_settings(without))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("colour")
 @pytest.mark.parametrize(
     "flags",

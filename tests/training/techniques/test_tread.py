@@ -263,6 +263,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_bit_for_bit_also_past_the_last_routed_step(tiny: Path, tmp_path: Path):
     class Killed(Exception):
         pass
@@ -284,6 +285,7 @@ def test_a_killed_training_goes_on_bit_for_bit_also_past_the_last_routed_step(ti
         train(tiny, tmp_path / "whole", *ROUTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

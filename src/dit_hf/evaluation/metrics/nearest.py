@@ -34,9 +34,11 @@ def nearest_class(
         )
     num_references = references.shape[1]
     x = images.reshape(len(images), -1).astype(np.float32) / 255  # (N, 3SS)
-    r = references.reshape(-1, x.shape[1]).astype(np.float32) / 255  # (KM, 3SS)
-    squared_distance = (r**2).sum(1) - 2 * x @ r.T  # (N, KM), up to a constant of each image
-    nearest = squared_distance.argmin(1)  # (N,)
+    squared_distances = []
+    for drawings in references:  # a class at a time, because all of them as floats would fill a gigabyte
+        r = drawings.reshape(num_references, -1).astype(np.float32) / 255  # (M, 3SS)
+        squared_distances.append((r**2).sum(1) - 2 * x @ r.T)  # (N, M), up to a constant of each image
+    nearest = np.concatenate(squared_distances, axis=1).argmin(1)  # (N,)
 
     flat_references = references.reshape(-1, *references.shape[2:])
     ratio = gradient_energy(images) / gradient_energy(flat_references[nearest])  # (N,)
