@@ -121,18 +121,25 @@ def test_curves_end_where_a_single_model_went_on():
     assert sizes_over_training([]) == []
 
 
-def test_table_of_the_document_holds_what_the_summary_prints(capsys, monkeypatch):
-    csv_file = ROOT / "runs" / "results" / "fashion_mnist.csv"
-    monkeypatch.setattr(sys, "argv", ["summary.py", str(csv_file)])
+@pytest.mark.parametrize(
+    ("name", "rate", "images"),
+    [
+        ("fashion_mnist_tuned.csv", "4e-3", [16_000, 32_000, 64_000]),
+        ("fashion_mnist.csv", "1e-3", [16_000, 32_000, 64_000, 128_000]),
+    ],
+)
+def test_table_of_the_document_holds_what_the_summary_prints(capsys, monkeypatch, name, rate, images):
+    monkeypatch.setattr(sys, "argv", ["summary.py", str(ROOT / "runs" / "results" / name)])
     runpy.run_path(str(ROOT / "runs" / "summary.py"))
     printed = re.findall(
         r"^(\d+) images seen, (\d+) samples, 20 steps, guidance 1\n +(.*)$", capsys.readouterr().out, re.M
     )
-    numbers = {(int(images), int(samples)): re.findall(r"\d+\.\d", line) for images, samples, line in printed}
+    numbers = {(int(seen), int(samples)): re.findall(r"\d+\.\d", line) for seen, samples, line in printed}
     document = (ROOT / "docs" / "reproduction.md").read_text()
-    for images, name in ((16_000, "16,000"), (32_000, "32,000"), (64_000, "64,000"), (128_000, "128,000")):
-        assert f"| {name} | {' | '.join(numbers[images, 1000])} |" in document
-    assert f"| the same, 5,000 samples | {' | '.join(numbers[128_000, 5000])} |" in document
+    for seen in images:
+        assert f"| {seen:,} | {rate} | {' | '.join(numbers[seen, 1000])} |" in document
+    if 128_000 in images:
+        assert f"| the same, 5,000 samples | {rate} | {' | '.join(numbers[128_000, 5000])} |" in document
 
 
 def test_points_are_means_and_ranges_over_seeds():
