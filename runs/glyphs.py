@@ -1,12 +1,14 @@
-"""Write letters of many fonts as a data set of 200 classes, in files as MNIST has them: python runs/glyphs.py out/glyphs
+"""Write letters of many fonts as a data set of 200 classes, in files as MNIST has them.
+
+    python runs/glyphs.py out/glyphs
 
 The study of the four blocks on these images asks whether the number of classes decides the order of the blocks, since
 Fashion-MNIST has only ten. A class is one letter or digit; its images are that letter in each installed font that has
 all 200, white on black. Every eighth font is held out for the test split.
 
 Needs `fc-list` (Debian's package fontconfig) and fonts, here those of Debian's packages fonts-dejavu, -liberation,
--freefont-ttf, -noto-core, -roboto-unhinted, -open-sans, -inter, -jetbrains-mono, -firacode, -hack, -linuxlibertine,
--cmu and -paratype.
+-freefont-ttf, -noto-core, -noto-extra, -roboto-unhinted, -open-sans, -inter, -jetbrains-mono, -firacode, -hack,
+-linuxlibertine, -cmu and -paratype.
 """
 
 import gzip
