@@ -32,6 +32,7 @@ from tempfile import TemporaryDirectory
 import diffusers
 import numpy as np
 import torch
+import torch._dynamo.config
 import transformers
 from diffusers import DPMSolverMultistepScheduler
 from sampling import STEPS, call, features, make_pipelines, race, ratio
@@ -179,7 +180,9 @@ def main() -> None:
     wanted = [row for row in ROWS if row == EAGER or row.startswith(tuple(arguments.only))]
     rows = [row for row in wanted if is_installed(row)]
     print(describe_machine() + "\n")
-    with TemporaryDirectory() as folder, without_notes_of_exporters():
+    # torch counts the graphs of a function, which the compiled rows of all sizes and batches share
+    many_graphs = torch._dynamo.config.patch(recompile_limit=64)
+    with TemporaryDirectory() as folder, without_notes_of_exporters(), many_graphs:
         os.environ["DIT_HF_EXPORTS"] = folder
         if arguments.sizes:
             heads = ("times faster", "of the fastest rounds", "relative error", "ms a step and image")
