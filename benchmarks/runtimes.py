@@ -136,11 +136,11 @@ def compare(name: str, batches: list[int], rows: list[str], rounds: int, num_ste
     return shares
 
 
-def draw(pipe: DiTPipeline, num_images: int) -> np.ndarray:
+def draw(pipe: DiTPipeline, num_images: int, seed: int = 0) -> np.ndarray:
     """Draw images uint8 (N, H, W, 3), two of a class beside each other."""
     classes = np.linspace(0, pipe.transformer.config.num_classes - 1, num_images // 2).round().astype(int)
     sampler = pipeline_sampler(pipe, num_inference_steps=20, guidance_scale=2.0)
-    return np.concatenate(list(iterate_batches(sampler, num_images, labels=np.repeat(classes, 2), seed=0)))
+    return np.concatenate(list(iterate_batches(sampler, num_images, labels=np.repeat(classes, 2), seed=seed)))
 
 
 def compare_images(num_images: int, rows: list[str]) -> None:

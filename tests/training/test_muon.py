@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from switches import ALL
+from torch.utils.flop_counter import FlopCounterMode
 
 from dit_hf import DiTConfig, DiTModel
 from dit_hf.training.assembly import assemble, make_optimizer
@@ -58,6 +59,14 @@ def test_small_singular_values_do_not_grow_by_rounding_in_bfloat16(shape: tuple[
     matrices = u * torch.logspace(0, -6, 96) @ vh
     values = torch.linalg.svdvals(orthogonalize(matrices.bfloat16()).float())
     assert 0.6 < values[:, 0].min() <= values.max() < 1.3  # with what rounding to eight bits adds
+
+
+@pytest.mark.parametrize(("shape", "multiply_adds"), [((3, 8, 8), 15), ((3, 8, 32), 30), ((3, 16, 8), 22)])
+def test_multiply_adds_are_the_closed_form(shape: tuple[int, ...], multiply_adds: int):
+    """10 r + 5 for a matrix n x r n with r < 2 and 4 r + 14 for others, in n^3."""
+    with FlopCounterMode(display=False) as counter:
+        orthogonalize(torch.ones(shape))
+    assert counter.get_total_flops() == 2 * shape[0] * multiply_adds * 8**3
 
 
 def test_matrix_of_zeros_stays_zero():
