@@ -16,7 +16,7 @@ from dit_hf.runtime.once import auto_dtype
         ({"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True}, "bfloat16"),
     ],
 )
-def test_cpu_is_fast_in_bfloat16_unless_its_amx_is_hidden(monkeypatch: pytest.MonkeyPatch, instructions: dict, expected: str):
+def test_cpu_is_fast_in_bfloat16_unless_its_amx_is_hidden(monkeypatch, instructions: dict[str, bool], expected: str):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     assert fast_dtype(torch.device("cpu")) == getattr(torch, expected)
     assert [auto_dtype(format, torch.device("cpu")) for format in ("torch", "openvino")] == [expected, expected]

@@ -6,9 +6,9 @@ import torch
 def fast_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the hardware multiplies it faster than float32, and float32 elsewhere.
 
-    Of x86 processors, these are the ones with AMX, and those with AVX512-BF16 that were made without AMX, such as AMD's.
-    Where a cloud hides the AMX of an Intel Xeon, AVX512-BF16 is left and slower than float32 (docs/performance.md). Such
-    a Xeon is known by AVX512-FP16, which came with AMX.
+    Of x86 processors, these are the ones with AMX, and those with AVX512-BF16 that were made without AMX, such as
+    AMD's. Where a cloud hides the AMX of an Intel Xeon, AVX512-BF16 is left and slower than float32
+    (docs/performance.md). Such a Xeon is known by AVX512-FP16, which came with AMX.
 
     Args:
         device: Device that computes.
