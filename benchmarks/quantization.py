@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.hooks import apply_layerwise_casting
+from runtimes import draw
 from sampling import ASSETS, features, race, ratio
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 
 from dit_hf import DiTModel, DiTPipeline
 from dit_hf.evaluation import frechet_distance
-from dit_hf.generation import draw_labels, iterate_batches, pipeline_sampler
 
 CALL = {"num_inference_steps": 20, "guidance_scale": 2.0}
 
@@ -60,12 +60,6 @@ def stored_mebibytes(model: DiTModel) -> float:
         return sum(num_bytes(getattr(weight, name)) for name in weight.__tensor_flatten__()[0])
 
     return sum(num_bytes(weight) for weight in model.parameters()) / 2**20
-
-
-def draw(pipe: DiTPipeline, num_images: int, seed: int) -> np.ndarray:
-    """Draw images uint8 (N, H, W, 3), two of a class beside each other."""
-    labels = np.sort(draw_labels("balanced", num_images, 100))
-    return np.concatenate(list(iterate_batches(pipeline_sampler(pipe, **CALL), num_images, labels=labels, seed=seed)))
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,7 @@ from tempfile import TemporaryDirectory
 import diffusers
 import numpy as np
 import torch
+import torch._dynamo.config
 import transformers
 from diffusers import DPMSolverMultistepScheduler
 from sampling import STEPS, call, features, make_pipelines, race, ratio
@@ -135,11 +136,11 @@ def compare(name: str, batches: list[int], rows: list[str], rounds: int, num_ste
     return shares
 
 
-def draw(pipe: DiTPipeline, num_images: int) -> np.ndarray:
+def draw(pipe: DiTPipeline, num_images: int, seed: int = 0) -> np.ndarray:
     """Draw images uint8 (N, H, W, 3), two of a class beside each other."""
     classes = np.linspace(0, pipe.transformer.config.num_classes - 1, num_images // 2).round().astype(int)
     sampler = pipeline_sampler(pipe, num_inference_steps=20, guidance_scale=2.0)
-    return np.concatenate(list(iterate_batches(sampler, num_images, labels=np.repeat(classes, 2), seed=0)))
+    return np.concatenate(list(iterate_batches(sampler, num_images, labels=np.repeat(classes, 2), seed=seed)))
 
 
 def compare_images(num_images: int, rows: list[str]) -> None:
@@ -179,7 +180,9 @@ def main() -> None:
     wanted = [row for row in ROWS if row == EAGER or row.startswith(tuple(arguments.only))]
     rows = [row for row in wanted if is_installed(row)]
     print(describe_machine() + "\n")
-    with TemporaryDirectory() as folder, without_notes_of_exporters():
+    # torch counts the graphs of a function, which the compiled rows of all sizes and batches share
+    many_graphs = torch._dynamo.config.patch(recompile_limit=64)
+    with TemporaryDirectory() as folder, without_notes_of_exporters(), many_graphs:
         os.environ["DIT_HF_EXPORTS"] = folder
         if arguments.sizes:
             heads = ("times faster", "of the fastest rounds", "relative error", "ms a step and image")

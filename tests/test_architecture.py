@@ -21,7 +21,7 @@ PACKAGE = "dit_hf"
 # The ground floor: facts that several rooms share. Every room may import it.
 GROUND = {
     "betas", "class_names", "distributed", "extras", "files", "flags", "image_folder", "images", "network", "places",
-    "provenance", "redaction", "shipped", "synonyms", "vae", "weight_files",
+    "precision", "provenance", "redaction", "shipped", "synonyms", "vae", "weight_files",
 }  # fmt: skip
 
 MODEL = {"configuration_dit", "layers", "embeddings", "blocks", "pretrained"}  # parts of modeling_dit

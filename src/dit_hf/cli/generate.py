@@ -139,8 +139,8 @@ Seed = Annotated[int, typer.Option(help="Seed of the noise and of random labels.
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "int8"],
     typer.Option(
-        help="Number format that the networks compute in. auto takes bfloat16 if the GPU, or the CPU by AMX or "
-        "AVX512-BF16, has instructions for it, else float32. int8 needs --runtime onnx or openvino.",
+        help="Number format that the networks compute in. auto takes bfloat16 on a GPU or CPU that is fast "
+        "in it, such as a CPU with AMX, else float32. int8 needs --runtime onnx or openvino.",
     ),
 ]
 RuntimeName = Annotated[

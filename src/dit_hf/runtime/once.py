@@ -11,11 +11,11 @@ from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
 from .. import __version__
+from ..precision import fast_dtype
 from ..provenance import weights_sha256
 from .autoencoder import ExportedVae
 from .engines import ENGINES, find_engine
 from .export import export_pipeline
-from .precision import auto_dtype
 from .record import FILE, read_record
 from .transformer import ExportedDiT
 
@@ -25,6 +25,16 @@ logger = logging.get_logger(__name__)
 def cache_folder() -> Path:
     """Return the folder of all exports: the one that DIT_HF_EXPORTS names, or one beside the cache of the Hub."""
     return Path(os.environ.get("DIT_HF_EXPORTS") or Path(HF_HOME, "dit_hf", "exports"))
+
+
+def auto_dtype(format: str, device: torch.device) -> str:
+    """Choose the fastest number format.
+
+    Args:
+        format: Name of the runtime; ONNX Runtime computes in float32 on every CPU.
+        device: Device that computes.
+    """
+    return "float32" if format == "onnx" else str(fast_dtype(device)).removeprefix("torch.")
 
 
 def load_for(cls: Any, source: str, runtime: str | None, dtype: str) -> Any:

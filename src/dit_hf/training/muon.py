@@ -11,6 +11,9 @@ The factor 0.2 sqrt(max(rows, columns)) makes a step as large as one of AdamW (L
 LLM Training", section 2.2). `torch.optim.Muon` computes the same for one matrix per weight. A weight of DiT may hold
 several matrices, such as query, key and value, each of which is brought to its own singular values. Matrices of one
 shape are computed together, as many small products would take long, and are divided among the processes.
+
+A matrix n x k with k >= 2n iterates on its Gram matrix n x n. With r = k / n this takes (4 r + 14) n^3 multiply-adds
+instead of (10 r + 5) n^3, two thirds for the feed-forward, where r = 4.
 """
 
 import math
@@ -22,11 +25,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..precision import fast_dtype
 from .processes.shards import cut_part, local_part, make_whole
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.775, 2.0315)  # of the polynomial a x + b x^3 + c x^5 that is applied to singular values
 NUM_ITERATIONS = 5
+# Wide matrices iterate on their small Gram matrix, which is taken anew after three iterations: rounding grows in each,
+# and five in a row would ruin matrices with small singular values in bfloat16.
+ITERATIONS_ON_GRAM = (3, 2)
 SMALLEST_NORM = 1e-7  # a matrix of zeros stays one
 
 
@@ -45,11 +52,39 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices  # (M, n, k), n <= k
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(SMALLEST_NORM)  # (M, n, k)
-    a, b, c = COEFFICIENTS
-    for _ in range(NUM_ITERATIONS):
-        gram = x @ x.mT  # (M, n, n)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b A + c A^2) x
+    if x.shape[-1] < 2 * x.shape[-2]:
+        for _ in range(NUM_ITERATIONS):
+            x = torch.baddbmm(x, _polynomial(x @ x.mT), x, beta=COEFFICIENTS[0])  # a x + (b A + c A^2) x
+    else:
+        for count in ITERATIONS_ON_GRAM:
+            x = _composed(x @ x.mT, count) @ x  # (M, n, k)
     return x.mT if is_tall else x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """Return b A + c A^2 for A = x x^T."""
+    _, b, c = COEFFICIENTS
+    return torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # (M, n, n)
+
+
+def _composed(gram: Tensor, count: int) -> Tensor:
+    """Return the matrix Q that brings x to the result of several iterations, Q x.
+
+    Each multiplies x by P = a I + b A + c A^2, and thus A = x x^T by P^2, as they commute.
+
+    Args:
+        gram: Gram matrices x x^T; (M, n, n).
+        count: Number of iterations.
+    """
+    composed = None
+    for left in reversed(range(count)):
+        factor = _polynomial(gram)  # (M, n, n)
+        factor.diagonal(dim1=-2, dim2=-1).add_(COEFFICIENTS[0])
+        composed = factor if composed is None else factor @ composed
+        if left:
+            gram = factor @ (factor @ gram)
+    assert composed is not None
+    return composed
 
 
 def orthogonalize_together(matrices: Tensor) -> Tensor:
@@ -66,18 +101,6 @@ def orthogonalize_together(matrices: Tensor) -> Tensor:
     whole = torch.empty_like(padded)
     dist.all_gather_into_tensor(whole, orthogonalize(padded.chunk(count)[dist.get_rank()]).contiguous())
     return whole[: len(matrices)]
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of the iterations: bfloat16 where the hardware multiplies it faster than float32.
-
-    On a CPU with AMX, bfloat16 took a quarter of float32's time; a CPU without instructions for it is slower.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    return torch.float32
 
 
 def block_matrices(model: Any) -> dict[str, int]:
