@@ -1,6 +1,7 @@
 """The command line, run as a user runs it, on a tiny saved pipeline."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -57,6 +58,14 @@ def test_version_is_the_package_version():
     result = CliRunner().invoke(cli.app, ["--version"])
     assert result.exit_code == 0
     assert result.output == f"dit-hf {dit_hf.__version__}\n"
+
+
+def test_commands_do_not_speak_of_kernels_that_none_of_them_uses(monkeypatch: pytest.MonkeyPatch, caplog):
+    run_main(monkeypatch, "--version")
+    # what torchao 0.16 says beside torch 2.13, when PEFT imports it
+    logging.getLogger("torchao").warning("Skipping import of cpp extensions due to incompatible torch version 2.13.0")
+    logging.getLogger("torchao").warning("a layer was not quantised")
+    assert [record.getMessage() for record in caplog.records] == ["a layer was not quantised"]
 
 
 HEAVY = {"torch", "transformers", "diffusers", "datasets", "accelerate", "huggingface_hub", "numpy", "PIL"}
