@@ -203,18 +203,19 @@ def test_messages_name_options_as_they_are_typed(message: str, as_flags: str | N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "size"),
+    ("arguments", "size", "count"),
     [
-        (["--class-labels", "cat"], (8, 8)),
-        (["--class-labels", "cat,1,sea cow"], (16, 16)),  # three samples, one place stays white
-        (["--class-labels", "cat,1", "--num_images_per_label", "3"], (24, 16)),  # one row a class
+        (["--class-labels", "cat"], (8, 8), "1 image"),
+        (["--class-labels", "cat,1,sea cow"], (16, 16), "3 images"),  # one place stays white
+        (["--class-labels", "cat,1", "--num_images_per_label", "3"], (24, 16), "6 images"),  # one row a class
     ],
 )
-def test_generate_writes_one_image(model: str, tmp_path: Path, arguments: list[str], size: tuple[int, int]):
+def test_generate_writes_one_file(model: str, tmp_path: Path, arguments: list[str], size: tuple[int, int], count: str):
     output = tmp_path / "new" / "grid.png"
     steps = ["--num-inference-steps", "2", "--output", str(output)]
     result = CliRunner().invoke(cli.app, ["generate", model, *arguments, *steps])
     assert result.exit_code == 0, result.output
+    assert f"wrote {count} to {output}" in result.output
     assert Image.open(output).size == size
 
 
