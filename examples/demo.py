@@ -109,7 +109,7 @@ def train(output_dir: Path, *settings: str) -> float:
 
 REPORT = """# What the demo made
 
-On {machine}, torch {torch}, {threads} threads.
+On {machine}, torch {torch}, number of threads: {threads}.
 
 ![samples of the shipped model](shipped.png)
 

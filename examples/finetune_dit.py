@@ -27,7 +27,8 @@ from dit_hf import DiTPipeline
 from dit_hf.data.references import load_references
 from dit_hf.evaluation import nearest_class
 from dit_hf.training.origin import load_origin
-from dit_hf.training.run import run
+from dit_hf.training.reporting.previews import named
+from dit_hf.training.run import main as train
 from dit_hf.training.settings import parse_settings
 from dit_hf.training.start import adapt_to_data
 
@@ -82,19 +83,20 @@ def main(
     arguments: Sequence[str] = (), new_classes: Sequence[str] = NEW_CLASSES, num_old: int = 300
 ) -> dict[str, tuple[int, int]]:
     """Train, and count the right samples of the new and of the first `num_old` old classes, before and after."""
-    settings = parse_settings([str(CONFIG), *arguments])
-    output_dir = Path(settings.output_dir)
-    settings.dataset_name = str(output_dir / "images")
+    output_dir = Path(parse_settings([str(CONFIG), *arguments]).output_dir)
+    folder = output_dir / "images"
     known = DiTPipeline.from_pretrained(SHIPPED)
     old_classes = [known.config.id2label[k] for k in range(num_old)]
-    if not Path(settings.dataset_name).exists():
+    if not folder.exists():
         partial = output_dir / "images.partial"
         shutil.rmtree(partial, ignore_errors=True)
+        print(f"drawing one sample of each of {num_old} classes that the model knows")
         write_new_images(partial, new_classes)
         write_own_images(partial, known, old_classes)
-        partial.rename(settings.dataset_name)
-    run(settings)
+        partial.rename(folder)
+    train([str(CONFIG), *arguments, "--dataset_name", str(folder)])
 
+    print("drawing samples before and after the training, to compare them")
     pipelines = [before(new_classes), DiTPipeline.from_pretrained(output_dir / "pipeline")]
     new_labels = 5 * list(new_classes)
     new_images = [sample(pipeline, new_labels) for pipeline in pipelines]
@@ -107,11 +109,17 @@ def main(
         scores[what] = tuple(recognised(each, label_ids, references) for each in images)
         print(f"{what} classes: {scores[what][0]} of {len(labels)} samples right before, {scores[what][1]} after")
     columns = len(new_classes)
-    rows = [*new_images[0][:columns], *new_images[1][: 2 * columns], *old_images[0][:columns], *old_images[1][:columns]]
-    make_image_grid(rows, rows=5, cols=columns).save(output_dir / "before_after.png")
+    new_rows = new_images[0][:columns] + new_images[1][: 2 * columns]
+    old_rows = old_images[0][:columns] + old_images[1][:columns]
+    labels = 3 * list(new_classes) + 2 * old_classes[:columns]
+    shown = [named(*each) for each in zip(new_rows + old_rows, labels, strict=True)]
+    make_image_grid(shown, rows=5, cols=columns).save(output_dir / "before_after.png")
     print(f"wrote {output_dir / 'before_after.png'}: before; after, twice; old classes before; after")
     return scores
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")

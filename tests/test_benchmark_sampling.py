@@ -75,3 +75,14 @@ def test_caches_are_told_with_their_counts(monkeypatch, capsys):
     assert evaluations["PyramidAttentionBroadcastConfig(2)"] == 6  # it leaves attention out, not the MLP
     assert evaluations["TaylorSeerCacheConfig(cache_interval=5)"] < 6
     assert len(rows) == 11
+
+
+def test_inversion_comes_nearer_to_the_image_with_more_steps(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", ["inversion.py", "--steps", "5", "25"])
+    load("inversion").main()
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    few, many = (float(row[1].removesuffix(" dB")) for row in rows)
+    assert [row[0] for row in rows] == ["5", "25"]
+    assert many > few + 3
+    assert all(float(row[2]) > 10 for row in rows)  # of a model that predicts x_0

@@ -1,6 +1,7 @@
 """The command line, run as a user runs it, on a tiny saved pipeline."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -57,6 +58,14 @@ def test_version_is_the_package_version():
     result = CliRunner().invoke(cli.app, ["--version"])
     assert result.exit_code == 0
     assert result.output == f"dit-hf {dit_hf.__version__}\n"
+
+
+def test_commands_do_not_speak_of_kernels_that_none_of_them_uses(monkeypatch: pytest.MonkeyPatch, caplog):
+    run_main(monkeypatch, "--version")
+    # what torchao 0.16 says beside torch 2.13, when PEFT imports it
+    logging.getLogger("torchao").warning("Skipping import of cpp extensions due to incompatible torch version 2.13.0")
+    logging.getLogger("torchao").warning("a layer was not quantised")
+    assert [record.getMessage() for record in caplog.records] == ["a layer was not quantised"]
 
 
 HEAVY = {"torch", "transformers", "diffusers", "datasets", "accelerate", "huggingface_hub", "numpy", "PIL"}
@@ -195,18 +204,19 @@ def test_messages_name_options_as_they_are_typed(message: str, as_flags: str | N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "size"),
+    ("arguments", "size", "count"),
     [
-        (["--class-labels", "cat"], (8, 8)),
-        (["--class-labels", "cat,1,sea cow"], (16, 16)),  # three samples, one place stays white
-        (["--class-labels", "cat,1", "--num_images_per_label", "3"], (24, 16)),  # one row a class
+        (["--class-labels", "cat"], (8, 8), "1 image"),
+        (["--class-labels", "cat,1,sea cow"], (16, 16), "3 images"),  # one place stays white
+        (["--class-labels", "cat,1", "--num_images_per_label", "3"], (24, 16), "6 images"),  # one row a class
     ],
 )
-def test_generate_writes_one_image(model: str, tmp_path: Path, arguments: list[str], size: tuple[int, int]):
+def test_generate_writes_one_file(model: str, tmp_path: Path, arguments: list[str], size: tuple[int, int], count: str):
     output = tmp_path / "new" / "grid.png"
     steps = ["--num-inference-steps", "2", "--output", str(output)]
     result = CliRunner().invoke(cli.app, ["generate", model, *arguments, *steps])
     assert result.exit_code == 0, result.output
+    assert f"wrote {count} to {output}" in result.output
     assert Image.open(output).size == size
 
 

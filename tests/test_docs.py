@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from dit_hf import cli
 from dit_hf.extras import PACKAGES
@@ -299,3 +301,21 @@ def test_checker_of_words_finds_a_private_path(tmp_path: Path):
     assert private_words(tmp_path / "a.csv") == [PRIVATE[1]]
     (tmp_path / "a.npz").write_bytes(b"\0\xff/" + b"root/images")
     assert private_words(tmp_path / "a.npz") == []
+
+
+def test_pieces_of_a_photograph_are_squares_of_it(tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("crop_photographs", ROOT / "docs" / "crop_photographs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    y, x = np.mgrid[:50, :80].astype(np.uint8)  # each pixel says where it is
+    photograph = Image.fromarray(np.stack([x, y, 0 * x], axis=-1))
+    module.crop(photograph, tmp_path / "cat", np.random.default_rng(0))
+    pieces = [np.array(Image.open(path)) for path in (tmp_path / "cat").iterdir()]
+    assert len(pieces) == 20
+    for piece in pieces:
+        side = len(piece)
+        assert 30 <= side <= 50
+        left, top, _ = piece[0, 0]
+        np.testing.assert_array_equal(piece, np.array(photograph)[top : top + side, left : left + side])
+        assert piece.shape == (side, side, 3)
+    assert len({piece.tobytes() for piece in pieces}) == 20

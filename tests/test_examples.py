@@ -140,7 +140,7 @@ def test_new_classes_are_learned_and_old_ones_kept_from_a_handful_of_images(tmp_
     assert scores["new"][0] == 0
     assert scores["new"][1] >= 7  # of 10
     assert scores["old"][1] >= scores["old"][0] - 2  # of 8
-    assert Image.open(tmp_path / "before_after.png").size == (2 * 64, 5 * 64)
+    assert Image.open(tmp_path / "before_after.png").size == (2 * 64, 5 * (64 + 14))  # 14 pixels for the names
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 2e6
     assert DiTPipeline.from_pretrained(tmp_path / "pipeline").get_label_ids(["frog", "alien"]) == [19, 300]
 

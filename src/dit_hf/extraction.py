@@ -7,7 +7,6 @@ If the command is stopped, the same command continues.
 
 import difflib
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from .data.extract import extract_latents
 from .data.labels import read_map, read_names
 from .data.moments import DTYPES, LatentsInfo, hash_vae
 from .data.sources import open_images
-from .flags import exit_with_line
+from .flags import exit_with_line, print_log
 from .hub.errors import one_line_errors
 from .network import retried
 from .places import check_model_source
@@ -209,8 +208,7 @@ def run(settings: ExtractSettings) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the settings and extract. A wrong setting ends with one line and exit code 1."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dit_hf").setLevel(logging.INFO)
+    print_log()
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments))
     except (ValueError, OSError, ImportError, MemoryError) as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import sys
@@ -37,6 +38,23 @@ def _in_flags(message: str, options: Iterable[str], separator: str) -> str:
         if "_" in name:  # a single word may just be a word
             message = re.sub(rf"(?<![\w.-]){name}(?![\w.(=-])", flag, message)
     return message
+
+
+class LogLine(logging.Formatter):
+    """A message alone: without the rank that Accelerate puts before it, if there is one process only."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text.removeprefix("[RANK 0] ") if os.environ.get("WORLD_SIZE", "1") == "1" else text
+
+
+def print_log() -> None:
+    """Print what this package logs as information, unless the program around it has set up a log of its own."""
+    if not logging.root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(LogLine())
+        logging.root.addHandler(handler)
+    logging.getLogger("dit_hf").setLevel(logging.INFO)
 
 
 def exit_with_line(error: Exception, settings: Iterable[str]) -> NoReturn:

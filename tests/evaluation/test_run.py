@@ -81,6 +81,12 @@ def test_samples_in_a_file_are_compared_with_a_file_and_a_folder(files, monkeypa
     assert results[0]["settings"]["samples"]["source"].endswith("samples.npz")
 
 
+def test_metric_that_is_left_out_names_the_flag_that_helps(files, monkeypatch, capsys):
+    compared = ["--samples", files / "samples.npz", "--reference", files / "reference.npz", "--extractor", TINY]
+    table = command(monkeypatch, capsys, *compared)
+    assert "--kid-subset-size 1000 is more than the 115 images of the smaller set: set it lower" in table
+
+
 def test_model_is_sampled_measured_and_its_card_written(model, files, monkeypatch, capsys, tmp_path):
     options = ["--model", model, "--num-images", "20", "--reference", files / "reference.npz", "--extractor", TINY]
     options += ["--num-inference-steps", "2", "--labels", "balanced", "--seed", "5", "--batch-size", "6"]

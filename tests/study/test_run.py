@@ -257,16 +257,28 @@ def test_study_without_a_data_set_is_refused_with_the_remedy(recipe, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_logs_each_model_before_it_is_timed(recipe, tmp_path, caplog):
+def test_plan_logs_each_model_before_it_is_timed_and_trains_nothing(recipe, tmp_path, caplog):
     caplog.set_level("INFO", "dit_hf")
-    Study(replace(recipe, models=("S/8", "B/8"), blocks_model="S/8", block_types=("adaln",)), tmp_path).plan()
+    study = Study(replace(recipe, models=("S/8", "B/8"), blocks_model="S/8", block_types=("adaln",)), tmp_path)
+    study.plan()
     messages = [record.getMessage() for record in caplog.records]
     assert [message for message in messages if message.startswith("timing")] == [
         "timing S/8 with adaln_zero blocks (1 of 3)",
         "timing B/8 with adaln_zero blocks (2 of 3)",
         "timing S/8 with adaln blocks (3 of 3)",
     ]
-    assert any(message.startswith("training the classifier") and "160 images" in message for message in messages)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classifier_logs_what_it_is_trained_on_and_its_passes(recipe, tmp_path, caplog):
+    caplog.set_level("INFO", "dit_hf")
+    assert Study(recipe, tmp_path).scorer
+    messages = [record.getMessage() for record in caplog.records]
+    assert "training the classifier that compares images, on 160 images" in messages
+    assert [message for message in messages if "pass" in message][::3] == [
+        "classifier: pass 1 of 4",
+        "classifier: pass 4 of 4",
+    ]
 
 
 def test_one_model_at_a_time_is_in_memory(recipe, tmp_path):

@@ -88,6 +88,8 @@ def test_a_folder_of_photos_is_learned_by_one_command(photos: Path, base: Path, 
     few = ["--max_train_steps", "2", "--ema_decay", "0", "--logging_steps", "1", "--report_to", "none"]
     result = dit_hf_command("finetune", "photos", "--init_from", str(base), *few, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert re.search(r"^1 process on cpu, \d+ threads? each, .*, 16 images a step$", result.stderr, re.MULTILINE)
+    assert "RANK" not in result.stderr
     out = tmp_path / "out" / "photos"
     pipeline = DiTPipeline.from_pretrained(out / "pipeline")
     assert pipeline.config.id2label == {0: "cat", 1: "dog"}
@@ -104,7 +106,7 @@ def test_two_processes_start_without_a_launcher(tiny: Path, tmp_path: Path):
     flags += ["--train_batch_size", "3", "--ema_decay", "0"]
     result = dit_hf_command("train", "--num_processes", "2", *flags)
     assert result.returncode == 0, result.stderr
-    assert "2 processes on cpu" in result.stdout + result.stderr
+    assert "[RANK 0] 2 processes on cpu" in result.stdout + result.stderr
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["images_seen"] for row in rows] == [6, 12]
 

@@ -1,4 +1,4 @@
-"""The launch on two machines that docs/training.md shows, on two hosts of one cable that is pulled out and put back.
+"""The launch on two machines that docs/launch.md shows, on two hosts of one cable that is pulled out and put back.
 
 The hosts are network namespaces, joined by a pair of virtual cards; making them needs root and `ip` of iproute2.
 """
@@ -59,7 +59,7 @@ class Hosts:
         ip("-n", self.names[1], "link", "set", self.cards[1], state)
 
     def launch(self, number: int, log: Path, command: list[str]) -> subprocess.Popen[str]:
-        """Start a host's launcher with the command of docs/training.md, which reads the host's own address."""
+        """Start a host's launcher with the command of docs/launch.md, which reads the host's own address."""
         meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "dit"]
         # the two share the name of their machine, so each says its address, and whether it is the first
         meeting += ["--rdzv_endpoint", f"{ADDRESSES[0]}:29500", "--local_addr", ADDRESSES[number]]

@@ -3,6 +3,7 @@
 A command imports torch and the other rooms when it runs: the help and the errors of the command line come without them.
 """
 
+import logging
 import sys
 import warnings
 from typing import Annotated, Any, Literal, TextIO
@@ -89,8 +90,14 @@ def _print_warning(
     typer.echo(f"dit-hf: warning: {in_flags(' '.join(str(message).split()), _options_in_use())}", err=True)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return False for what torchao logs when PEFT imports it: its kernels, which no command uses, are not loaded."""
+    return not record.getMessage().startswith("Skipping import of cpp extensions")
+
+
 def main() -> None:
     """Run the command line. An error that the user can correct is printed in one line, with exit status 1."""
+    logging.getLogger("torchao").addFilter(_is_news)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..flags import in_flags
 from .entry import Command, DtypeName, app, refuse
 from .local_files import check_extractor, check_labels, check_num_images, check_saved_pipeline, check_source
 
@@ -233,7 +234,7 @@ def evaluate(
         draws = run.SamplingOptions(**sampling)
         result = run.evaluate_model(model, *compared, draws, **limits)
     if PartialState().is_main_process:
-        typer.echo(result.table())
+        typer.echo(in_flags(result.table(), ["kid_subset_size"]))
         run.write_result(result, output, card)
 
 

@@ -259,4 +259,4 @@ def generate(
     images = pipeline(generator=torch.Generator().manual_seed(seed), **arguments).images
     assert output is not None
     _save_grid(images, num_images_per_label or 1, output)
-    typer.echo(f"wrote {len(images)} images to {output}")
+    typer.echo(f"wrote {len(images)} image{'s' if len(images) > 1 else ''} to {output}")

@@ -71,7 +71,8 @@ def train_classifier(
     num_steps = num_epochs * (len(data.images) // batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05, fused=True)
     lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
-    for _ in range(num_epochs):
+    for epoch in range(1, num_epochs + 1):
+        logger.info(f"classifier: pass {epoch} of {num_epochs}")
         order = torch.randperm(len(data.images), generator=generator)
         for chosen in order.split(batch_size)[: num_steps // num_epochs]:
             x = to_unit(data.images[chosen].to(device)).to(memory_format=torch.channels_last)

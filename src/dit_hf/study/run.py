@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +62,17 @@ class Study:
         logger.info(f"reading the images of {recipe.dataset}")
         self.train, self.test = (load_images(recipe.dataset, split, recipe.side) for split in splits)
         self.latents = PixelLatents.of(self.train.images)
-        net = load_or_train(folder / CLASSIFIER, self.train, self.accelerator.device)
-        logger.info(f"computing the features of {len(self.train.images):,} training images")
-        self.scorer = Scorer(net, self.train)
         self.second = SecondScorer(recipe.second_extractor, self.train, folder) if recipe.second_extractor else None
         self._check_second_extractor()
         self.training: Training | None = None
         self.commit = commit() or __version__  # read now: the files may change while the study runs
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The measure of all images. A plan does not need it, nor the minutes that its classifier is trained for."""
+        net = load_or_train(self.folder / CLASSIFIER, self.train, self.accelerator.device)
+        logger.info(f"computing the features of {len(self.train.images):,} training images")
+        return Scorer(net, self.train)
 
     def _check_rows(self) -> None:
         """Refuse to continue with rows that could not be compared with the new ones."""

@@ -151,6 +151,7 @@ class SecondScorer:
             logger.info(f"computing the features of {SECOND_REFERENCE:,} training images in {self.extractor.name}")
             mean, covariance = moments(self._features(train.images[:SECOND_REFERENCE]))
             kept = {"name": np.array(self.name), "mean": mean, "covariance": covariance}
+            folder.mkdir(parents=True, exist_ok=True)
             with written_whole(file) as partial, partial.open("wb") as opened:
                 np.savez(opened, **kept)
         self.mean, self.covariance = kept["mean"], kept["covariance"]

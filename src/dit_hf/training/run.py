@@ -11,7 +11,6 @@ import contextlib
 import copy
 import functools
 import importlib
-import logging
 import signal
 import sys
 import warnings
@@ -27,7 +26,7 @@ from ..cards.training import TrainingCard
 from ..configuration_dit import DiTConfig
 from ..data.latents import LatentEncoder
 from ..files import watched
-from ..flags import exit_with_line
+from ..flags import exit_with_line, print_log
 from ..hub.background import BackgroundPush, save_training_pipeline
 from ..modeling_dit import DiTModel
 from ..pipeline_dit import DiTPipeline
@@ -259,8 +258,7 @@ def main(
     A wrong setting ends with one line and exit code 1, a request to stop with the codes of `signals.EXIT_CODES`.
     """
     outlast_terminal()
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dit_hf").setLevel(logging.INFO)
+    print_log()
     stop = StopRequest() if stop is None else stop
     try:
         run(parse_settings(sys.argv[1:] if arguments is None else arguments), observer=observer, stop=stop)

@@ -105,8 +105,9 @@ def training_compute(rows: Sequence[Row], quoted: bool) -> Figure | None:
         means = [point._replace(x=point.x * factor) for point in points(group, "images_seen")]
         draw_line(axis, means, model, PATCH_COLOURS[patch], MARKERS[size])
         end = (means[-1].x, means[-1].y)
-        aside = {"L": -6, "XL": 8}.get(size, 0)  # the two are close to each other
-        offset = (10 + aside, 4) if patch == min(PATCHES) else (aside, -11)  # of equal compute: S/2 above B/4
+        offset = {"L": (-9, -11), "XL": (9, -11)}.get(size, (0, -11))  # the two are close to each other
+        if model in ("S/2", "B/2"):  # of equal compute with B/4 and L/4, whose names are below
+            offset = (10, 4)
         colour = PATCH_COLOURS[patch]
         axis.annotate(model, end, offset, textcoords="offset points", ha="center", fontsize=8, color=colour)
     axis.set(

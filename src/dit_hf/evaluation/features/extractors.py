@@ -103,7 +103,7 @@ def _download_fid_weights() -> Path:
             torch.hub.download_url_to_file(FID_URL, str(file), hash_prefix=FID_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"cannot download {FID_URL} ({error}): put the file at {file}, or give its path as the weights"
+                f"cannot download {FID_URL} ({error}): put the file at {file}, or pass a copy by weights=FILE"
             ) from error
     return file
 

@@ -61,8 +61,10 @@ def start_training_accelerator(settings: TrainSettings) -> Accelerator:
     torch.set_num_threads(settings.num_threads or share_of_cores())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.allow_tf32
     batch_size = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
+    num_processes, num_threads = accelerator.num_processes, torch.get_num_threads()
     logger.info(
-        f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each, "
+        f"{num_processes} process{'es' if num_processes > 1 else ''} on {accelerator.device}, "
+        f"{num_threads} thread{'s' if num_threads > 1 else ''} each, "
         f"mixed precision: {accelerator.mixed_precision}, {batch_size} images a step"
     )
     return accelerator
