@@ -34,7 +34,9 @@ def test_search_finds_an_argument_of_the_pipeline(browser: webdriver.Chrome, add
     field = wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "input[name=q]"))
     field.send_keys("guidance_interval")
     field.submit()
-    found = wait.until(lambda page: page.find_elements(By.CSS_SELECTOR, "ul.search li a"))
+    # Sphinx lists what it finds one by one, and says at the end how many there are.
+    wait.until(lambda page: "found" in page.find_element(By.CSS_SELECTOR, "p.search-summary").text)
+    found = browser.find_elements(By.CSS_SELECTOR, "ul.search li a")
     links = [link.get_attribute("href") for link in found]
     assert any("docs/sampling.html" in link for link in links)
     assert any("docs/reference/dit_hf.html" in link for link in links)
