@@ -12,7 +12,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 # folder asks for another.
 STAMP := $(VENV)/.installed-$(shell { pwd; cat requirements.txt setup.py; } | cksum | cut -d ' ' -f 1)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# A process of the tests that crashes ends the run: pytest-xdist would wait for its remaining tests for ever.
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-long test-browser docs quality format build clean
