@@ -44,7 +44,7 @@ demo: install  ## sample the shipped model, train a small one, write pictures an
 test: install  ## run the tests, fast and slow, but not the long ones and not those of the browser
 	$(PYTEST) -m "not long and not browser"
 
-test-fast: install  ## run the fast tests, under two minutes
+test-fast: install  ## run the fast tests, in about two minutes
 	$(PYTEST) -m "not slow and not long and not browser"
 
 test-long: install  ## run the long tests
